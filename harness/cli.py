@@ -1,0 +1,307 @@
+"""The command line: commands, help, Hydra's entry, and errors in one line.
+
+Nothing heavy is imported before it is known that there is something to run.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import sysconfig
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from harness import catalogue
+from harness.catalogue import CONF, ROOT, nearest
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+COMMANDS = ("ls", "help")
+LISTED = {
+    "strategies": "strategy",
+    "tasks": "tasks",
+    "datasets": "dataset",
+    "models": "model",
+    "metrics": "metrics",
+    "experiments": "experiment",
+}
+
+HELP = """\
+Train a continual learner on a stream of tasks. At every task boundary, measure what it forgot, how
+well it can still learn, and the loss landscape where it stands.
+
+  {run} strategy=ewc                  ten permuted tasks of digits, five seeds, no download
+  {run} strategy=naive                the same without a method, for comparison
+  {run} strategy=[replay,ewc]         both together, in this order
+  {run} strategy=ewc strategy.ewc.strength=10   (every method has such settings)
+  {run} tasks=split dataset=mnist scenario=class
+  {run} experiment=permuted_fashion   a preset protocol in one word
+  {run} -m strategy=ewc,naive         one run after the other
+
+The same command again resumes a run that was cut short, and skips one that is done.
+
+What to run         (`{run} ls` says a line about each)
+{groups}
+
+Settings            (`{run} --cfg job` shows all of them with their values)
+  seeds=[0,1,2]           trained together; every interval is over them
+  scenario=domain         task, domain or class: what the learner is told
+  tasks.n_tasks=10        length of the stream
+  train.epochs=10         or train.steps=100, for each task
+  train.batch_size=32     rows of a step
+  optimizer.lr=0.1        learning rate
+  dataset.root=FOLDER     where data sets are looked for and downloaded to
+  results=FOLDER          where runs are written
+  device=auto             auto, cpu, cuda or cuda:1
+  threads=0               CPU threads; 0 for all cores
+  tracker.mode=offline    Weights & Biases: online, offline or disabled
+  force=true              run again although the results are there
+
+Commands and flags
+  ls [WHAT]               {listed}
+  --cfg job               show the configuration and stop
+  -m, --multirun          run every combination of comma-separated values
+  --config-dir FOLDER     also choose from your own FOLDER/strategy/*.yaml and the like
+  HARNESS_TRACEBACK=1     (environment) show where an error came from
+  --hydra-help            what Hydra, which reads this command line, can do besides
+"""
+
+
+def main() -> int:
+    """Run the command line in sys.argv; returns the exit code: 0, 2 for bad input, 130 when interrupted."""
+    if not sys.flags.safe_path and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # a console script lacks it, and users' own strategies live there
+    try:
+        code = _dispatch(sys.argv[1:])
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        # what reads us has seen enough; the interpreter flushes once more on its way out
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141  # as a program killed by SIGPIPE
+    except KeyboardInterrupt:
+        _say("interrupted: the same command again resumes the run at its last finished task")
+        return 130
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else 0
+    except _Reported as error:
+        return error.code
+    except Exception as error:
+        line = explain(error)
+        if line is None or os.environ.get("HARNESS_TRACEBACK"):
+            raise
+        _say(line)
+        return 2
+
+
+class _Reported(Exception):
+    """A job of a sweep failed and has said so."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(code)
+        self.code = code
+
+
+def _say(line: str) -> None:
+    print(f"harness: {line}", file=sys.stderr)
+
+
+def _dispatch(argv: Sequence[str]) -> int:
+    word = argv[0] if argv and re.fullmatch(r"[A-Za-z][\w-]*", argv[0]) else None
+    if word == "ls":
+        return _ls(argv[1:])
+    if word == "help" or any(a in ("-h", "--help") for a in argv):
+        return _help()
+    if list(argv) == ["--version"]:
+        return _version()
+    if word is not None:
+        raise ValueError(f"{word}: no such command; {_meant(word)}")
+    return _run(argv)
+
+
+def _meant(word: str) -> str:
+    for group in catalogue.GROUPS:
+        if word in catalogue.options(group):
+            return f"did you mean {group}={word}?"
+    close = nearest(word, COMMANDS)
+    return f"did you mean {close}?" if close else f"there is {', '.join(COMMANDS)}; a setting is key=value"
+
+
+# help and ls
+
+
+def _help() -> int:
+    run = "harness" if Path(sys.argv[0]).name == "harness" else "python -m harness"
+    groups = "\n".join(_wrapped(g, list(catalogue.options(g))) for g in catalogue.GROUPS)
+    print(HELP.format(run=run, groups=groups, listed=", ".join(LISTED)), end="")
+    return 0
+
+
+def _version() -> int:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        print(f"harness {version('harness')}")
+    except PackageNotFoundError:
+        print(f"harness, not installed, from {ROOT}")
+    return 0
+
+
+def _wrapped(group: str, names: Sequence[str]) -> str:
+    import textwrap
+
+    text = f"{group + '=':<12}{' '.join(names)}"
+    return textwrap.fill(text, 96, initial_indent="  ", subsequent_indent=" " * 14)
+
+
+def _ls(argv: Sequence[str]) -> int:
+    args = list(argv)
+    folders = [CONF]
+    if "--config-dir" in args:
+        at = args.index("--config-dir")
+        folders = [Path(f) for f in args[at + 1 : at + 2]] + folders
+        del args[at : at + 2]
+    for word in args:
+        if word not in LISTED:
+            close = nearest(word, LISTED)
+            hint = f"did you mean {close}?" if close else f"one of {', '.join(LISTED)}"
+            raise ValueError(f"ls {word}: nothing of that name to list; {hint}")
+    for what in args or LISTED:
+        lines = catalogue.describe(LISTED[what], folders)
+        if not args:
+            print(what)
+        width = max(map(len, lines), default=0)
+        for name, text in lines.items():
+            print(f"{'' if args else '  '}{name:<{width}}  {text}".rstrip())
+    return 0
+
+
+# run
+
+
+def _run(argv: Sequence[str]) -> int:
+    import hydra
+    from hydra._internal.utils import get_args_parser
+
+    from harness.preflight import preflight
+
+    parser = get_args_parser()
+    parser.error = _usage  # type: ignore[method-assign]
+    args = parser.parse_args(list(argv))
+    if not (args.hydra_help or args.shell_completion or args.info or args.experimental_rerun):
+        preflight(args)
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # or Hydra prints errors itself and exits with 1
+    hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(job)()
+    return 0
+
+
+def _usage(message: str) -> NoReturn:
+    raise ValueError(f"{message}; see --help")
+
+
+def job(cfg: DictConfig) -> None:
+    """What Hydra calls with each composed configuration."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+    from omegaconf import OmegaConf
+
+    from harness.run import from_config
+
+    try:
+        from_config(cfg, progress=True)
+    except Exception as error:
+        code = _report(error, OmegaConf.to_container(cfg, resolve=False))
+        if HydraConfig.get().mode == RunMode.RUN:
+            raise SystemExit(code) from None  # past Hydra, which would add lines of its own
+        # Hydra goes on with the sweep and, at its end, raises the first failure alone
+        raise _Reported(code) from None
+
+
+def _report(error: Exception, cfg: Any) -> int:
+    line = explain(error, cfg)
+    if line is None or os.environ.get("HARNESS_TRACEBACK"):
+        traceback.print_exception(error)
+        return 1
+    _say(line)
+    return 2
+
+
+def explain(error: BaseException, cfg: Any = None) -> str | None:
+    """One line for an error that the user can mend; None for a bug, ours or in a user's code."""
+    from hydra.errors import HydraException, InstantiationException
+    from omegaconf.errors import OmegaConfBaseException
+
+    if isinstance(error, InstantiationException):
+        return _instantiation(error, cfg)
+    if isinstance(error, OmegaConfBaseException) and error.full_key:
+        return f"{error.full_key}: {_first_line(error)}"
+    if isinstance(error, (HydraException, OmegaConfBaseException, OSError)):
+        return _first_line(error)
+    if type(error).__module__.startswith("yaml"):
+        return " ".join(str(error).split())  # the place stands in its last line
+    if isinstance(error, ValueError) and _deliberate(error):
+        return _qualified(_first_line(error), cfg)
+    return None
+
+
+def _qualified(said: str, cfg: Any) -> str:
+    """`widths=[0]: ...` under the key that is typed, model.widths, where only one has that name."""
+    from harness.preflight import dotted
+
+    word = re.match(r"(\w+)=", said)
+    found = [k for k in dotted(cfg or {}) if word and k.endswith(f".{word[1]}")]
+    return f"{found[0].rpartition('.')[0]}.{said}" if len(found) == 1 else said
+
+
+def _instantiation(error: Exception, cfg: Any) -> str | None:
+    """Hydra wraps what a constructor raised, and names its target: the user knows it by its key."""
+    target = re.search(r"target '([^']+)'", str(error))
+    key = _key_of(target.group(1), cfg) if target else ""
+    cause: BaseException = error
+    unwanted = Exception if "Error locating" in str(error) else type(error)
+    while isinstance(cause, unwanted) and cause.__cause__ is not None:
+        cause = cause.__cause__
+    if target and unwanted is Exception:
+        reason = "" if cause is error else f": {type(cause).__name__}: {_first_line(cause)}"
+        where = f"{key}._target_" if key else "_target_"
+        return f"{where}={target.group(1)}: not found in {Path.cwd()} or what is installed{reason}"
+    if not isinstance(cause, (ValueError, TypeError, OSError)):
+        return None
+    said = _first_line(cause)
+    parent, _, name = key.rpartition(".")
+    if not key or re.match(rf"{key.partition('.')[0]}[.=]", said):
+        return said
+    if parent and said.startswith(name + "."):
+        return f"{parent}.{said}"
+    return f"{key}.{said}" if re.match(r"\w+=", said) else f"{key}: {said}"
+
+
+def _key_of(target: str, node: Any) -> str:
+    """Dotted key of the mapping that names `target`; '' if there is none."""
+    for key, value in node.items() if isinstance(node, dict) else ():
+        if isinstance(value, dict):
+            if value.get("_target_") == target:
+                return str(key)
+            below = _key_of(target, value)
+            if below:
+                return f"{key}.{below}"
+    return ""
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def _deliberate(error: BaseException) -> bool:
+    """Whether a `raise` of this project or of a user's file made it: those of libraries are bugs."""
+    frames = traceback.extract_tb(error.__traceback__)
+    if not frames:
+        return True
+    file = Path(frames[-1].filename).resolve()
+    ours = any(ROOT / folder in file.parents for folder in ("harness", "strategies", "tasks"))
+    library = any(Path(sysconfig.get_path(p)).resolve() in file.parents for p in ("stdlib", "purelib", "platlib"))
+    return (ours or not library) and (frames[-1].line or "").startswith("raise")

@@ -1,0 +1,72 @@
+"""Finished runs side by side: one table for each setting, computed from the tables alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from harness import store
+from harness.trackers import Array, interval
+
+
+class Score(NamedTuple):
+    """A column of the leaderboard: a metric at the last boundary, or its mean over all of them."""
+
+    title: str
+    metric: str
+    last: bool
+
+
+SCORES = (
+    Score("average accuracy", "average_accuracy", True),
+    Score("new-task accuracy", "learning_accuracy", False),
+    Score("forgetting", "forgetting", True),
+    Score("plasticity lost", "trainability_gap", False),
+)
+
+
+def leaderboard(folders: Sequence[Path]) -> list[str]:
+    """Lines of text: the finished runs of each setting (stream, model, optimizer, budget) by average accuracy.
+
+    Means and 95 % Student intervals are over the seeds of a run. Runs are compared within one setting
+    only; a setting is named by its hash. A metric that a run did not record shows as -.
+    """
+    groups: dict[tuple[str, str], list[store.Run]] = {}
+    for folder in folders:
+        for run in store.find_runs(folder, purpose="run"):
+            groups.setdefault((run.manifest["stream"], run.manifest["setting"]), []).append(run)
+    lines: list[str] = []
+    for (stream, setting), runs in sorted(groups.items()):
+        entries = [(run.manifest["strategy"], len(run.manifest["seeds"]), scores(run)) for run in runs]
+        entries.sort(key=lambda e: -np.nan_to_num(interval(e[2][0])[0], nan=-1.0))
+        width = max(len("strategy"), *(len(name) for name, _, _ in entries))
+        lines += [f"{stream}, setting {setting}, mean ± 95 % interval over seeds, by {SCORES[0].title}"]
+        lines += [f"  {'strategy':<{width}}  seeds  " + "  ".join(f"{s.title:>17}" for s in SCORES)]
+        for name, seeds, values in entries:
+            lines += [f"  {name:<{width}}  {seeds:>5}  " + "  ".join(f"{shown(v):>17}" for v in values)]
+        lines += [""]
+    return lines[:-1]
+
+
+def scores(run: store.Run) -> list[Array]:
+    """Each score of every seed: [S], NaN where it was not recorded."""
+    import pyarrow.compute as pc
+
+    table = store.read_table(run, "metrics")
+    whole = table.filter(pc.and_(pc.equal(table["axis"], ""), pc.equal(table["task"], -1)))
+    found = whole.filter(pc.equal(whole["phase"], "end")).to_pandas()
+    made = []
+    for score in SCORES:
+        rows = found[found.metric == score.metric]
+        if score.last:
+            rows = rows[rows.boundary == rows.boundary.max()]
+        made.append(rows.groupby("seed").value.mean().to_numpy(dtype=np.float64))
+    return made
+
+
+def shown(values: Array) -> str:
+    mean, half, n = interval(values)
+    return "-" if n == 0 else f"{mean:.3f}" if n == 1 else f"{mean:.3f} ± {half:.3f}"

@@ -1,0 +1,294 @@
+"""S seeds of one model trained as one program: stacked parameters, gradients, updates, evaluation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from harness import random, rows, tree
+from harness.optim import Optimizer
+from harness.random import RandomStream
+from harness.sampling import stratified
+from harness.types import Aux, Batch, Buffers, GradFn, Loss, Model, Net, Out, Params, Source, Stream, Task
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long a task is trained: `steps`, or `epochs` of ceil(nominal size / batch_size) steps."""
+
+    epochs: int = 1
+    steps: int | None = None
+    batch_size: int = 32
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"train.batch_size={self.batch_size}: must be at least 1")
+        if self.steps is None and self.epochs < 1:
+            raise ValueError(f"train.epochs={self.epochs}: must be at least 1")
+        if self.steps is not None and self.steps < 1:
+            raise ValueError(f"train.steps={self.steps}: must be at least 1")
+
+    def of(self, task: Task) -> int:
+        """Optimizer steps on this task."""
+        return self.steps or self.epochs * math.ceil(task.nominal / self.batch_size)
+
+
+class Learner:
+    """What a strategy acts on. Attributes that end in s hold one row per seed."""
+
+    def __init__(
+        self,
+        model: Model,
+        stream: Stream,
+        optimizer: Optimizer,
+        budget: Budget,
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        pin: Mapping[str, int | None] | None = None,
+    ) -> None:
+        self.model, self.stream, self.optimizer, self.budget = model, stream, optimizer, budget
+        self.seeds, self.S = stream.seeds, len(stream.seeds)
+        self.device, self.dtype = torch.device(device), dtype
+        self.pin = {k: v for k, v in (pin or {}).items() if v is not None}
+        self.streams: dict[str, RandomStream] = {}
+        self.params, self.buffers = self.fresh(self.key("init"))
+        self.apply = model.__call__
+        self.alive = torch.ones(self.S, dtype=torch.bool, device=self.device)
+        self.needs: frozenset[str] = frozenset()  # what the strategy asked for
+        self.now, self.steps, self.planned = 0, 0, 1  # current task, its steps taken and planned
+        self._one = torch.ones(self.S, device=self.device, dtype=dtype)
+        self._share: dict[tuple[int, int], Tensor] = {}
+
+    # --- randomness -------------------------------------------------------------------------------
+
+    def key(self, purpose: str) -> Tensor:
+        """The key [S] of a purpose; a pinned purpose (what stands before a /) has one for all seeds."""
+        pinned = self.pin.get(purpose.partition("/")[0])
+        seeds = self.seeds if pinned is None else [pinned] * self.S
+        return random.keys(seeds, purpose, self.device)
+
+    def random(self, purpose: str) -> RandomStream:
+        """The stream of a purpose: drawing from one never moves another."""
+        if purpose not in self.streams:
+            self.streams[purpose] = RandomStream(self.key(purpose))
+        return self.streams[purpose]
+
+    def fresh(self, key: Tensor) -> tuple[Params, Buffers]:
+        """A fresh initialisation from `key` [S]."""
+        made = self.model.init(key)
+        params, buffers = ({k: self._cast(v) for k, v in part.items()} for part in made)
+        return params, buffers
+
+    def _cast(self, v: Tensor) -> Tensor:
+        return v.to(self.device, self.dtype if v.is_floating_point() else None)
+
+    # --- batches ----------------------------------------------------------------------------------
+
+    def make_batch(self, x: Tensor, y: Tensor, t: Tensor, w: Tensor | None = None) -> Batch:
+        """A batch of rows under the current task's mask; `w` defaults to 1/B."""
+        if w is None:
+            shape = (t.shape[0], t.shape[1])
+            if shape not in self._share:
+                self._share[shape] = torch.full(shape, 1 / shape[1], device=self.device, dtype=self.dtype)
+            w = self._share[shape]
+        return Batch(x, y, t, w, self.stream.mask(t, self.now))
+
+    def batches(self, task: Task) -> Iterator[Batch]:
+        """Fresh batches of the task's training rows, as many as are planned."""
+        size, key = self.budget.batch_size, random.fold(self.key("order"), task.index)
+        keys = self.random("dropout") if self.model.stochastic else None
+        block = size * min(self.planned, max(1, math.ceil(task.nominal / size)))  # an epoch's order at a time
+        for start in range(0, self.planned * size, block):
+            stop = min(start + block, self.planned * size)
+            for position in rows.order(key, task.train.size, start, stop).split(size, 1):
+                batch = self.make_batch(*task.train.take(position))
+                yield replace(batch, key=keys.key()) if keys else batch
+
+    def scan(self, source: Source, size: int = 1000, limit: int | None = None) -> Iterator[Batch]:
+        """The source's rows in order, so that sums of (w * nll).sum(1) over the batches are means.
+
+        w = 1 / (rows of that seed), 0 on padding; `limit` scans the first rows only.
+        """
+        count = source.size if limit is None else source.size.clamp(max=limit)
+        for position in torch.arange(int(count.max()), device=self.device).split(size):
+            inside = position < count[:, None]
+            x, y, t = source.take(position.minimum((source.size - 1)[:, None]))
+            yield self.make_batch(x, y, t, inside.to(self.dtype) / count[:, None])
+
+    def probe(self, task: Task, size: int = 512) -> Batch:
+        """A frozen class-stratified sample of the task's training rows, the same all run long."""
+        return self._sample(task.train, min(size, task.nominal), f"probe/{task.index}")
+
+    def _sample(self, source: Source, size: int, purpose: str) -> Batch:
+        """`size` rows of each seed. One that has fewer repeats its rows, weighted so that each counts once."""
+        label, key = source.labels(), self.key(purpose)
+        count = (label >= 0).sum(1)
+        if int(count.min()) >= size:
+            return self.make_batch(*source.take(stratified(label, size, key)))
+        slot = torch.arange(size, device=self.device)
+        rounds = [slot % min(size, n) for n in count.tolist()]
+        picked = [stratified(label[s : s + 1], min(size, int(n)), key[s : s + 1])[0] for s, n in enumerate(count)]
+        position = torch.stack([p[r] for p, r in zip(picked, rounds)])
+        w = torch.stack([r.bincount()[r] * len(p) for p, r in zip(picked, rounds)]).to(self.dtype).reciprocal()
+        return self.make_batch(*source.take(position), w)
+
+    # --- loss and gradient ------------------------------------------------------------------------
+
+    def row_loss(self, logits: Tensor, batch: Batch) -> Tensor:
+        """Loss of each row [S, B]: masked cross-entropy in nats, or mean squared error over outputs."""
+        return row_loss(self.stream.loss, logits, batch)
+
+    def task_loss(self, params: Params, batch: Batch, train: bool = True) -> tuple[Tensor, Out]:
+        """Weighted loss of each seed [S], and the forward pass."""
+        out = self.apply(
+            params, self.buffers, batch.x, batch.t, train=train, key=batch.key, record=train and "inputs" in self.needs
+        )
+        return (batch.w * self.row_loss(out.logits, batch)).sum(1), out
+
+    def task_grad(self, params: Params, batch: Batch) -> Params:
+        """Gradient of the task loss alone, without any strategy's penalty."""
+        return self.value_and_grad(lambda *_: 0.0)(params, batch)[0]
+
+    def value_and_grad(self, penalty: Any) -> GradFn:
+        """The gradient of task loss plus `penalty(learner, params, batch, out)`."""
+
+        def gradient(params: Params, batch: Batch) -> tuple[Params, Aux]:
+            with torch.enable_grad():
+                leaves = {k: v.detach().requires_grad_() for k, v in params.items()}
+                loss, out = self.task_loss(leaves, batch)
+                extra = penalty(self, leaves, batch, out)
+                total = loss + extra if isinstance(extra, Tensor) or extra else loss
+                # seeds own disjoint parameters: the gradient of the sum is each seed's own
+                grads = torch.autograd.grad(
+                    total, list(leaves.values()), self._one, allow_unused=True, materialize_grads=True
+                )
+            return dict(zip(leaves, grads)), Aux(total.detach(), out)
+
+        return gradient
+
+    def update(self, grads: Params, out: Out) -> Params | None:
+        """One optimizer step; returns the parameters before it if the strategy needs them."""
+        before = tree.copy(self.params) if "before" in self.needs else None
+        if self.optimizer.schedule != "constant":
+            done = self.steps / self.planned
+            if self.optimizer.scope == "stream":
+                done = (self.now + done) / len(self.stream.tasks)
+            self.optimizer.set_progress(done)
+        self.optimizer.update(self.params, grads)
+        self.buffers = {k: v.detach() for k, v in out.buffers.items()} if out.buffers else self.buffers
+        self.steps += 1
+        return before
+
+    def enter(self, task: Task) -> None:
+        """Make a task the current one."""
+        self.now, self.steps = task.index, 0
+
+    def plan(self, task: Task) -> None:
+        """Count the steps of the task that `begin` returned, and reset the optimizer if asked to."""
+        self.planned = self.budget.of(task)
+        if self.optimizer.reset_each_task and self.now:
+            self.optimizer.reset()
+
+    # --- evaluation -------------------------------------------------------------------------------
+
+    @property
+    def net(self) -> Net:
+        """The net as trained."""
+        return Net(self.params, self.buffers, self.apply)
+
+    @torch.no_grad()
+    def evaluate(
+        self, net: Net, source: Source, *, size: int = 2048, samples: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Score and mean loss of each seed over the source's rows: [S], [S].
+
+        The score is accuracy for classification and minus the mean squared error for regression.
+        `samples` takes a fixed class-stratified subset. A diverged seed scores NaN.
+        """
+        if samples is not None:
+            whole = self._sample(source, samples, "probe/evaluate")
+            batches: Any = [whole]
+        else:
+            batches = self.scan(source, size)
+        score = loss = torch.zeros(self.S, device=self.device, dtype=torch.float64)
+        for batch in batches:
+            logits = net(batch.x, batch.t).logits
+            nll = self.row_loss(logits, batch)
+            if self.stream.loss == "mse":
+                right = -nll
+            else:
+                right = (mask_logits(logits, batch.mask).argmax(-1) == batch.y).to(self.dtype)
+            used = batch.w > 0
+            score = score + torch.where(used, batch.w * right, 0).sum(1, dtype=torch.float64)
+            loss = loss + torch.where(used, batch.w * nll, 0).sum(1, dtype=torch.float64)
+        return score.masked_fill(~self.alive, math.nan), loss.masked_fill(~self.alive, math.nan)
+
+    def objective(
+        self, batches: Sequence[Batch], stream: Stream, now: int, buffers: Buffers | None = None, apply: Any = None
+    ) -> Loss:
+        """Mean of the batches' losses in evaluation mode, all under the mask of task `now`."""
+        masked = [replace(b, mask=stream.mask(b.t, now)) for b in batches]
+        apply, buffers = apply or self.apply, self.buffers if buffers is None else buffers
+
+        def loss(params: Params) -> Tensor:
+            total = torch.zeros_like(self._one)
+            for b in masked:
+                logits = apply(params, buffers, b.x, b.t).logits
+                total = total + (b.w * row_loss(stream.loss, logits, b)).sum(1)
+            return total / len(masked)
+
+        return loss
+
+    def mark_diverged(self) -> None:
+        """A seed whose parameters are no longer finite stays marked."""
+        self.alive = self.alive & tree.finite(self.params)
+
+    # --- copies and state -------------------------------------------------------------------------
+
+    def clone(self) -> Learner:
+        """An independent copy: the same draws from here on, no tensor shared."""
+        other = object.__new__(Learner)
+        other.__dict__ = dict(self.__dict__)
+        other.optimizer = object.__new__(type(self.optimizer))
+        other.optimizer.__dict__ = dict(self.optimizer.__dict__)
+        other.streams = {k: RandomStream(s.base, s.count) for k, s in self.streams.items()}
+        other.needs = frozenset()
+        other.load_state_dict(self.state_dict())
+        return other
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs, as tensors and primitives."""
+        return {
+            "params": self.params,
+            "buffers": self.buffers,
+            "alive": self.alive,
+            "optimizer": self.optimizer.state_dict(),
+            "random": {k: s.count for k, s in self.streams.items()},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.params = tree.copy({k: v.to(self.device) for k, v in state["params"].items()})
+        self.buffers = tree.copy({k: v.to(self.device) for k, v in state["buffers"].items()})
+        self.alive = state["alive"].to(self.device).clone()
+        self.optimizer.load_state_dict(state["optimizer"])
+        for purpose, count in state["random"].items():
+            self.random(purpose).count = count
+
+
+def mask_logits(logits: Tensor, mask: Tensor | None) -> Tensor:
+    """Logits that do not compete become minus infinity."""
+    return logits if mask is None else logits.masked_fill(~mask, -math.inf)
+
+
+def row_loss(kind: str, logits: Tensor, batch: Batch) -> Tensor:
+    """Loss of each row: [S, B]."""
+    if kind == "mse":
+        return (logits - batch.y).square().mean(-1)
+    flat = mask_logits(logits, batch.mask).flatten(0, 1)
+    return torch.nn.functional.cross_entropy(flat, batch.y.flatten(), reduction="none").view_as(batch.w)

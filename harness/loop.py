@@ -1,0 +1,52 @@
+"""The training loop. It knows phases, not methods."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+
+from harness.learner import Learner
+from harness.strategy import Strategy
+from harness.types import Aux, Batch, Step, Task
+
+
+class Observer(Protocol):
+    """What watches a run; it changes nothing."""
+
+    def start(self, task: Task) -> None: ...
+    def step(self, fresh: Batch, aux: Aux) -> None: ...
+    def end(self, task: Task) -> None: ...
+
+
+class Blind:
+    """Watches nothing."""
+
+    def start(self, task: Task) -> None: ...
+    def step(self, fresh: Batch, aux: Aux) -> None: ...
+    def end(self, task: Task) -> None: ...
+
+
+def prepare(learner: Learner, strategy: Strategy) -> None:
+    """Let the strategy allocate its state; a resumed run loads its state after this."""
+    learner.needs = strategy.needs
+    strategy.setup(learner)
+
+
+def train(learner: Learner, strategy: Strategy, observer: Observer, *, start: int = 0) -> None:
+    """Train a prepared learner on the stream's tasks from `start` on."""
+    gradient = strategy.grad(learner, learner.value_and_grad(strategy.loss))
+    for task in learner.stream.tasks[start:]:
+        learner.enter(task)
+        data = strategy.begin(learner, task)
+        learner.plan(data)
+        observer.start(task)
+        for fresh in learner.batches(data):
+            batch = strategy.batch(learner, fresh)
+            grads, aux = gradient(learner.params, batch)
+            before = learner.update(grads, aux.out)
+            with torch.no_grad():
+                strategy.step(learner, Step(fresh, batch, aux.out, grads, before))
+            observer.step(fresh, aux)
+        strategy.end(learner, task)
+        observer.end(task)

@@ -1,0 +1,116 @@
+"""Valley or wall: the straight line from the last boundary's point to this one.
+
+On it, the loss of the old tasks, of the new one, and of all seen ("joint"), all under this boundary's mask. A naive
+learner slides down the line without a hill; what averaging could recover is the gain at the best point.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from harness import paths, tree
+from harness.learner import mask_logits, row_loss
+from harness.metrics import Readings, blank, shares, spread
+from harness.types import Batch, Boundary, Column, Net, Params, Reading
+
+BARRIERS: dict[str, Callable[[Tensor, Sequence[float]], Tensor]] = {
+    "barrier_entezari": paths.entezari,
+    "instability_frankle": paths.frankle,
+    "excess": paths.excess,
+}
+
+COLUMNS: dict[str, Column] = {
+    "path_loss_old": Column("", "nat", "mean loss of the old tasks along the line, alpha = 0 the last boundary"),
+    "path_loss_new": Column("", "nat", "loss of the new task along the line"),
+    "path_loss_joint": Column("", "nat", "mean loss of all tasks seen along the line"),
+    "path_accuracy_old": Column("", "accuracy", "mean probe accuracy on the old tasks along the line"),
+    "path_accuracy_new": Column("", "accuracy", "probe accuracy on the new task along the line"),
+    "path_accuracy_joint": Column("", "accuracy", "mean probe accuracy on all tasks seen along the line"),
+    "barrier_entezari_loss_old": Column("lower", "nat", "largest loss above the chord, old tasks"),
+    "barrier_entezari_loss_new": Column("lower", "nat", "largest loss above the chord, new task"),
+    "barrier_entezari_loss_joint": Column("lower", "nat", "largest loss above the chord, all tasks seen"),
+    "barrier_entezari_error_old": Column("lower", "error", "largest error above the chord, old tasks"),
+    "barrier_entezari_error_new": Column("lower", "error", "largest error above the chord, new task"),
+    "barrier_entezari_error_joint": Column("lower", "error", "largest error above the chord, all tasks seen"),
+    "instability_frankle_loss_old": Column("lower", "nat", "largest loss above the mean of the ends, old tasks"),
+    "instability_frankle_loss_new": Column("lower", "nat", "largest loss above the mean of the ends, new task"),
+    "instability_frankle_loss_joint": Column("lower", "nat", "largest loss above the mean of the ends, all seen"),
+    "instability_frankle_error_old": Column("lower", "error", "largest error above the mean of the ends, old tasks"),
+    "instability_frankle_error_new": Column("lower", "error", "largest error above the mean of the ends, new task"),
+    "instability_frankle_error_joint": Column("lower", "error", "largest error above the mean of the ends, all seen"),
+    "excess_loss_old": Column("lower", "nat", "largest loss above the worse end, old tasks"),
+    "excess_loss_new": Column("lower", "nat", "largest loss above the worse end, new task"),
+    "excess_loss_joint": Column("lower", "nat", "largest loss above the worse end, all tasks seen"),
+    "excess_error_old": Column("lower", "error", "largest error above the worse end, old tasks"),
+    "excess_error_new": Column("lower", "error", "largest error above the worse end, new task"),
+    "excess_error_joint": Column("lower", "error", "largest error above the worse end, all tasks seen"),
+    "area_loss_old": Column("", "nat", "integral over the line of the loss above the better end, old tasks"),
+    "area_loss_new": Column("", "nat", "integral over the line of the loss above the better end, new task"),
+    "area_loss_joint": Column("", "nat", "integral over the line of the loss above the better end, all tasks seen"),
+    "best_alpha_loss_joint": Column("", "", "where on the line the joint loss is lowest"),
+    "best_alpha_error_joint": Column("", "", "where on the line the joint error is lowest"),
+    "gain_loss_joint": Column("", "nat", "joint loss of the better end minus the lowest on the line"),
+    "gain_error_joint": Column("", "error", "joint error of the better end minus the lowest on the line"),
+    "path_length": Column("", "weight", "Euclidean distance between the two ends"),
+}
+
+
+def connectivity(b: Boundary, *, size: int, tasks: int, points: int) -> Readings:
+    """The line theta_{t-1} -> theta_t on `size` probe rows of each measured task; nothing at t = 0.
+
+    The old tasks measured are those of `metrics.spread(t, tasks)`; joint = old and new weighted by how many tasks
+    they stand for. Cost: `points` forward passes over every measured task's rows. A net with batch norm gets its
+    statistics renewed at every point, the ends included, from all the measured rows (two more passes a point).
+    Regression has no error columns.
+    """
+    if b.phase != "end" or b.t == 0:
+        return {}
+    measured, alphas = spread(b.t, tasks), paths.grid(points)
+    batches = [b.probe(i, size) for i in measured]
+    start, end = b.nets[b.t - 1].params, b.trained.params
+    values = paths.line(start, end, lambda p: scores(b, p, batches), alphas)  # [S, K, measured tasks, 2]
+    weight = torch.tensor(shares(measured, b.t), dtype=values.dtype, device=values.device)
+    means = {
+        "old": values[:, :, :-1].mean(2),
+        "new": values[:, :, -1],
+        "joint": (values * weight[:, None]).sum(2),
+    }
+    found: Readings = {"path_length": tree.norm(tree.sub(end, start))}
+    for name, mean in means.items():
+        found[f"path_loss_{name}"] = Reading(mean[..., 0], axis="alpha", coords=alphas)
+        found[f"area_loss_{name}"] = paths.area(mean[..., 0], alphas)
+        found.update(summary("loss", name, mean[..., 0], alphas))
+        if b.stream.loss != "mse":
+            found[f"path_accuracy_{name}"] = Reading(1 - mean[..., 1], axis="alpha", coords=alphas)
+            found.update(summary("error", name, mean[..., 1], alphas))
+    return blank(b, found)
+
+
+def summary(kind: str, name: str, path: Tensor, alphas: Sequence[float]) -> Readings:
+    """The three barriers of one path [S, K], and for the joint one its best point."""
+    found: Readings = {f"{barrier}_{kind}_{name}": of(path, alphas) for barrier, of in BARRIERS.items()}
+    if name == "joint":
+        found[f"best_alpha_{kind}_joint"], found[f"gain_{kind}_joint"] = paths.best(path, alphas)
+    return found
+
+
+def scores(b: Boundary, params: Params, batches: Sequence[Batch]) -> Tensor:
+    """Loss and error of the trained net with other parameters on each batch: [S, batches, 2]."""
+    net = Net(params, b.trained.buffers, b.trained.apply)
+    if net.buffers:
+        net = paths.refresh(net, torch.cat([a.x for a in batches], 1), torch.cat([a.t for a in batches], 1))
+    return torch.stack([_score(b, net, batch) for batch in batches], 1)
+
+
+def _score(b: Boundary, net: Net, batch: Batch) -> Tensor:
+    batch = replace(batch, mask=b.stream.mask(batch.t, b.t))
+    logits = net(batch.x, batch.t).logits
+    loss = row_loss(b.stream.loss, logits, batch)
+    wrong = torch.zeros_like(loss)
+    if b.stream.loss != "mse":
+        wrong = (mask_logits(logits, batch.mask).argmax(-1) != batch.y).to(loss)
+    return (batch.w[..., None] * torch.stack([loss, wrong], 2)).sum(1)

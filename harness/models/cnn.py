@@ -1,0 +1,91 @@
+"""Small convolutional network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from harness.models import layers
+from harness.models.mlp import MLP
+from harness.types import Buffers, Layer, Out, Params, Unit
+
+
+class CNN:
+    """Convolutional network: convolution, nonlinearity and 2x2 max-pooling per layer, then an MLP.
+
+    `shape` is (channels, height, width) of one input; `channels` are units per convolution, which keeps the
+    size of its image; `hidden` are units per fully connected layer, and dropout applies to these. Acts of a
+    convolution [S, B, H, h, w] are recorded before pooling.
+    Raises ValueError for an option out of range, or for data that are no images.
+    """
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        outputs: int,
+        channels: Sequence[int] = (32, 64),
+        hidden: Sequence[int] = (128,),
+        kernel: int = 3,
+        activation: str = "relu",
+        dropout: float = 0.0,
+    ) -> None:
+        fan_in, height, width = layers.image(shape, "cnn")
+        if any(c < 1 for c in channels):
+            raise ValueError(f"channels={list(channels)}: every convolution needs at least one channel")
+        if kernel % 2 == 0 or kernel < 1:
+            raise ValueError(f"kernel={kernel} must be odd: a convolution keeps the size of its image")
+        height, width = height >> len(channels), width >> len(channels)
+        if not height * width:
+            raise ValueError(
+                f"channels={list(channels)}: {len(channels)} poolings leave nothing of {shape[1]}x{shape[2]} "
+                "pixels; give fewer channels"
+            )
+        self.act, copies = layers.activation(activation)
+        inputs = [fan_in, *(copies * c for c in channels)]
+        self.fc = MLP((inputs[-1], height, width), outputs, hidden, activation, dropout=dropout)
+        self.outputs, self.stochastic = outputs, self.fc.stochastic
+        self.head: tuple[str, ...] = self.fc.head
+        self.kernel, self.padding = kernel, kernel // 2
+
+        names = [f"conv{i}" for i in range(1, len(channels) + 1)]
+        self.maps = list(zip(names, channels, inputs, strict=False))
+        geometry = {"stride": 1, "padding": self.padding}
+        convs = (Layer(f"{n}.weight", f"{n}.bias", n, n, geometry) for n in names)
+        self.layers: tuple[Layer, ...] = (*convs, *self.fc.layers)
+        readers = [(n, 1) for n in names[1:]] + [(self.fc.maps[0][0], height * width)]
+        self.units: tuple[Unit, ...] = tuple(
+            Unit(name, size, layers.writes(name), layers.reads(reader, size, copies, repeat))
+            for name, size, (reader, repeat) in zip(names, channels, readers, strict=False)
+        )
+        self.units += self.fc.units
+
+    def init(self, key: Tensor) -> tuple[Params, Buffers]:
+        params: Params = {}
+        for name, out, fan_in in self.maps:
+            params |= layers.draw_map(key, name, out, fan_in, self.kernel, self.kernel)
+        return params | self.fc.init(key)[0], {}
+
+    def __call__(
+        self,
+        params: Params,
+        buffers: Buffers,
+        x: Tensor,
+        t: Tensor,
+        *,
+        train: bool = False,
+        key: Tensor | None = None,
+        record: bool = False,
+    ) -> Out:
+        acts: dict[str, Tensor] = {}
+        inputs: dict[str, Tensor] = {}
+        preacts: dict[str, Tensor] = {}
+        h = x.to(params["head.weight"].dtype)  # [S, B, C, h, w]
+        for name, _, _ in self.maps:
+            z = layers.conv2d(h, params[f"{name}.weight"], params[f"{name}.bias"], padding=self.padding)
+            if record:
+                inputs[name], preacts[name] = h, z
+            acts[name] = self.act(z)
+            h = layers.max_pool(acts[name], 2)
+        out = self.fc(params, buffers, h, t, train=train, key=key, record=record)
+        return Out(out.logits, acts | out.acts, buffers, inputs | out.inputs, preacts | out.preacts)

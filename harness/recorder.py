@@ -1,0 +1,360 @@
+"""The observer that measures: accuracy, online accuracy, metrics and times, as rows at each boundary."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from harness import tree
+from harness.learner import Learner, mask_logits
+from harness.strategy import Chain, Strategy
+from harness.types import Aux, Batch, Boundary, Column, Metric, Net, Reading, Task
+
+Columns = dict[str, list[Any]]  # column name -> values
+CHUNK = 50  # steps whose logits are kept until they are scored together: scoring each costs 5 % of a small step
+CURVE_BINS = 50  # points of a task's learning curve
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Which tasks are tested at a boundary, on how many samples.
+
+    tasks: `seen` (every task so far and the next one, for forward transfer), `all`, or the number of
+    latest tasks (and the next one) for long streams.
+    """
+
+    tasks: str | int = "seen"
+    samples: int | None = None
+    batch_size: int = 2048
+
+    def __post_init__(self) -> None:
+        if self.tasks not in ("seen", "all") and not (isinstance(self.tasks, int) and self.tasks >= 1):
+            raise ValueError(f"eval.tasks={self.tasks}: must be seen, all or a number of latest tasks")
+        if self.samples is not None and self.samples < 1:
+            raise ValueError(f"eval.samples={self.samples}: must be at least 1, or null for all")
+        if self.batch_size < 1:
+            raise ValueError(f"eval.batch_size={self.batch_size}: must be at least 1")
+
+    def measured(self, now: int, total: int, ahead: bool) -> range:
+        """Tasks tested after task `now` (-1: at initialisation); `ahead`: unseen tasks have a meaning."""
+        first, last = 0, now
+        if isinstance(self.tasks, int):
+            first = max(0, now + 1 - self.tasks)
+        if ahead:
+            last = total - 1 if self.tasks == "all" or (now < 0 and self.tasks == "seen") else now + 1
+        return range(first, min(last, total - 1) + 1)
+
+
+class Sink(Protocol):
+    """Where rows go at the end of a boundary: a run folder, a tracker, a list."""
+
+    def write(self, table: str, columns: Columns) -> None: ...
+    def commit(self, boundary: int, checkpoint: Callable[[], dict[str, Any]], net: Net) -> None: ...
+    def net(self, task: int) -> dict[str, Any]: ...
+
+
+@dataclass
+class InMemory:
+    """Keeps rows and nets in lists, for a notebook and for tests."""
+
+    tables: dict[str, Columns] = field(default_factory=dict)
+    nets: dict[int, dict[str, Any]] = field(default_factory=dict)
+
+    def write(self, table: str, columns: Columns) -> None:
+        whole = self.tables.setdefault(table, {k: [] for k in columns})
+        for k, v in columns.items():
+            whole[k].extend(v)
+
+    def commit(self, boundary: int, checkpoint: Callable[[], dict[str, Any]], net: Net) -> None:
+        self.nets[boundary] = {"params": tree.copy(net.params), "buffers": tree.copy(net.buffers)}
+
+    def net(self, task: int) -> dict[str, Any]:
+        return self.nets[task]
+
+
+class StoredNets:
+    """The nets of earlier boundaries, read from where they were kept."""
+
+    def __init__(self, learner: Learner, sink: Sink) -> None:
+        self.learner, self.sink = learner, sink
+
+    def __getitem__(self, task: int) -> Net:
+        kept = self.sink.net(task)
+        params, buffers = ({k: v.to(self.learner.device) for k, v in kept[p].items()} for p in ("params", "buffers"))
+        return Net(params, buffers, self.learner.apply)
+
+    @property
+    def initial(self) -> Net:
+        return self[-1]
+
+
+class Recorder:
+    """Watches a run and writes what it sees; it changes nothing of it."""
+
+    def __init__(
+        self,
+        learner: Learner,
+        strategy: Chain,
+        metrics: Mapping[str, Metric],
+        evaluation: Evaluation,
+        sink: Sink,
+        *,
+        control: Tensor | None = None,
+        is_control: bool = False,
+        gap: bool = True,
+        progress: Callable[[int, int, int], None] = lambda task, step, steps: None,
+    ) -> None:
+        self.learner, self.strategy, self.metrics, self.evaluation = learner, strategy, metrics, evaluation
+        self.sink, self.control, self.is_control, self.progress = sink, control, is_control, progress
+        self.measure_gap = gap and (is_control or control is not None)
+        total = len(learner.stream.tasks)
+        self.accuracy = torch.full((learner.S, total + 1, total), math.nan, dtype=torch.float64)
+        self.loss = self.accuracy.clone()
+        self.gap: Tensor | None = None
+        self.random = learner.random("probe")
+        self.times: dict[str, float] = {}
+        self.last: dict[str, Tensor] = {}  # what the console shows: metric -> [S]
+
+    # --- the observer's hooks ---------------------------------------------------------------------
+
+    def initial(self) -> None:
+        """Measure the untrained net."""
+        with self.timed("evaluate"):
+            self.test(-1)
+        self.commit(-1, "init")
+
+    def start(self, task: Task) -> None:
+        self.pending: list[tuple[Tensor, Batch, Tensor]] = []
+        self.online: list[Tensor] = []
+        self.losses: list[Tensor] = []
+        self.gap = None
+        if self.measure_gap and not (self.is_control or self.strategy.plain):
+            with self.timed("gap"):
+                self.gap = trained_plainly(self.learner, task, self.evaluation)
+        self.measure(task, "start")
+        self.began = self.clock()
+
+    def step(self, fresh: Batch, aux: Aux) -> None:
+        self.pending.append((aux.out.logits.detach()[:, : fresh.y.shape[1]], fresh, aux.loss))
+        if len(self.pending) == CHUNK:
+            self.score()
+            self.progress(self.learner.now, self.learner.steps, self.learner.planned)
+
+    def end(self, task: Task) -> None:
+        self.score()
+        self.add_time("train", self.clock() - self.began)
+        self.learner.mark_diverged()
+        with self.timed("evaluate"):
+            self.test(task.index)
+        if self.is_control:
+            self.control = self.accuracy[:, 1:].diagonal(dim1=1, dim2=2)
+        if self.measure_gap and (self.is_control or self.strategy.plain):
+            self.gap = self.accuracy[:, task.index + 1, task.index]  # plain training is what it just had
+        self.measure(task, "end")
+        self.curves(task)
+        self.commit(task.index, "end")
+
+    # --- parts --------------------------------------------------------------------------------------
+
+    def score(self) -> None:
+        """Score the kept steps: accuracy before the update (or minus the error), and the loss."""
+        if not self.pending:
+            return
+        logits, batches, losses = zip(*self.pending)
+        self.pending = []
+        if self.learner.stream.loss == "mse":
+            right = [-(a - b.y).square().mean(-1).mean(1) for a, b in zip(logits, batches)]
+        else:
+            right = [(mask_logits(a, b.mask).argmax(-1) == b.y).double().mean(1) for a, b in zip(logits, batches)]
+        self.online.append(torch.stack(right, 1))
+        self.losses.append(torch.stack(losses, 1).double())
+
+    def test(self, now: int) -> None:
+        """Fill row `now + 1` of the accuracy matrix."""
+        learner, stream = self.learner, self.learner.stream
+        net = self.strategy.deploy(learner, learner.net)
+        ahead = not (stream.scenario == "class" and stream.classes == "seen")
+        for j in self.evaluation.measured(now, len(stream.tasks), ahead):
+            score, loss = learner.evaluate(
+                net, stream.tasks[j].test, size=self.evaluation.batch_size, samples=self.evaluation.samples
+            )
+            self.accuracy[:, now + 1, j], self.loss[:, now + 1, j] = score.cpu(), loss.cpu()
+
+    def boundary(self, task: Task, phase: str) -> Boundary:
+        learner = self.learner
+        return Boundary(
+            t=task.index,
+            phase=phase,
+            stream=learner.stream,
+            learner=learner,
+            trained=learner.net,
+            deployed=self.strategy.deploy(learner, learner.net),
+            nets=StoredNets(learner, self.sink),
+            accuracy=self.accuracy,
+            online=torch.cat(self.online, 1).cpu() if self.online else torch.empty(learner.S, 0),
+            random=self.random,
+            control=self.control,
+            gap=self.gap,
+            alive=learner.alive,
+        )
+
+    def measure(self, task: Task, phase: str) -> None:
+        boundary = self.boundary(task, phase)
+        for name, metric in self.metrics.items():
+            with self.timed(f"metric/{name}"):
+                readings = metric(boundary)
+            columns, net = described(metric)
+            for column, value in readings.items():
+                self.emit(boundary, net, column, value, columns.get(column))
+
+    def emit(self, b: Boundary, net: str, name: str, value: Tensor | Reading, column: Column | None) -> None:
+        reading = value if isinstance(value, Reading) else Reading(value)
+        table = reading.value.detach().cpu().double()
+        table = table.view(len(table), -1).masked_fill(~self.learner.alive.cpu()[:, None], math.nan)
+        errors = torch.full_like(table, math.nan)
+        if reading.stderr is not None:
+            errors = reading.stderr.detach().cpu().double().view_as(table)
+        if not reading.axis:
+            self.last[name] = table[:, 0]
+        coords = list(reading.coords) or list(range(table.shape[1]))
+        n = table.numel()
+        per_task = reading.axis == "task"
+        self.sink.write(
+            "metrics",
+            {
+                "seed": [s for s in self.learner.seeds for _ in coords],
+                "boundary": [b.t] * n,
+                "phase": [b.phase] * n,
+                "net": [net] * n,
+                "task": [int(c) if per_task else -1 for _ in self.learner.seeds for c in coords],
+                "metric": [name] * n,
+                "axis": ["" if per_task else reading.axis] * n,
+                "coord": ["" if per_task or not reading.axis else str(c) for _ in self.learner.seeds for c in coords],
+                "value": table.flatten().tolist(),
+                "stderr": errors.flatten().tolist(),
+                "better": [column.better if column else ""] * n,
+            },
+        )
+
+    def curves(self, task: Task) -> None:
+        """The learning curve within the task, averaged over at most CURVE_BINS stretches of steps."""
+        online, loss = torch.cat(self.online, 1).cpu(), torch.cat(self.losses, 1).cpu()
+        bins = min(CURVE_BINS, online.shape[1])
+        edges = [round(i * online.shape[1] / bins) for i in range(bins + 1)]
+        for s, seed in enumerate(self.learner.seeds):
+            spans = [(a, b) for a, b in itertools.pairwise(edges)]
+            self.sink.write(
+                "curves",
+                {
+                    "seed": [seed] * bins,
+                    "boundary": [task.index] * bins,
+                    "step": [b for _, b in spans],
+                    "online_accuracy": [float(online[s, a:b].mean()) for a, b in spans],
+                    "loss": [float(loss[s, a:b].mean()) for a, b in spans],
+                },
+            )
+
+    def commit(self, now: int, phase: str) -> None:
+        """Hand over the boundary's rows, its net and all that a resumed run needs."""
+        measured = [j for j in range(self.accuracy.shape[2]) if not self.accuracy[:, now + 1, j].isnan().all()]
+        tests = self.learner.stream.tasks
+        for j in measured:
+            size = tests[j].test.size.tolist()
+            shown = size if self.evaluation.samples is None else [min(n, self.evaluation.samples) for n in size]
+            self.sink.write(
+                "accuracy",
+                {
+                    "seed": list(self.learner.seeds),
+                    "boundary": [now] * self.learner.S,
+                    "task": [j] * self.learner.S,
+                    "split": ["test"] * self.learner.S,
+                    "accuracy": self.accuracy[:, now + 1, j].tolist(),
+                    "loss": self.loss[:, now + 1, j].tolist(),
+                    "n": shown,
+                },
+            )
+        self.write_times(now)
+        began = self.clock()
+        self.sink.commit(now, self.state_dict, self.learner.net)
+        self.add_time("checkpoint", self.clock() - began)
+
+    def write_times(self, now: int) -> None:
+        """Rows of the time that passed since they were last written; a checkpoint's own come with the next."""
+        times, self.times = self.times, {}
+        self.sink.write(
+            "timing",
+            {
+                "boundary": [now] * len(times),
+                "part": list(times),
+                "seconds": list(times.values()),
+                "peak_memory": [peak_memory()] * len(times),
+            },
+        )
+
+    # --- time and state -------------------------------------------------------------------------------
+
+    def clock(self) -> float:
+        if self.learner.device.type == "cuda":
+            torch.cuda.synchronize(self.learner.device)
+        return time.perf_counter()
+
+    @contextmanager
+    def timed(self, part: str) -> Iterator[None]:
+        began = self.clock()
+        yield
+        self.add_time(part, self.clock() - began)
+
+    def add_time(self, part: str, seconds: float) -> None:
+        self.times[part] = self.times.get(part, 0.0) + seconds
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "learner": self.learner.state_dict(),
+            "strategy": self.strategy.state_dict(),
+            "accuracy": self.accuracy,
+            "loss": self.loss,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.learner.load_state_dict(state["learner"])
+        self.strategy.load_state_dict(state["strategy"])
+        self.accuracy, self.loss = state["accuracy"].clone(), state["loss"].clone()
+
+
+def trained_plainly(learner: Learner, task: Task, evaluation: Evaluation) -> Tensor:
+    """Test accuracy on `task` of a copy of the learner, trained on it without any strategy: [S]."""
+    copy = learner.clone()
+    copy.plan(task)
+    gradient = copy.value_and_grad(Strategy().loss)
+    for batch in copy.batches(task):
+        grads, aux = gradient(copy.params, batch)
+        copy.update(grads, aux.out)
+    copy.mark_diverged()
+    return copy.evaluate(copy.net, task.test, size=evaluation.batch_size, samples=evaluation.samples)[0].cpu()
+
+
+def described(metric: Metric) -> tuple[Mapping[str, Column], str]:
+    """What a metric's columns mean, and the net that it is of, from the module it stands in."""
+    function = metric.func if isinstance(metric, partial) else metric
+    module = sys.modules.get(getattr(function, "__module__", ""))
+    return getattr(module, "COLUMNS", {}), getattr(module, "NET", "trained")
+
+
+def peak_memory() -> int:
+    """Largest resident size of this process so far, in bytes (of the GPU's allocations where there is one)."""
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        return int(torch.cuda.max_memory_allocated())
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

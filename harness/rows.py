@@ -1,0 +1,95 @@
+"""Sources of rows over data that lives on the device once: a batch is a gather."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from harness import random
+
+Transform = Callable[[Tensor, Tensor], Tensor]  # (x [S, B, *shape], transform id [S, B or 1]) -> x
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows (sample index, transform id, target, task id), each seed with its own.
+
+    Where seeds have different numbers of rows, row s is valid up to `size[s]` and padded behind.
+    """
+
+    data: Tensor  # [N, *shape], shared by all tasks and seeds
+    index: Tensor  # [S, n] into data
+    y: Tensor  # [S, n] classes, or [S, n, C] regression targets
+    t: Tensor  # [S, n] or [S, 1]
+    size: Tensor  # [S]
+    transform: Transform | None = None
+    transform_id: Tensor | None = None  # [S, n] or [S, 1]
+
+    def take(self, position: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Rows at `position` [S, B] -> x [S, B, *shape], y [S, B], t [S, B]."""
+        index = self.index.gather(1, position)
+        x = self.data.index_select(0, index.flatten()).view(*position.shape, *self.data.shape[1:])
+        if self.transform is not None and self.transform_id is not None:
+            x = self.transform(x, _pick(self.transform_id, position))
+        y = self.y.gather(1, position) if self.y.dim() == 2 else _take_vectors(self.y, position)
+        return x, y, _pick(self.t, position).expand_as(position)
+
+    def labels(self) -> Tensor:
+        """Class of every row [S, n], -1 on padding, 0 for regression targets."""
+        classes = self.y if self.y.dim() == 2 else torch.zeros_like(self.index)
+        inside = torch.arange(self.index.shape[1], device=self.size.device) < self.size[:, None]
+        return classes.masked_fill(~inside, -1)
+
+
+def _pick(column: Tensor, position: Tensor) -> Tensor:
+    return column if column.shape[1] == 1 else column.gather(1, position)
+
+
+def _take_vectors(y: Tensor, position: Tensor) -> Tensor:
+    return y.gather(1, position[..., None].expand(*position.shape, y.shape[-1]))
+
+
+def union(sources: Sequence[Rows]) -> Rows:
+    """All rows of several sources over the same data."""
+    first = sources[0]
+    if any(s.data is not first.data or s.transform is not first.transform for s in sources):
+        raise ValueError("a union needs sources over the same data and transform")
+    widths = [s.index.shape[1] for s in sources]
+    valid = torch.cat([torch.arange(w, device=s.size.device) < s.size[:, None] for s, w in zip(sources, widths)], 1)
+    front = (~valid).to(torch.uint8).argsort(dim=1, stable=True)  # valid rows first, in order
+
+    def joined(column: str) -> Tensor:
+        parts = [getattr(s, column) for s in sources]
+        whole = torch.cat([p.expand(p.shape[0], w, *p.shape[2:]) for p, w in zip(parts, widths)], 1)
+        return _take_vectors(whole, front) if whole.dim() == 3 else whole.gather(1, front)
+
+    return replace(
+        first,
+        index=joined("index"),
+        y=joined("y"),
+        t=joined("t"),
+        size=torch.stack([s.size for s in sources]).sum(0),
+        transform_id=None if first.transform_id is None else joined("transform_id"),
+    )
+
+
+def order(key: Tensor, size: Tensor, start: int, stop: int) -> Tensor:
+    """Positions start ... stop - 1 of each seed's endless sequence of shuffled passes: [S, stop - start].
+
+    Every seed goes through all of its own `size[s]` rows before it sees one again, and reshuffles as
+    it wraps, so that a seed's batches depend neither on its companions nor on their sizes.
+
+    >>> o = order(random.keys([0, 1], "order"), torch.tensor([3, 5]), 0, 15)
+    >>> o[0].view(5, 3).sort(1).values.unique(dim=0), o[1].view(3, 5).sort(1).values.unique(dim=0)
+    (tensor([[0, 1, 2]]), tensor([[0, 1, 2, 3, 4]]))
+    """
+    sizes = size.tolist()
+    width, ragged = max(sizes), min(sizes) < max(sizes)
+    first, last = start // width, (stop - 1) // min(sizes)
+    passes = [random.permutation(random.fold(key, p), width, size if ragged else None) for p in range(first, last + 1)]
+    position = torch.arange(start, stop, device=key.device).expand(len(sizes), -1)
+    flat = (position // size[:, None] - first) * width + position % size[:, None]
+    return torch.cat(passes, 1).gather(1, flat)

@@ -1,0 +1,371 @@
+"""From a stream, a model and strategies to tables: as a Python call, and from a configuration.
+
+>>> from tasks.datasets import load
+>>> from tasks.permuted import permuted
+>>> from harness.models.mlp import MLP
+>>> from harness.optim import SGD
+>>> from harness.learner import Budget
+>>> from strategies.naive import Naive
+>>> stream = permuted(dataset=load("digits"), seeds=[0, 1], n_tasks=2, fixed=False)
+>>> model = MLP(stream.shape, stream.outputs, widths=(20,))
+>>> result = run(stream, [Naive()], model=model, optimizer=SGD(lr=0.1), budget=Budget(epochs=1))
+>>> result.accuracy.shape  # [seeds, boundaries with the initialisation, tasks]
+torch.Size([2, 3, 2])
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from harness import loop, provenance, store
+from harness.learner import Budget, Learner
+from harness.models.module import Module
+from harness.optim import Optimizer
+from harness.recorder import Columns, Evaluation, InMemory, Recorder, Sink
+from harness.strategy import Chain, Strategy
+from harness.trackers import About, Tracker, Trackers, summaries, warn
+from harness.types import Metric, Model, Net, Stream
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from omegaconf import DictConfig
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run leaves in memory."""
+
+    accuracy: Tensor  # [S, T + 1, T] test accuracy; row 0 the initialisation, row i + 1 after task i
+    learner: Learner
+    strategy: Chain
+    tables: dict[str, Columns] = field(default_factory=dict)  # empty where they went to a folder
+
+    def frame(self, table: str = "metrics") -> pd.DataFrame:
+        """A table as a pandas frame."""
+        import pandas as pd
+
+        return pd.DataFrame(self.tables[table])
+
+
+def run(
+    stream: Stream,
+    strategies: Sequence[Strategy] = (),
+    *,
+    model: Model,
+    optimizer: Optimizer,
+    budget: Budget | None = None,
+    metrics: Mapping[str, Metric] | None = None,
+    evaluation: Evaluation | None = None,
+    control: Tensor | None = None,
+    is_control: bool = False,
+    gap: bool = True,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    pin: Mapping[str, int | None] | None = None,
+    sink: Sink | None = None,
+    resume: tuple[int, dict[str, Any]] | None = None,
+    progress: Callable[[int, int, int], None] = lambda task, step, steps: None,
+) -> Result:
+    """Train strategies on a stream, all of the stream's seeds at once, and measure at every boundary.
+
+    `control` [S, T] is a fresh net's accuracy on each task (`fresh_accuracy`), which intransigence
+    and the trainability gap are measured against; `is_control` says that this run is that control.
+    `sink` takes the rows, nets and checkpoints; by default they stay in memory. `resume` is a boundary
+    and its checkpoint.
+
+    Raises ValueError where a strategy is not defined for the stream's scenario.
+    """
+    chain = Chain(strategies)
+    for part in strategies:
+        if stream.scenario not in part.scenarios:
+            raise ValueError(f"scenario={stream.scenario}: {part.name} is defined for {', '.join(part.scenarios)} only")
+    learner = Learner(model, stream, optimizer, budget or Budget(), device=device, dtype=dtype, pin=pin)
+    sink = InMemory() if sink is None else sink
+    recorder = Recorder(
+        learner,
+        chain,
+        metrics or {},
+        evaluation or Evaluation(),
+        sink,
+        control=control,
+        is_control=is_control,
+        gap=gap,
+        progress=progress,
+    )
+    loop.prepare(learner, chain)
+    start = 0
+    if resume is None:
+        recorder.initial()
+    else:
+        start = resume[0] + 1
+        recorder.load_state_dict(resume[1])
+    loop.train(learner, chain, recorder, start=start)
+    recorder.write_times(len(stream.tasks) - 1)
+    return Result(recorder.accuracy, learner, chain, getattr(sink, "tables", {}))
+
+
+def fresh_accuracy(accuracy: Tensor) -> Tensor:
+    """Accuracy on each task just after training on it: [S, T], from a run of strategy=reset."""
+    return accuracy[:, 1:].diagonal(dim1=1, dim2=2)
+
+
+# --- from a configuration --------------------------------------------------------------------------
+
+
+class FolderSink:
+    """Rows to a run folder first, then a summary of the boundary to the trackers."""
+
+    def __init__(self, folder: store.RunFolder, trackers: Trackers, seeds: Sequence[int], tasks: int) -> None:
+        self.folder, self.trackers, self.seeds, self.tasks = folder, trackers, tuple(seeds), tasks
+
+    def write(self, table: str, columns: Columns) -> None:
+        self.folder.append(columns["boundary"][0] if columns["boundary"] else 0, "end", {table: columns})
+
+    def commit(self, boundary: int, checkpoint: Callable[[], dict[str, Any]], net: Net) -> None:
+        self.folder.commit(boundary, checkpoint(), net)
+        metrics, accuracy = self.folder.table("metrics", boundary), self.folder.table("accuracy", boundary)
+        for summary in summaries(metrics, accuracy, self.seeds, self.tasks):
+            self.trackers.boundary(summary)
+
+    def net(self, task: int) -> dict[str, Any]:
+        return self.folder.net(task)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a configuration says but for its strategy and seeds: runs compare within one setting."""
+
+    cfg: dict[str, Any]
+    dataset: Any
+    device: torch.device
+    threads: int
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Exactly what determines the numbers, strategy and seeds apart."""
+        cfg = self.cfg
+        return {
+            **{k: cfg[k] for k in ("tasks", "scenario", "classes", "model", "optimizer", "train", "dtype", "pin")},
+            "dataset": [self.dataset.name, self.dataset.digest],
+            "samples": cfg["eval"]["samples"],
+            "threads": self.threads,
+            "device": self.device.type,
+        }
+
+    def stream(self, seeds: Sequence[int]) -> Stream:
+        cfg = self.cfg
+        made: Stream = build(
+            cfg["tasks"],
+            dataset=self.dataset,
+            seeds=seeds,
+            scenario=cfg["scenario"],
+            classes=cfg["classes"],
+            pin=cfg["pin"]["stream"],
+            device=self.device,
+        )
+        return made
+
+    def parts(self, stream: Stream) -> dict[str, Any]:
+        """Arguments of `run` that every run of this setting shares."""
+        cfg = self.cfg
+        model = build(cfg["model"], shape=stream.shape, outputs=stream.outputs)
+        if isinstance(model, torch.nn.Module):  # a user's own: made once per seed, and vectorised
+            model = Module(lambda: build(cfg["model"], shape=stream.shape, outputs=stream.outputs), stream.outputs)
+        return {
+            "model": model,
+            "optimizer": build(cfg["optimizer"]),
+            "budget": Budget(**cfg["train"]),
+            "device": self.device,
+            "dtype": getattr(torch, cfg["dtype"]),
+            "pin": {k: v for k, v in cfg["pin"].items() if k != "stream"},
+        }
+
+
+def build(node: Any, **given: Any) -> Any:
+    """The one place where Hydra makes objects from configuration."""
+    from hydra.utils import instantiate
+
+    if not given:
+        return instantiate(node, _convert_="all")
+    # given values as call arguments: Hydra would turn a dataclass among them into configuration
+    return instantiate(node, _convert_="all", _partial_=True)(**given)
+
+
+def from_config(cfg: DictConfig, progress: bool = True) -> Path:
+    """Run what a composed configuration says; returns the run's folder.
+
+    A run that is done is not repeated (`force=true` does), one that was cut short is resumed.
+    """
+    from omegaconf import OmegaConf
+
+    own = OmegaConf.masked_copy(cfg, [str(k) for k in cfg if k != "hydra"])
+    plain: Any = OmegaConf.to_container(own, resolve=True)
+    threads = int(plain["threads"]) or os.cpu_count() or 1
+    torch.set_num_threads(threads)
+    setting = Setting(plain, build(plain["dataset"]), chosen_device(plain["device"]), threads)
+    strategies = {name: build(node) for name, node in plain["strategy"].items()}
+    return _one(setting, plain["strategy"], strategies, tuple(plain["seeds"]), progress)
+
+
+def chosen_device(name: str) -> torch.device:
+    """`auto` is the GPU where there is one. ValueError for a device that is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device={name}: this machine has {torch.cuda.device_count()} GPUs; use device=auto or cpu")
+    return device
+
+
+RESET = {"reset": {"_target_": "strategies.reset.Reset"}}  # the control that plasticity is measured against
+
+
+def _one(
+    setting: Setting, spec: dict[str, Any], strategies: dict[str, Strategy], seeds: tuple[int, ...], progress: bool
+) -> Path:
+    cfg, label = setting.cfg, "+".join(strategies)
+    stream = setting.stream(seeds)
+    metrics = {name: build(node) for name, node in (cfg["metrics"] or {}).items()}
+    is_control = list(strategies) == ["reset"]
+    identity = {**setting.identity, "strategy": spec, "seeds": list(seeds), "eval": cfg["eval"]["tasks"]}
+    for line in Chain(list(strategies.values())).disorder():
+        warn(f"strategy=[{','.join(strategies)}]: {line}")
+    with _open(setting, stream, label, identity, force=cfg["force"]) as folder:
+        if folder.done:
+            print(f"done already: {folder.path} (force=true runs it again)")
+            return folder.path
+        resume = _resume(folder, setting, stream, {"metrics": sorted(metrics), "purpose": "run"})
+        control = None
+        if cfg["control"] and not is_control:
+            control = _control(setting, seeds, progress)
+        trackers = Trackers(_trackers(cfg, stream, label, progress))
+        sink = FolderSink(folder, trackers, seeds, len(stream.tasks))
+        past = summaries(folder.table("metrics"), folder.table("accuracy"), seeds, len(stream.tasks))
+        trackers.start(About(cfg, folder.manifest, folder.path, seeds, len(stream.tasks)), past)
+        try:
+            result = run(
+                stream,
+                list(strategies.values()),
+                metrics=metrics,
+                evaluation=Evaluation(**cfg["eval"]),
+                control=control,
+                is_control=is_control,
+                gap=cfg["gap"],
+                sink=sink,
+                resume=resume,
+                progress=trackers.progress,
+                **setting.parts(stream),
+            )
+        except BaseException as error:
+            trackers.finish([], f"{type(error).__name__}: {error}")
+            raise
+        alive = result.learner.alive.tolist()
+        diverged = [s for s, a in zip(seeds, alive) if not a]
+        folder.finish(diverged=diverged)
+        if diverged:
+            warn(f"seeds {diverged} diverged: their weights are no longer finite; try a lower optimizer.lr")
+        trackers.finish([folder.path / f"{name}.parquet" for name in store.SCHEMAS])
+        return folder.path
+
+
+def _open(setting: Setting, stream: Stream, label: str, identity: dict[str, Any], **how: Any) -> store.RunFolder:
+    return store.RunFolder.open(
+        setting.cfg["results"],
+        f"{stream.name}_{stream.scenario}",
+        label,
+        store.identity(identity),
+        scenario=stream.scenario,
+        keep=setting.cfg["keep"],
+        **how,
+    )
+
+
+def _resume(
+    folder: store.RunFolder, setting: Setting, stream: Stream, facts: dict[str, Any]
+) -> tuple[int, dict[str, Any]] | None:
+    """Where to go on from; writes the configuration and the manifest of this attempt."""
+    from omegaconf import OmegaConf
+
+    facts = {**provenance.facts(setting.device.type), **facts}
+    resume = folder.resume(source=facts["source"])
+    for note in folder.notes:
+        warn(note)
+    folder.write_config(OmegaConf.to_yaml(OmegaConf.create(setting.cfg)))
+    folder.update_manifest(
+        setting=store.identity(setting.identity),
+        seeds=list(stream.seeds),
+        stream_version=stream.version,
+        stream_hash=stream.hash,
+        split="test",
+        config=setting.cfg,
+        threads=setting.threads,
+        **facts,
+    )
+    return resume
+
+
+def _control(setting: Setting, seeds: tuple[int, ...], progress: bool) -> Tensor:
+    """A fresh net's accuracy on every task for these seeds [S, T]: found among the results, or trained.
+
+    Seeds that are missing are trained under the run's lock, so that of several processes that need
+    them one trains and the others read.
+    """
+    cfg = setting.cfg
+    known = _known_control(setting)
+    missing = tuple(s for s in seeds if s not in known)
+    if missing:
+        stream = setting.stream(missing)
+        identity = {**setting.identity, "strategy": RESET, "seeds": list(missing), "purpose": "control"}
+        with _open(setting, stream, "reset", identity, wait=3600.0) as folder:
+            if not folder.done:
+                resume = _resume(folder, setting, stream, {"metrics": [], "purpose": "control"})
+                if progress:
+                    print(f"training the control first: a fresh net for each task, seeds {list(missing)}", flush=True)
+                run(
+                    stream,
+                    [build(node) for node in RESET.values()],
+                    evaluation=Evaluation(
+                        tasks=1, samples=cfg["eval"]["samples"], batch_size=cfg["eval"]["batch_size"]
+                    ),
+                    is_control=True,
+                    gap=False,
+                    sink=FolderSink(folder, Trackers([]), missing, len(stream.tasks)),
+                    resume=resume,
+                    **setting.parts(stream),
+                )
+                folder.finish(diverged=[])
+        known = _known_control(setting)
+    return torch.stack([known[s] for s in seeds])
+
+
+def _known_control(setting: Setting) -> dict[int, Tensor]:
+    """Accuracy on each task just after it [T], by seed, from every finished control of this setting."""
+    known: dict[int, Tensor] = {}
+    for found in store.find_runs(setting.cfg["results"], strategy="reset", setting=store.identity(setting.identity)):
+        table = store.read_table(found, "accuracy").to_pylist()
+        tasks = 1 + max(row["boundary"] for row in table)
+        for row in table:
+            if row["boundary"] == row["task"]:
+                known.setdefault(row["seed"], torch.full((tasks,), float("nan"), dtype=torch.float64))
+                known[row["seed"]][row["task"]] = row["accuracy"]
+    return known
+
+
+def _trackers(cfg: dict[str, Any], stream: Stream, label: str, progress: bool) -> list[Tracker]:
+    from harness.trackers.console import Console
+    from harness.trackers.wandb import WandB
+
+    title = (
+        f"{label} on {stream.name} (scenario {stream.scenario}, {len(stream.tasks)} tasks, seeds {list(stream.seeds)})"
+    )
+    closing = [f"compare: python -m harness leaderboard {cfg['results']}"]
+    shown: list[Tracker] = [Console(title, closing=closing)] if progress else []
+    settings = dict(cfg["tracker"] or {"mode": "disabled"})
+    return shown if settings["mode"] == "disabled" else [*shown, WandB(**settings)]

@@ -1,0 +1,194 @@
+"""What a method is: eight hooks, each the identity by default, and a chain of methods."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from harness.random import RandomStream
+from harness.types import Batch, GradFn, Net, Out, Params, Step, Task
+
+if TYPE_CHECKING:
+    from harness.learner import Learner
+
+HOOKS = ("setup", "begin", "batch", "loss", "grad", "step", "end", "deploy")
+
+
+class Strategy:
+    """Identity in every hook: the base class is naive fine-tuning.
+
+    State is whatever a strategy keeps as attributes: tensors, numbers, strings, lists and dicts of
+    these, Nets, and objects with a state_dict. Attributes named in `transient` are left out; `setup`
+    must rebuild them.
+    """
+
+    family: str = "control"  # one of van de Ven, Soures & Kudithipudi's (2024) six, or plasticity, control
+    scenarios: tuple[str, ...] = ("task", "domain", "class")
+    needs: frozenset[str] = frozenset()  # what costs time: "before", "inputs"
+    order: dict[str, int] = {}  # hook -> rank; a lower rank belongs earlier (for grad: further in)
+    transient: tuple[str, ...] = ()
+    random: RandomStream  # set before setup; its draws are this strategy's alone
+
+    def setup(self, learner: Learner) -> None:
+        """Once: allocate state (zeros, so that the first task is no special case); may add parameters."""
+
+    def begin(self, learner: Learner, task: Task) -> Task:
+        """Before a task's first step: may edit parameters, or return other data to train on."""
+        return task
+
+    def batch(self, learner: Learner, batch: Batch) -> Batch:
+        """Once a step: all drawing and reading of memories happens here, never in loss or grad."""
+        return batch
+
+    def loss(self, learner: Learner, params: Params, batch: Batch, out: Out) -> Tensor | float:
+        """A penalty [S], differentiable in params and pure: a sharpness-aware step calls it twice."""
+        return 0.0
+
+    def grad(self, learner: Learner, inner: GradFn) -> GradFn:
+        """Wrap the gradient function; called once; the wrapper may call `inner` again."""
+        return inner
+
+    def step(self, learner: Learner, step: Step) -> None:
+        """After the optimizer's update, without gradients: may edit parameters, fill memories."""
+
+    def end(self, learner: Learner, task: Task) -> None:
+        """After a task's last step, before it is measured: estimate, merge, distil."""
+
+    def deploy(self, learner: Learner, net: Net) -> Net:
+        """The net that accuracy is measured on; changes nothing."""
+        return net
+
+    @property
+    def name(self) -> str:
+        return type(self).__name__
+
+    def overrides(self, hook: str) -> bool:
+        """Whether this strategy does anything in `hook`."""
+        return getattr(type(self), hook) is not getattr(Strategy, hook)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that a resumed run needs, as tensors and primitives."""
+        skip = {*self.transient, "random"}
+        return {k: _pack(v, f"{self.name}.{k}") for k, v in vars(self).items() if k not in skip}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for k, v in state.items():
+            setattr(self, k, _unpack(v, getattr(self, k, None)))
+
+
+def _pack(value: Any, where: str) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach()
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, Net):
+        return {"__net__": {"params": value.params, "buffers": value.buffers}}
+    if isinstance(value, (list, tuple)):
+        kind = "__tuple__" if isinstance(value, tuple) else "__list__"
+        return {kind: [_pack(v, f"{where}[{i}]") for i, v in enumerate(value)]}
+    if isinstance(value, dict):
+        return {"__dict__": [[k, _pack(v, f"{where}[{k!r}]")] for k, v in value.items()]}
+    if hasattr(value, "state_dict"):
+        return {"__state__": value.state_dict()}
+    raise TypeError(f"{where} is a {type(value).__name__}: keep tensors and numbers, or name it in `transient`")
+
+
+def _unpack(value: Any, present: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.clone()
+    if not isinstance(value, dict):
+        return value
+    (kind, inner), *_ = value.items()
+    if kind == "__net__":
+        if not isinstance(present, Net):
+            raise ValueError("a Net can only be restored into a Net: allocate it in setup")
+        return Net(inner["params"], inner["buffers"], present.apply)
+    if kind == "__state__":
+        present.load_state_dict(inner)
+        return present
+    if kind == "__dict__":
+        old = present if isinstance(present, dict) else {}
+        return {k: _unpack(v, old.get(k)) for k, v in inner}
+    old_items = list(present) if isinstance(present, (list, tuple)) else []
+    items = [_unpack(v, old_items[i] if i < len(old_items) else None) for i, v in enumerate(inner)]
+    return tuple(items) if kind == "__tuple__" else items
+
+
+class Chain(Strategy):
+    """Strategies in list order.
+
+    `begin`, `batch` and `deploy` thread left to right, `loss` sums, `grad` nests (the last is
+    outermost), `step` and `end` run in order. The chain knows nothing of its parts; parts that do
+    nothing in a hook cost nothing there.
+    """
+
+    def __init__(self, parts: Sequence[Strategy]) -> None:
+        self.parts = list(parts)
+        names = [p.name for p in self.parts]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"strategy {name} stands twice in the list: name it once")
+        self.active = {h: [p for p in self.parts if p.overrides(h)] for h in HOOKS}
+        self.needs = frozenset().union(*(p.needs for p in self.parts))
+
+    def disorder(self) -> list[str]:
+        """Orders known to be wrong, a sentence each: the list is what the user wrote, so it is not sorted."""
+        found = []
+        for hook in HOOKS:
+            ranked = [p for p in self.active[hook] if hook in p.order]
+            for a, b in itertools.pairwise(ranked):
+                if a.order[hook] > b.order[hook]:
+                    found.append(f"{b.name} should stand before {a.name} (both act in `{hook}`)")
+        return found
+
+    def setup(self, learner: Learner) -> None:
+        for p in self.parts:
+            p.random = learner.random(f"strategy/{p.name}")
+        for p in self.active["setup"]:
+            p.setup(learner)
+
+    def begin(self, learner: Learner, task: Task) -> Task:
+        for p in self.active["begin"]:
+            task = p.begin(learner, task)
+        return task
+
+    def batch(self, learner: Learner, batch: Batch) -> Batch:
+        for p in self.active["batch"]:
+            batch = p.batch(learner, batch)
+        return batch
+
+    def loss(self, learner: Learner, params: Params, batch: Batch, out: Out) -> Tensor | float:
+        return sum((p.loss(learner, params, batch, out) for p in self.active["loss"]), 0.0)
+
+    def grad(self, learner: Learner, inner: GradFn) -> GradFn:
+        for p in self.active["grad"]:
+            inner = p.grad(learner, inner)
+        return inner
+
+    def step(self, learner: Learner, step: Step) -> None:
+        for p in self.active["step"]:
+            p.step(learner, step)
+
+    def end(self, learner: Learner, task: Task) -> None:
+        for p in self.active["end"]:
+            p.end(learner, task)
+
+    def deploy(self, learner: Learner, net: Net) -> Net:
+        for p in self.active["deploy"]:
+            net = p.deploy(learner, net)
+        return net
+
+    @property
+    def plain(self) -> bool:
+        """Whether no part does anything: naive fine-tuning."""
+        return not any(self.active.values())
+
+    def state_dict(self) -> dict[str, Any]:
+        return {p.name: p.state_dict() for p in self.parts}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for p in self.parts:
+            p.load_state_dict(state[p.name])

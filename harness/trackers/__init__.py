@@ -1,0 +1,148 @@
+"""Mirrors of a run's rows: a tracker sees summaries of what the tables hold, and is never the truth."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class About:
+    """What a tracker may know of a run before it starts."""
+
+    config: Mapping[str, Any]  # resolved
+    manifest: Mapping[str, Any]
+    path: Path  # the run's folder
+    seeds: tuple[int, ...]
+    tasks: int
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One boundary as its rows say it."""
+
+    t: int  # task just trained; -1: the initialisation
+    values: Mapping[str, Array]  # metric -> [S]; those of phase start are named start/<metric>
+    accuracy: Array  # [S, T] on each task at this boundary, NaN where not measured
+
+    @property
+    def new(self) -> Array:
+        """Accuracy on the task just trained: [S]; NaN at the initialisation."""
+        return self.accuracy[:, self.t] if self.t >= 0 else np.full(len(self.accuracy), math.nan)
+
+    @property
+    def old(self) -> Array:
+        """Mean accuracy on the earlier tasks that were measured: [S]; NaN where there are none."""
+        return mean(self.accuracy[:, : max(self.t, 0)])
+
+
+class Tracker(Protocol):
+    """Mirrors a run. Boundaries arrive in order; `past` holds those of an earlier attempt."""
+
+    def start(self, about: About, past: Sequence[Summary]) -> None: ...
+    def progress(self, task: int, step: int, steps: int) -> None: ...
+    def boundary(self, summary: Summary) -> None: ...
+    def finish(self, files: Sequence[Path], error: str = "") -> None:
+        """Close: `files` are the tables of a run that is done, `error` says why it is not."""
+
+
+def warn(line: str) -> None:
+    print(f"warning: {line}", file=sys.stderr)
+
+
+class Trackers:
+    """Several as one. A tracker that raises costs one warning and is left out from then on."""
+
+    def __init__(self, trackers: Sequence[Tracker], warn: Callable[[str], None] = warn) -> None:
+        self.trackers, self.warn = list(trackers), warn
+
+    def start(self, about: About, past: Sequence[Summary] = ()) -> None:
+        self._each(lambda tracker: tracker.start(about, past))
+
+    def progress(self, task: int, step: int, steps: int) -> None:
+        self._each(lambda tracker: tracker.progress(task, step, steps))
+
+    def boundary(self, summary: Summary) -> None:
+        self._each(lambda tracker: tracker.boundary(summary))
+
+    def finish(self, files: Sequence[Path], error: str = "") -> None:
+        self._each(lambda tracker: tracker.finish(files, error))
+
+    def _each(self, call: Callable[[Tracker], None]) -> None:
+        for tracker in list(self.trackers):
+            try:
+                call(tracker)
+            except Exception as error:
+                self.trackers.remove(tracker)
+                first = (str(error).strip().splitlines() or [""])[0][:200]
+                self.warn(f"{type(tracker).__name__} stopped ({type(error).__name__}: {first}); the run goes on")
+
+
+def summaries(metrics: Any, accuracy: Any, seeds: Sequence[int], tasks: int) -> list[Summary]:
+    """One Summary a boundary from the pyarrow tables `metrics` and `accuracy`, in order of boundaries.
+
+    Only rows about the whole boundary count (no axis, no evaluated task). Where a metric was taken of
+    both nets, the deployed one is named <metric>/deployed.
+    """
+    import pyarrow.compute as pc
+
+    row = {seed: s for s, seed in enumerate(seeds)}
+    scores: dict[int, Array] = {}
+    cells = (accuracy[c].to_pylist() for c in ("boundary", "seed", "task", "accuracy"))
+    for t, seed, task, score in zip(*cells):
+        scores.setdefault(t, np.full((len(seeds), tasks), math.nan))[row[seed], task] = score
+    values: dict[int, dict[tuple[str, str, str], Array]] = {t: {} for t in scores}
+    whole = metrics.filter(pc.and_(pc.equal(metrics["axis"], ""), pc.equal(metrics["task"], -1)))
+    cells = (whole[c].to_pylist() for c in ("boundary", "phase", "metric", "net", "seed", "value"))
+    for t, phase, metric, net, seed, value in zip(*cells):
+        found = values.setdefault(t, {}).setdefault((phase, metric, net), np.full(len(seeds), math.nan))
+        found[row[seed]] = value
+    blank = np.full((len(seeds), tasks), math.nan)
+    return [Summary(t, _named(values[t]), scores.get(t, blank)) for t in sorted(values)]
+
+
+def _named(values: Mapping[tuple[str, str, str], Array]) -> dict[str, Array]:
+    named = {}
+    for (phase, metric, net), value in values.items():
+        both = net == "deployed" and (phase, metric, "trained") in values
+        named[("" if phase == "end" else f"{phase}/") + metric + ("/deployed" if both else "")] = value
+    return named
+
+
+def mean(values: Array) -> Array:
+    """Mean over the last axis of what is finite, NaN where nothing is.
+
+    >>> mean(np.array([[1.0, np.nan, 3.0], [np.nan, np.nan, np.nan]]))
+    array([ 2., nan])
+    """
+    finite = np.isfinite(values)
+    count = finite.sum(-1)
+    total = np.where(finite, values, 0.0).sum(-1)
+    return np.where(count > 0, total / np.maximum(count, 1), math.nan)
+
+
+def interval(values: Array) -> tuple[float, float, int]:
+    """Mean, half width of its 95 % Student interval, and the number n of finite values.
+
+    half = t(0.975, n - 1) s / sqrt(n) with the sample standard deviation s; NaN for n < 2.
+
+    >>> average, half, n = interval(np.array([1.0, 2.0, 3.0, np.nan]))  # s = 1, t(0.975, 2) = 4.3027
+    >>> average, round(half, 4), n
+    (2.0, 2.4841, 3)
+    """
+    kept = values[np.isfinite(values)]
+    n = len(kept)
+    if n < 2:
+        return float(kept[0]) if n else math.nan, math.nan, n
+    from scipy.special import stdtrit  # a tenth of the import of scipy.stats
+
+    return float(kept.mean()), float(stdtrit(n - 1, 0.975) * kept.std(ddof=1) / math.sqrt(n)), n

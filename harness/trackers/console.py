@@ -1,0 +1,230 @@
+"""The run on the terminal: a line a boundary, and at the end the table and the accuracy matrix."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, TextIO
+
+import numpy as np
+
+from harness.trackers import About, Array, Summary, interval, mean
+
+if TYPE_CHECKING:
+    from rich.console import Console as RichConsole
+    from rich.progress import Progress, TaskID
+
+
+class Shown(NamedTuple):
+    """A quantity to show: `key` is new, old or a metric; `over` says of which boundaries at the end."""
+
+    title: str
+    key: str
+    format: str = ".3f"
+    over: str = "last"  # or mean: over the boundaries
+
+
+LINE = (
+    Shown("new", "new"),
+    Shown("old", "old"),
+    Shown("forgetting", "forgetting"),
+    Shown("plasticity lost", "trainability_gap"),
+    Shown("sharpness", "lambda_max_joint", ".3g"),
+)
+TABLE = (
+    Shown("average accuracy", "average_accuracy"),
+    Shown("accuracy on the new task, mean", "new", over="mean"),
+    Shown("accuracy on old tasks", "old"),
+    Shown("forgetting", "forgetting"),
+    Shown("backward transfer", "backward_transfer"),
+    Shown("forward transfer", "forward_transfer"),
+    Shown("loss of plasticity (trainability gap), mean", "trainability_gap", over="mean"),
+    Shown("intransigence, mean", "intransigence", over="mean"),
+    Shown("sharpness (top eigenvalue, seen tasks)", "lambda_max_joint", ".4g"),
+)
+CELLS = 20  # rows and columns of the accuracy matrix at most
+_RAMP = ((68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37))  # viridis
+
+
+class Console:
+    """Plain lines; on a terminal a progress bar below them and a coloured matrix."""
+
+    def __init__(
+        self,
+        title: str = "",
+        *,
+        line: Sequence[Shown] = LINE,
+        table: Sequence[Shown] = TABLE,
+        closing: Sequence[str] = (),
+        stream: TextIO | None = None,
+    ) -> None:
+        self.title, self.line, self.table, self.closing = title, line, table, closing
+        self.stream = sys.stdout if stream is None else stream
+        self.history: list[Summary] = []
+        self.rich: RichConsole | None = None
+        self.bar: Progress | None = None
+        self.task: TaskID | None = None
+
+    def start(self, about: About, past: Sequence[Summary]) -> None:
+        self.about, self.history = about, list(past)
+        # rich is asked for a terminal only: a pipe needs neither its width nor its import
+        if self.stream.isatty() and os.environ.get("TERM", "dumb") != "dumb":
+            self._start_bar(about.tasks, self._done)
+        if self.title:
+            self._print(self.title)
+        if past:
+            self._print(f"resumed after task {self._done}/{about.tasks}")
+
+    @property
+    def _done(self) -> int:
+        return self.history[-1].t + 1 if self.history else 0
+
+    def progress(self, task: int, step: int, steps: int) -> None:
+        if self.bar is not None and self.task is not None:
+            self.bar.update(self.task, completed=task + step / max(steps, 1))
+
+    def boundary(self, summary: Summary) -> None:
+        self.history.append(summary)
+        if self.bar is not None and self.task is not None:
+            self.bar.update(self.task, completed=summary.t + 1, description=f"task {summary.t + 1}/{self.about.tasks}")
+        if summary.t >= 0:
+            self._print(line(summary, self.about.tasks, self.line))
+
+    def finish(self, files: Sequence[Path], error: str = "") -> None:
+        if self.bar is not None:
+            self.bar.stop()
+        if error or self._done == 0:
+            return
+        self._print("")
+        for text in table(self.history, len(self.about.seeds), self.table):
+            self._print(text)
+        self._print("")
+        self._matrix()
+        self._print("")
+        self._print(f"results in {self.about.path}")
+        for text in self.closing:
+            self._print(text)
+
+    def _print(self, text: str) -> None:
+        if self.rich is None:
+            print(text, file=self.stream, flush=True)
+        else:
+            self.rich.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def _start_bar(self, tasks: int, done: int) -> None:
+        from rich import progress
+        from rich.console import Console as RichConsole
+
+        self.rich = RichConsole(file=self.stream)
+        self.bar = progress.Progress(
+            progress.TextColumn("{task.description}"),
+            progress.BarColumn(),
+            progress.TimeElapsedColumn(),
+            progress.TextColumn("left"),
+            progress.TimeRemainingColumn(),
+            console=self.rich,
+            transient=True,
+            speed_estimate_period=600.0,  # measuring and training take turns: 30 s would see one of them
+            redirect_stderr=False,
+            redirect_stdout=False,
+        )
+        self.task = self.bar.add_task(f"task {done}/{tasks}", total=tasks, completed=done)
+        self.bar.start()
+
+    def _matrix(self) -> None:
+        width = shutil.get_terminal_size().columns if self.rich is not None else 10**6
+        head, labels, cells = matrix(self.history, self.about.tasks, width)
+        self._print(head)
+        scale = np.concatenate([row for _, row in cells])
+        low, high = np.fmin.reduce(scale), np.fmax.reduce(scale)  # NaN only where every cell is
+        for label, (texts, values) in zip(labels, cells):
+            if self.rich is None:
+                self._print(label + "".join(texts))
+                continue
+            from rich.text import Text
+
+            painted = Text(label)
+            for text, value in zip(texts, values):
+                painted.append(text, style=_style((value - low) / max(high - low, 1e-12)))
+            self.rich.print(painted, soft_wrap=True)
+
+
+def _style(share: float) -> str:
+    """Background from dark (lowest) to bright, text in the colour that can be read on it."""
+    if math.isnan(share):
+        return ""
+    at = share * (len(_RAMP) - 1)
+    i = min(int(at), len(_RAMP) - 2)
+    r, g, b = (round(lo + (at - i) * (hi - lo)) for lo, hi in zip(_RAMP[i], _RAMP[i + 1]))
+    ink = "black" if 0.299 * r + 0.587 * g + 0.114 * b > 140 else "white"
+    return f"{ink} on rgb({r},{g},{b})"
+
+
+def _values(summary: Summary, key: str) -> Array | None:
+    if key in ("new", "old"):
+        return summary.new if key == "new" else summary.old
+    return summary.values.get(key)
+
+
+def line(summary: Summary, tasks: int, shown: Sequence[Shown]) -> str:
+    """`task  3/10  new 0.912  old 0.634 ...`: means over the finite seeds, their number where some diverged."""
+    parts = [f"task {summary.t + 1:>{len(str(tasks))}}/{tasks}"]
+    for title, key, form, _ in shown:
+        values = _values(summary, key)
+        if values is None:
+            continue
+        average = float(mean(values))
+        parts.append(f"{title} {'-' if math.isnan(average) else format(average, form):>6}")
+    finite = int(np.isfinite(summary.new).sum())
+    if finite < len(summary.new):
+        parts.append(f"({finite} of {len(summary.new)} seeds)")
+    return "  ".join(parts)
+
+
+def table(history: Sequence[Summary], seeds: int, shown: Sequence[Shown]) -> list[str]:
+    """Mean ± 95 % interval over seeds of each quantity, aligned; n where it is not the number of seeds."""
+    trained = [s for s in history if s.t >= 0]
+    rows: list[tuple[str, str, str]] = []
+    for title, key, form, over in shown:
+        found = [v for s in (trained if over == "mean" else trained[-1:]) if (v := _values(s, key)) is not None]
+        # boundaries where nobody has a value (no old task yet) do not count; a diverged seed stays NaN
+        found = [v for v in found if np.isfinite(v).any()]
+        if not found:
+            continue
+        average, half, n = interval(np.mean(found, 0))
+        text = "diverged" if n == 0 else format(average, form)
+        if n > 1:
+            text += f" ± {format(half, form)}"
+        rows.append((title, text, "" if n == seeds else f"n = {n} of {seeds}"))
+    wide = [max((len(row[i]) for row in rows), default=0) for i in (0, 1)]
+    head = f"mean{' ± 95 % interval' if seeds > 1 else ''} over {seeds} seed{'s' if seeds > 1 else ''}"
+    return [head, *(f"  {a:<{wide[0]}}  {b:<{wide[1]}}  {c}".rstrip() for a, b, c in rows)]
+
+
+def _spread(n: int, limit: int) -> list[int]:
+    """At most `limit` of 0 ... n - 1, evenly, with both ends."""
+    return list(range(n)) if n <= limit else [round(i * (n - 1) / (limit - 1)) for i in range(limit)]
+
+
+def matrix(history: Sequence[Summary], tasks: int, width: int) -> tuple[str, list[str], list[tuple[list[str], Array]]]:
+    """Heading, row labels and cells (texts, values) of the mean accuracy on task j (column) after task i (row)."""
+    trained = [s for s in history if s.t >= 0]
+    means = np.array([mean(s.accuracy.T) for s in trained])  # [rows, T]
+    percent = not bool(((means < 0) | (means > 1)).any())
+    cell = 4 if percent else 8
+    margin = max(5, len(str(tasks)) + 1)
+    columns = _spread(tasks, max(2, min(CELLS, (width - margin) // cell)))
+    rows = _spread(len(trained), CELLS)
+    unit = "accuracy, %" if percent else "score"
+    head = f"{unit}, on task (across) after task (down), mean over seeds\n"
+    head += " " * margin + "".join(f"{j + 1:>{cell}}" for j in columns)
+    cells = []
+    for i in rows:
+        values = means[i, columns]
+        texts = ["·" if math.isnan(v) else f"{100 * v:.0f}" if percent else f"{v:.3g}" for v in values]
+        cells.append(([f"{text:>{cell}}" for text in texts], values))
+    return head, [f"{trained[i].t + 1:>{margin}}" for i in rows], cells

@@ -1,0 +1,272 @@
+"""The vocabulary: plain values that flow from stream to learner to metric.
+
+Every tensor of a learner carries the seed axis first. Letters in shape comments:
+S seeds, B rows of a batch, C outputs, H units, T tasks, N samples of a data set, n rows of a task.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from harness.learner import Learner
+    from harness.random import RandomStream
+
+Params = dict[str, Tensor]  # name -> [S, *shape]
+Buffers = dict[str, Tensor]  # name -> [S, *shape], e.g. batch-norm statistics
+Loss = Callable[[Params], Tensor]  # parameters -> loss of each seed [S]; deterministic
+
+
+class Out(NamedTuple):
+    """What one forward pass returns."""
+
+    logits: Tensor  # [S, B, C]
+    acts: dict[str, Tensor]  # hidden units after the nonlinearity: [S, B, H] or [S, B, H, h, w]
+    buffers: Buffers  # new values of the buffers (the old ones when train is false)
+    inputs: dict[str, Tensor] = {}  # input of each Layer, only with record=True
+    preacts: dict[str, Tensor] = {}  # output of each Layer before any norm, only with record=True
+
+
+class Apply(Protocol):
+    """A forward pass: pure; `key` fixes every random draw (dropout) in it."""
+
+    def __call__(
+        self,
+        params: Params,
+        buffers: Buffers,
+        x: Tensor,  # [S, B, *shape]
+        t: Tensor,  # [S, B]
+        *,
+        train: bool = False,
+        key: Tensor | None = None,  # [S]
+        record: bool = False,
+    ) -> Out: ...
+
+
+class Slice(NamedTuple):
+    """The part of a parameter that belongs to a layer's units.
+
+    Unit j owns the indices `offset + j * repeat ... offset + (j + 1) * repeat - 1` along `axis`
+    (the seed axis is axis 0). `repeat` is h*w where a flattened feature map is read by a linear
+    layer; `offset` reaches the second half of a CReLU.
+    """
+
+    name: str
+    axis: int
+    repeat: int = 1
+    offset: int = 0
+    bias: bool = False  # reset to zero, not to a fresh draw
+
+
+class Unit(NamedTuple):
+    """One layer of hidden units: every parameter slice that writes or reads them."""
+
+    act: str  # name in Out.acts; its channel axis holds `size` units, or k*size (CReLU: k = 2)
+    size: int
+    producers: tuple[Slice, ...]  # incoming weights and bias
+    consumers: tuple[Slice, ...]  # every outgoing weight: several in residual and CReLU nets
+    norm: tuple[Slice, ...] = ()  # gain, shift and running statistics (params or buffers) of the units
+
+
+class Layer(NamedTuple):
+    """One linear or convolutional map, for Fisher, Kronecker factors and gradient projection."""
+
+    weight: str
+    bias: str | None
+    input: str  # name in Out.inputs
+    preact: str  # name in Out.preacts
+    conv: dict[str, int] | None = None  # stride, padding of a convolution
+
+
+class Model(Apply, Protocol):
+    """A network over stacked parameters. It owns no tensors: `init` makes them, `__call__` uses them."""
+
+    units: tuple[Unit, ...]
+    layers: tuple[Layer, ...]
+    head: tuple[str, ...]  # names of the read-out's parameters
+    outputs: int
+    stochastic: bool  # draws random numbers in training (dropout), so that it needs a key
+
+    def init(self, key: Tensor) -> tuple[Params, Buffers]:
+        """Fresh float32 parameters and buffers; row s depends on `key[s]` alone."""
+        ...
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows to learn from. Fresh rows of the stream come first; strategies append behind them."""
+
+    x: Tensor  # [S, B, *shape]
+    y: Tensor  # [S, B] class, or [S, B, C] regression target
+    t: Tensor  # [S, B] task id of each row; 0 everywhere unless scenario=task
+    w: Tensor  # [S, B] loss weight: task loss = (w * nll).sum(1)
+    mask: Tensor | None = None  # [S, B, C] or [1, 1, C]; outputs that compete; None: all of them
+    key: Tensor | None = None  # [S] fixes dropout, so that both passes of SAM share their masks
+    extra: dict[str, Any] = field(default_factory=dict)  # what a strategy drew for its own loss
+
+
+def cat(a: Batch, b: Batch) -> Batch:
+    """Rows of `a`, then rows of `b`; key and fresh rows are those of `a`."""
+    mask = None
+    if a.mask is not None or b.mask is not None:
+        outputs = next(m.shape[-1] for m in (a.mask, b.mask) if m is not None)
+        mask = torch.cat([_dense_mask(a, outputs), _dense_mask(b, outputs)], 1)
+    x, y, t, w = (torch.cat([getattr(a, n), getattr(b, n)], 1) for n in ("x", "y", "t", "w"))
+    return replace(a, x=x, y=y, t=t, w=w, mask=mask, extra={**a.extra, **b.extra})
+
+
+def _dense_mask(batch: Batch, outputs: int) -> Tensor:
+    shape = (*batch.w.shape, outputs)
+    if batch.mask is None:
+        return torch.ones(shape, dtype=torch.bool, device=batch.w.device)
+    return batch.mask.expand(shape)
+
+
+class Source(Protocol):
+    """Rows of a task: an indexed gather, a union of others, or a generator of (seed, position)."""
+
+    @property
+    def size(self) -> Tensor:
+        """Rows of each seed: [S]."""
+        ...
+
+    def take(self, position: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Rows at `position` [S, B] -> x [S, B, *shape], y [S, B], t [S, B]."""
+        ...
+
+    def labels(self) -> Tensor:
+        """Class of every row, for stratified samples: [S, n]; -1 on padding; 0 where there are no classes."""
+        ...
+
+
+@dataclass(frozen=True)
+class Task:
+    index: int
+    train: Source
+    val: Source
+    test: Source
+    nominal: int  # training rows that an epoch is counted by, the same for every seed
+
+
+@dataclass(frozen=True)
+class Stream:
+    """A sequence of tasks over data that lives on the device once."""
+
+    name: str
+    version: int
+    scenario: str  # task, domain or class
+    tasks: tuple[Task, ...]
+    shape: tuple[int, ...]  # of one input
+    outputs: int
+    seeds: tuple[int, ...]
+    hash: str  # digest of the data and of every seed's draws
+    masks: Tensor | None = None  # [S or 1, T, C] outputs of each task; None: all compete always
+    classes: str = "seen"  # class-incremental softmax over the classes seen so far, or all
+    loss: str = "cross_entropy"  # or mse
+    info: dict[str, Any] = field(default_factory=dict)  # settings, for the manifest
+
+    def mask(self, t: Tensor, now: int) -> Tensor | None:
+        """Outputs that compete for rows of task id `t` [S, B] while task `now` is current."""
+        if self.masks is None:
+            return None
+        if self.scenario == "task":
+            rows = torch.arange(len(self.masks), device=t.device)[:, None]
+            return self.masks[rows.expand(len(t), 1) if len(self.masks) > 1 else 0, t]
+        if self.classes == "all":
+            return None
+        return self.masks[:, : now + 1].any(1)[:, None]  # [S or 1, 1, C]
+
+
+@dataclass(frozen=True)
+class Net:
+    """Parameters with the forward pass that reads them."""
+
+    params: Params
+    buffers: Buffers
+    apply: Apply
+
+    def __call__(self, x: Tensor, t: Tensor, *, record: bool = False) -> Out:
+        """Evaluation mode: no dropout, running statistics."""
+        return self.apply(self.params, self.buffers, x, t, record=record)
+
+
+class Aux(NamedTuple):
+    loss: Tensor  # [S] task loss plus every penalty
+    out: Out
+
+
+GradFn = Callable[[Params, Batch], tuple[Params, Aux]]
+
+
+class Step(NamedTuple):
+    """What a strategy sees after the optimizer's update."""
+
+    fresh: Batch  # as the stream delivered it
+    batch: Batch  # after every `batch` hook
+    out: Out  # forward pass on `batch` before the update
+    grads: Params  # what the optimizer received
+    before: Params | None  # parameters before the update, if a strategy needs "before"
+
+
+class Reading(NamedTuple):
+    """A metric with a standard error or along an axis (evaluated task, layer, α, k)."""
+
+    value: Tensor  # [S] or [S, K]
+    stderr: Tensor | None = None  # as value
+    axis: str = ""  # "" for [S]; "task", "layer", "alpha", "k"... for [S, K]
+    coords: Sequence[float | int | str] = ()  # K coordinates; () means 0 ... K-1
+
+
+class Column(NamedTuple):
+    """What a column means, beside the metric that fills it."""
+
+    better: str  # "higher", "lower" or "" where neither is better
+    unit: str
+    text: str  # one line
+
+
+class Nets(Protocol):
+    """The net after each task, loaded when asked for: nets[i], nets.initial."""
+
+    @property
+    def initial(self) -> Net: ...
+
+    def __getitem__(self, task: int) -> Net: ...
+
+
+@dataclass(frozen=True)
+class Boundary:
+    """All that a metric may read at a task boundary. Read-only."""
+
+    t: int
+    phase: str  # "start": after begin, before the first step; "end": after the task
+    stream: Stream
+    learner: Learner  # for its model, device and optimizer settings; never changed
+    trained: Net  # for curvature and paths
+    deployed: Net  # for accuracy
+    nets: Nets  # nets at earlier boundaries
+    accuracy: Tensor  # R [S, T + 1, T]: row 0 the initialisation, row i + 1 after task i; NaN: not measured
+    online: Tensor  # [S, steps] accuracy on each fresh batch before its update
+    random: RandomStream  # its own: a metric never moves the training randomness
+    control: Tensor | None = None  # [S, T] a fresh net's accuracy on each task just after training on it
+    gap: Tensor | None = None  # [S] test accuracy of the learner's copy after plain training on task t
+    alive: Tensor | None = None  # [S] False where the seed has diverged
+
+    def probe(self, task: int, size: int = 512) -> Batch:
+        """A frozen, class-stratified sample of task's training rows, the same for the whole run."""
+        return self.learner.probe(self.stream.tasks[task], size)
+
+    def loss(self, tasks: Sequence[int], size: int = 512) -> Loss:
+        """Mean loss over the probes of `tasks` in evaluation mode, under this boundary's mask."""
+        return self.learner.objective([self.probe(i, size) for i in tasks], self.stream, self.t)
+
+
+class Metric(Protocol):
+    """A pure function of a boundary: name -> [S], or a Reading."""
+
+    def __call__(self, b: Boundary) -> dict[str, Tensor | Reading]: ...

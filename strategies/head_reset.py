@@ -1,0 +1,49 @@
+"""Head reset: a new read-out for every task, the body goes on.
+
+A control of Dohare et al. (2024), Loss of plasticity in deep continual learning, Nature 632; Nikishin
+et al. (2022), The primacy bias in deep reinforcement learning, ICML, reset last layers likewise.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from harness import tree
+from harness.learner import Learner
+from harness.strategy import Strategy
+from harness.types import Task
+
+
+class HeadReset(Strategy):
+    """Head reset: before every task but the first the read-out starts afresh, the body goes on (Dohare 2024).
+
+        head <- a new initialisation (init=fresh) or 0 (init=zero)
+
+    The whole head is reset, so that what old tasks read out is lost. With separate heads (scenario=task)
+    a new task has an untrained head anyway, and the method does not apply.
+
+    Differences from the paper:
+    * Its optimizer state is reset as well (optimizer=true); the paper's Continual ImageNet keeps the momentum.
+    * After init=zero the body's gradient is zero for one step, and CBP's utilities of the last hidden
+      layer collapse together for about 1 / (1 - decay) steps.
+    """
+
+    family = "plasticity"
+    scenarios = ("domain", "class")
+    order = {"begin": 0}
+
+    def __init__(self, *, init: str, optimizer: bool) -> None:
+        if init not in ("fresh", "zero"):
+            raise ValueError(f"head_reset.init={init}: must be fresh or zero")
+        self.init, self.optimizer = init, optimizer
+
+    def begin(self, learner: Learner, task: Task) -> Task:
+        if task.index == 0:
+            return task
+        head = {k: learner.params[k] for k in learner.model.head}
+        fresh = learner.fresh(self.random.key())[0] if self.init == "fresh" else tree.zeros(head)
+        tree.assign(head, {k: fresh[k] for k in head})
+        if self.optimizer:
+            for k, v in head.items():
+                learner.optimizer.reset(k, torch.ones((), dtype=torch.bool, device=v.device))
+        return task

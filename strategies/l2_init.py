@@ -1,0 +1,44 @@
+"""L2-Init: regularise towards the initial parameters.
+
+Kumar, Marklund & Van Roy (2023), Maintaining plasticity in continual learning via regenerative
+regularization.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from harness import tree
+from harness.learner import Learner
+from harness.strategy import Strategy
+from harness.types import Batch, Out, Params
+
+
+class L2Init(Strategy):
+    """L2-Init, or regenerative regularisation: decay towards the initialisation, not to zero (Kumar 2023).
+
+        penalty = strength |θ - θ_0|²        (no factor ½: the gradient is 2 strength (θ - θ_0))
+
+    The authors' code has the factor ½ that their paper has not, so that its strength is twice this one.
+    Norm gains and shifts are left free, as in their code. The penalty is part of the loss, hence
+    rescaled by an adaptive optimizer, as published.
+
+    Differences from the paper:
+    * θ_0 is what `setup` finds: parameters that a strategy adds before this one in the list are included.
+    * Beside cbp or redo a replaced unit is pulled to its first initialisation, not to its new one.
+    """
+
+    family = "plasticity"
+
+    def __init__(self, *, strength: float) -> None:
+        if strength < 0:
+            raise ValueError(f"l2_init.strength={strength}: must be at least 0")
+        self.strength = strength
+
+    def setup(self, learner: Learner) -> None:
+        norms = {s.name for unit in learner.model.units for s in unit.norm}
+        self.origin = tree.copy({k: v for k, v in learner.params.items() if k not in norms})
+
+    def loss(self, learner: Learner, params: Params, batch: Batch, out: Out) -> Tensor | float:
+        away = {k: params[k] - origin for k, origin in self.origin.items()}
+        return self.strength * tree.dot(away, away)

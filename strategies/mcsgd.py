@@ -1,0 +1,143 @@
+"""Mode connectivity SGD."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from harness import rows, tree
+from harness.learner import Learner
+from harness.memory import Memory
+from harness.sampling import stratified
+from harness.strategy import Strategy
+from harness.types import Batch, Buffers, Net, Params, Task
+from strategies.interpolate import statistics
+
+LINE_GRADS = ("exact", "paper_code")
+CONTINUATIONS = ("sequential", "merged")
+
+
+class MCSGD(Strategy):
+    """Mode connectivity SGD: at a boundary, find the point that low-loss lines join to both minima (Mirzadeh 2021).
+
+        w̄_t = argmin_w mean_a [ L_memory(w̄_{t-1} + a (w - w̄_{t-1})) + L_t(ŵ_t + a (w - ŵ_t)) ],  a = 0, 1/n ... 1
+
+    ŵ_t is the net as trained on task t, L_memory the loss on `per_task` rows of each earlier task, L_t that
+    on `current` rows of this one. From w̄_{t-1} + init (ŵ_t - w̄_{t-1}), SGD with momentum takes `steps` steps,
+    each on batch_size rows of either kind. The first task's net is kept as it is.
+
+    * line_grad=exact: the gradient, in which a point at a counts a times. With n = 1 it is that at w alone.
+    * line_grad=paper_code: what the authors' code steps along. It never clears the gradient between points and
+      leaves out the factor a: Σ_s (n + 1 - s) g(point s), heaviest at the old end, divided by the batch size again.
+    * continue_from=sequential: w̄ is deployed, and task t + 1 is trained from ŵ_t (the authors' code).
+    * continue_from=merged: task t + 1 is trained from w̄_t (as CL-Gym's version does).
+
+    Memory: per_task rows of every task, three copies of the parameters. Time: 2 (n + 1) gradients per merging step.
+
+    Differences from the paper:
+    * The mean over the points, not their sum, so that lr does not depend on n.
+    * `steps` joint steps, where the authors' code makes a pass over two lists of batches, of which the longer
+      goes on alone; L_memory is over earlier tasks, as in the paper, where the code's list has this task too.
+    * Memory rows are stratified by class.
+    * Dropout is off along the line, but for nets with batch norm: they use the batch's statistics there, as the
+      authors' nets do (which keep no running ones), and w̄'s running ones are measured afterwards.
+    * ŵ is trained by the run's own optimizer; the paper's by Stable SGD, with dropout and a decay per task.
+    """
+
+    family = "optimization-based"
+    order = {"end": 0, "deploy": 0}
+
+    def __init__(
+        self,
+        *,
+        per_task: int,
+        current: int,
+        batch_size: int,
+        steps: int,
+        lr: float,
+        momentum: float,
+        points: int,
+        init: float,
+        line_grad: str,
+        continue_from: str,
+    ) -> None:
+        counts = {"per_task": per_task, "current": current, "batch_size": batch_size, "steps": steps, "points": points}
+        for key, value in counts.items():
+            if value < 1:
+                raise ValueError(f"mcsgd.{key}={value}: must be at least 1")
+        if lr <= 0:
+            raise ValueError(f"mcsgd.lr={lr}: must be above 0")
+        for key, share in (("momentum", momentum), ("init", init)):
+            if not 0 <= share <= 1:
+                raise ValueError(f"mcsgd.{key}={share}: must be in [0, 1]")
+        names = {"line_grad": (line_grad, LINE_GRADS), "continue_from": (continue_from, CONTINUATIONS)}
+        for key, (name, known) in names.items():
+            if name not in known:
+                raise ValueError(f"mcsgd.{key}={name}: choose one of {', '.join(known)}")
+        self.per_task, self.current, self.batch_size, self.steps = per_task, current, batch_size, steps
+        self.lr, self.momentum, self.points, self.init = lr, momentum, points, init
+        self.line_grad, self.continue_from = line_grad, continue_from
+
+    def setup(self, learner: Learner) -> None:
+        self.memory = Memory(self.per_task * len(learner.stream.tasks), "reservoir", self.random)  # never overflows
+        self.merged: Params | None = None
+        self.buffers: Buffers = {}
+
+    def end(self, learner: Learner, task: Task) -> None:
+        if self.merged is None:
+            self.merged, self.buffers = tree.copy(learner.params), tree.copy(learner.buffers)
+        else:
+            self.merged = self.merge(learner, self.merged, tree.copy(learner.params), task)
+            self.buffers = statistics(learner, self.merged, learner.buffers, task, self.random)
+        self.memory.add(**self.pick(learner, task, self.per_task))
+        if self.continue_from == "merged":
+            tree.assign(learner.params, self.merged)
+            learner.buffers = tree.copy(self.buffers)
+
+    def deploy(self, learner: Learner, net: Net) -> Net:
+        if self.merged is None or self.continue_from == "merged":
+            return net
+        return Net(self.merged, self.buffers, net.apply)
+
+    def merge(self, learner: Learner, old: Params, new: Params, task: Task) -> Params:
+        """w̄ from the last boundary's w̄ and this task's ŵ."""
+        here = Memory(self.current, "reservoir", self.random)
+        here.add(**self.pick(learner, task, self.current))
+        w, velocity = tree.lerp(old, new, self.init), tree.zeros(old)
+        for _ in range(self.steps):
+            past, now = (self.draw(learner, m) for m in (self.memory, here))
+            g = tree.add(self.line(learner, old, w, past), self.line(learner, new, w, now))
+            velocity = tree.add(g, velocity, self.momentum)
+            w = tree.add(w, velocity, -self.lr)
+        return w
+
+    def draw(self, learner: Learner, memory: Memory) -> Batch:
+        batch = learner.make_batch(**memory.sample(self.batch_size))
+        return replace(batch, key=self.random.key()) if learner.model.stochastic else batch
+
+    def line(self, learner: Learner, start: Params, w: Params, batch: Batch) -> Params:
+        """Gradient in w of the mean loss at points + 1 points from `start` to w."""
+        n, total = self.points, tree.zeros(w)
+        for s in range(n + 1):
+            factor = s / n / (n + 1) if self.line_grad == "exact" else (n + 1 - s) / batch.w.shape[1]
+            if factor:
+                total = tree.add(total, self.gradient(learner, tree.lerp(start, w, s / n), batch), factor)
+        return total
+
+    def gradient(self, learner: Learner, point: Params, batch: Batch) -> Params:
+        with torch.enable_grad():
+            leaves = {k: v.requires_grad_() for k, v in point.items()}
+            # batch norm: the running statistics of ŵ would be wrong along the line
+            loss, _ = learner.task_loss(leaves, batch, train=bool(learner.buffers))
+            return dict(zip(leaves, torch.autograd.grad(loss.sum(), list(leaves.values()))))
+
+    def pick(self, learner: Learner, task: Task, count: int) -> dict[str, Tensor]:
+        """Rows of the task, its classes in proportion: fields [S, count, ...]."""
+        count = min(count, task.nominal)
+        candidates = rows.order(self.random.key(), task.train.size, 0, min(task.nominal, 50 * count))
+        y = task.train.take(candidates)[1]
+        label = y if y.dim() == 2 else torch.zeros_like(candidates)  # regression has no classes
+        x, y, t = task.train.take(candidates.gather(1, stratified(label, count, self.random.key())))
+        return {"x": x, "y": y, "t": t}

@@ -1,0 +1,65 @@
+"""ReDo: every so often recycle the dormant units.
+
+Sokar et al. (2023), The dormant neuron phenomenon in deep reinforcement learning, ICML.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from harness import surgery
+from harness.learner import Learner
+from harness.random import integers
+from harness.strategy import Strategy
+from harness.surgery import Replacement
+from harness.types import Step
+
+
+class ReDo(Strategy):
+    """ReDo: every `period` steps dormant units start afresh (Sokar 2023).
+
+        score_i = E|h_i| / mean_{j in layer} E|h_j|,   dormant iff score_i <= tau
+
+    E is over `samples` rows drawn from the current task's training data, in evaluation mode, after the
+    update. A dormant unit gets fresh incoming weights, zero outgoing weights and fresh optimizer state.
+    All layers are scored before any is changed. In a net without layer norm, tau=0 leaves the outputs
+    on these rows as they were.
+
+    Differences from the paper:
+    * The rows come from the current task instead of a reinforcement learner's buffer.
+    * Adam's step counts of the recycled entries restart too (the authors' code keeps them, which makes
+      the first updates of a new weight 3.15 times too long).
+    * All hidden layers are recycled; the authors' residual nets recycle only part of them.
+    * Penalties of other strategies (EWC, L2-Init) still pull a new unit to the old one's anchor.
+    """
+
+    family = "plasticity"
+    order = {"step": 50}
+
+    def __init__(self, *, period: int, tau: float, samples: int) -> None:
+        if period < 1:
+            raise ValueError(f"redo.period={period}: must be at least 1")
+        if tau < 0:
+            raise ValueError(f"redo.tau={tau}: must be at least 0")
+        if samples < 1:
+            raise ValueError(f"redo.samples={samples}: must be at least 1")
+        self.period, self.tau, self.samples = period, tau, samples
+        self.count = 0  # optimizer steps
+
+    def setup(self, learner: Learner) -> None:
+        surgery.hidden(learner, "redo")
+
+    def step(self, learner: Learner, step: Step) -> None:
+        self.count += 1
+        if self.count % self.period:
+            return
+        rows = learner.stream.tasks[learner.now].train
+        batch = learner.make_batch(*rows.take(integers(self.random.key(), rows.size[:, None], self.samples)))
+        acts = learner.net(batch.x, batch.t).acts
+        params, buffers = learner.fresh(self.random.key())
+        replaced = []
+        for unit in learner.model.units:
+            size = surgery.magnitude(unit, acts[unit.act])
+            score = size / size.mean(1, keepdim=True).clamp_min(torch.finfo(size.dtype).tiny)
+            replaced.append(Replacement(unit, score <= self.tau, {**params, **buffers}))
+        surgery.reset_units(learner, replaced)

@@ -1,0 +1,31 @@
+"""Reset: a fresh network for every task, the control against which plasticity is measured."""
+
+from __future__ import annotations
+
+from harness import tree
+from harness.learner import Learner
+from harness.strategy import Strategy
+from harness.types import Task
+
+
+class Reset(Strategy):
+    """Reset: a fresh network for every task, the control for loss of plasticity (the "retrained" net of Dohare 2024).
+
+        θ, batch-norm statistics <- a new initialisation;  the optimizer forgets everything
+
+    before every task but the first, which starts from the run's own initialisation and so equals naive.
+    Nothing is carried from one task to the next, and nothing of it is old: forgetting is total.
+
+    Differences from the paper: retraining there sees all data so far; here each network sees its task alone.
+    """
+
+    family = "control"
+    order = {"begin": 0}
+
+    def begin(self, learner: Learner, task: Task) -> Task:
+        if task.index:
+            params, buffers = learner.fresh(self.random.key())
+            tree.assign(learner.params, params)
+            tree.assign(learner.buffers, buffers)
+            learner.optimizer.reset()
+        return task

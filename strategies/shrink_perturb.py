@@ -1,0 +1,84 @@
+"""Shrink and perturb: scale the weights down and add noise, at task boundaries or at every step.
+
+Ash & Adams (2020), On warm-starting neural network training, NeurIPS; per step as in
+Dohare et al. (2024), Loss of plasticity in deep continual learning, Nature 632.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from harness import tree
+from harness.learner import Learner
+from harness.random import fold, normal
+from harness.strategy import Strategy
+from harness.types import Params, Step, Task
+
+SMALLEST_STEP_SHRINK = 0.9  # 0.6 a boundary is a choice, 0.6 a step a network of zeros
+
+
+class ShrinkPerturb(Strategy):
+    """Shrink and perturb: θ <- shrink θ + sigma p, at each boundary (Ash & Adams 2020) or step (Dohare 2024).
+
+        p ~ N(0, 1)                noise=gaussian
+        p = a new initialisation   noise=fresh_init
+        p = θ_0                    noise=initial: a pull to where training began
+
+    mode=boundary acts before every task but the first, mode=step after every update; the two are
+    different algorithms under one name, so that `name` says which.
+
+    Differences from the papers:
+    * All parameters are moved, biases and norm parameters included; running statistics and the
+      optimizer's state stay.
+    * mode=step: shrink is a decoupled weight decay. The paper's runs use SGD with weight decay wd, that
+      is shrink = 1 - lr wd; use that, or shrink=1 and optimizer.weight_decay.
+    * mode=step draws one random number per parameter and step, which for a small batch costs more than
+      the step itself (noise=initial draws none).
+    """
+
+    family = "plasticity"
+    order = {"begin": 0, "step": 50}
+
+    def __init__(self, *, mode: str, shrink: float, sigma: float, noise: str) -> None:
+        if mode not in ("boundary", "step"):
+            raise ValueError(f"shrink_perturb.mode={mode}: must be boundary or step")
+        if not 0 <= shrink <= 1:
+            raise ValueError(f"shrink_perturb.shrink={shrink}: must be in [0, 1]")
+        if mode == "step" and shrink < SMALLEST_STEP_SHRINK:
+            raise ValueError(f"shrink_perturb.shrink={shrink}: mode=step applies it at every step; try 0.9999")
+        if sigma < 0:
+            raise ValueError(f"shrink_perturb.sigma={sigma}: must be at least 0")
+        if noise not in ("gaussian", "fresh_init", "initial"):
+            raise ValueError(f"shrink_perturb.noise={noise}: must be gaussian, fresh_init or initial")
+        self.mode, self.shrink, self.sigma, self.noise = mode, shrink, sigma, noise
+        self.initial: Params = {}
+
+    @property
+    def name(self) -> str:
+        return f"{type(self).__name__}[{self.mode}]"
+
+    def setup(self, learner: Learner) -> None:
+        if self.noise == "initial":
+            self.initial = tree.copy(learner.params)
+
+    def begin(self, learner: Learner, task: Task) -> Task:
+        if self.mode == "boundary" and task.index:
+            self.perturb(learner)
+        return task
+
+    def step(self, learner: Learner, step: Step) -> None:
+        if self.mode == "step":
+            self.perturb(learner)
+
+    @torch.no_grad()
+    def perturb(self, learner: Learner) -> None:
+        for name, noise in self.draw(learner).items():
+            learner.params[name].mul_(self.shrink).add_(noise, alpha=self.sigma)
+
+    def draw(self, learner: Learner) -> Params:
+        if self.noise == "initial":
+            return self.initial
+        if self.noise == "fresh_init":
+            return learner.fresh(self.random.key())[0]
+        key = self.random.key()
+        return {k: normal(fold(key, k), *v.shape[1:], dtype=v.dtype) for k, v in learner.params.items()}

@@ -1,0 +1,615 @@
+"""The learner against hand-written PyTorch, one net per seed, and loops over single rows."""
+
+import io
+import itertools
+import math
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from harness import loop, random, tree
+from harness.learner import Budget, Learner
+from harness.models.cnn import CNN
+from harness.models.mlp import MLP
+from harness.models.resnet18 import ResNet18
+from harness.optim import SGD, Adam
+from harness.rows import Rows
+from harness.strategy import Chain
+from harness.types import Aux, Batch, Out, Params, Source, Stream, Task, cat
+from tasks.datasets import Dataset
+from tasks.permuted import permuted
+from tasks.split import split
+
+CLASSES = 6
+SEEDS = (0, 1, 2)
+
+
+@cache
+def data() -> Dataset:
+    """Unequal classes, so that a split gives every seed another number of rows."""
+    train, val, test = (torch.arange(CLASSES).repeat_interleave(torch.arange(n, n + CLASSES)) for n in (8, 1, 4))
+    y = torch.cat([train, val, test])
+    key = random.keys([0], "toy")
+    x = random.normal(key, len(y), 1, 2, 4)[0] + random.normal(random.fold(key, "centre"), CLASSES, 1, 2, 4)[0, y]
+    ends = torch.tensor([0, len(train), len(val), len(test)]).cumsum(0).tolist()
+    return Dataset("toy", x, y, *(torch.arange(a, b) for a, b in itertools.pairwise(ends)), CLASSES, "digest")
+
+
+def stream(scenario: str = "class", seeds: tuple[int, ...] = SEEDS, **options: Any) -> Stream:
+    return split(dataset=data(), seeds=seeds, n_tasks=3, fixed=False, scenario=scenario, **options)
+
+
+def regression(seeds: tuple[int, ...] = SEEDS) -> Stream:
+    """Two outputs to be fitted by squared error, 5, 9 and 7 rows."""
+    size = torch.tensor([{0: 5, 1: 9, 2: 7}[s] for s in seeds])
+    key = random.keys(seeds, "regression")
+    rows = Rows(
+        data().x.double(),
+        random.integers(key, len(data().x), 9),
+        random.normal(random.fold(key, 1), 9, 2, dtype=torch.float64),
+        torch.zeros(len(seeds), 1, dtype=torch.int64),
+        size,
+    )
+    return Stream("regression", 1, "domain", (Task(0, rows, rows, rows, 7),), (1, 2, 4), 2, seeds, "hash", loss="mse")
+
+
+def make(s: Stream, widths: tuple[int, ...] = (7, 5), **options: Any) -> Learner:
+    options = {"dtype": torch.float64, "optimizer": SGD(lr=0.1), "budget": Budget(batch_size=4)} | options
+    model = options.pop("model", None) or MLP(s.shape, s.outputs, widths)
+    return Learner(model, s, options.pop("optimizer"), options.pop("budget"), **options)
+
+
+def net_of(params: Params, s: int) -> nn.Sequential:
+    """Seed s of the MLP as a torch module of its own."""
+    names = [k[: -len(".weight")] for k in params if k.endswith(".weight")]
+    net = nn.Sequential(nn.Flatten())
+    for name in names:
+        w, b = params[f"{name}.weight"][s], params[f"{name}.bias"][s]
+        layer = nn.Linear(w.shape[1], w.shape[0], dtype=w.dtype)
+        with torch.no_grad():
+            layer.weight.copy_(w)
+            layer.bias.copy_(b)
+        net.append(layer)
+        if name != names[-1]:
+            net.append(nn.ReLU())
+    return net
+
+
+def nll(z: Tensor, y: int, allowed: list[int]) -> Tensor:
+    """Cross-entropy of one row when only `allowed` outputs exist."""
+    return -F.log_softmax(z[allowed], 0)[allowed.index(y)]
+
+
+def read(source: Source, s: int) -> tuple[Tensor, Tensor, Tensor]:
+    """All rows of seed s, one at a time."""
+    found = [
+        source.take(torch.full((len(source.size), 1), i).minimum(source.size[:, None] - 1))
+        for i in range(int(source.size[s]))
+    ]
+    x, y, t = zip(*found)
+    return torch.cat(x, 1)[s], torch.cat(y, 1)[s], torch.cat(t, 1)[s]
+
+
+def own(scenario: str, t: int, now: int) -> list[int]:
+    """Outputs that compete for a row of task t while task `now` is current; two classes a task."""
+    return {"task": [2 * t, 2 * t + 1], "domain": [0, 1], "class": list(range(2 * now + 2)), "all": list(range(6))}[
+        scenario
+    ]
+
+
+# --- loss and gradient ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scenario", ["task", "domain", "class", "all"])
+def test_loss_and_gradient_are_those_of_a_torch_net_per_seed_on_fresh_and_replayed_rows(scenario: str) -> None:
+    s = stream("class", classes="all") if scenario == "all" else stream(scenario)
+    learner = make(s)
+    learner.enter(s.tasks[1])
+    position = torch.tensor([[0, 3, 2], [1, 1, 4], [5, 0, 2]])
+    weight = random.uniform(random.keys(SEEDS, "w"), 3, dtype=torch.float64)
+    fresh = learner.make_batch(*s.tasks[1].train.take(position), weight)
+    replayed = learner.make_batch(*s.tasks[0].train.take(position[:, :2]))
+    batch = cat(fresh, replayed)
+    grads, aux = learner.value_and_grad(lambda *_: 0.0)(learner.params, batch)
+    task = [1, 1, 1, 0, 0]  # of each row
+    for i in range(3):
+        net = net_of(learner.params, i)
+        z = net(batch.x[i].double())
+        rows = [nll(z[b], int(batch.y[i, b]), own(scenario, task[b], 1)) for b in range(5)]
+        loss = sum(w * row for w, row in zip([*weight[i], 0.5, 0.5], rows))
+        loss.backward()
+        torch.testing.assert_close(aux.loss[i], loss.detach(), rtol=1e-12, atol=0)
+        for (name, g), p in zip(grads.items(), net.parameters()):
+            torch.testing.assert_close(g[i], p.grad, rtol=1e-9, atol=1e-12, msg=f"{name} of seed {i}")
+    assert aux.loss.shape == (3,) and not aux.loss.requires_grad
+    torch.testing.assert_close(learner.task_loss(learner.params, batch)[0], aux.loss)
+    assert all(torch.equal(g, grads[k]) for k, g in learner.task_grad(learner.params, batch).items())
+
+
+def test_mean_squared_error_is_the_mean_over_outputs() -> None:
+    s = regression()
+    learner = make(s)
+    batch = learner.make_batch(*s.tasks[0].train.take(torch.tensor([[0, 1], [8, 2], [6, 6]])))
+    grads, aux = learner.value_and_grad(lambda *_: 0.0)(learner.params, batch)
+    for i in range(3):
+        net = net_of(learner.params, i)
+        loss = F.mse_loss(net(batch.x[i]), batch.y[i])
+        loss.backward()
+        torch.testing.assert_close(aux.loss[i], loss.detach())
+        for g, p in zip(grads.values(), net.parameters()):
+            torch.testing.assert_close(g[i], p.grad)
+
+
+def test_a_penalty_adds_its_own_gradient_and_a_parameter_without_one_gets_zero() -> None:
+    s = stream()
+    learner = make(s)
+    learner.params["unused"] = torch.ones(3, 2, dtype=torch.float64)
+    batch = learner.make_batch(*s.tasks[0].train.take(torch.tensor([[0], [1], [2]])))
+    strength = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
+
+    def penalty(_: Learner, params: Params, batch: Batch, out: Out) -> Tensor:
+        return strength * params["head.bias"].square().sum(1)
+
+    plain, before = learner.value_and_grad(lambda *_: 0.0)(learner.params, batch)
+    grads, aux = learner.value_and_grad(penalty)(learner.params, batch)
+    bias = learner.params["head.bias"]
+    torch.testing.assert_close(aux.loss - before.loss, strength * bias.square().sum(1))
+    torch.testing.assert_close(grads["head.bias"] - plain["head.bias"], 2 * strength[:, None] * bias)
+    torch.testing.assert_close(grads["fc1.weight"], plain["fc1.weight"])
+    assert torch.equal(grads["unused"], torch.zeros(3, 2, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_training_is_a_torch_loop_per_seed(momentum: float) -> None:
+    s = stream()
+    learner = make(s, optimizer=SGD(lr=0.1, momentum=momentum), budget=Budget(steps=12, batch_size=4))
+    nets = [net_of(learner.params, i) for i in range(3)]
+    optimizers = [torch.optim.SGD(net.parameters(), lr=0.1, momentum=momentum) for net in nets]
+
+    class Shadow(loop.Blind):
+        """Trains the torch nets on the batches that the loop saw."""
+
+        def step(self, fresh: Batch, aux: Aux) -> None:
+            for i, (net, optimizer) in enumerate(zip(nets, optimizers)):
+                optimizer.zero_grad()
+                z = net(fresh.x[i].double())[:, : 2 * learner.now + 2]  # classes seen so far
+                loss = F.cross_entropy(z, fresh.y[i])
+                torch.testing.assert_close(aux.loss[i], loss.detach())
+                loss.backward()
+                optimizer.step()
+
+    chain = Chain([])
+    loop.prepare(learner, chain)
+    loop.train(learner, chain, Shadow())
+    for i, net in enumerate(nets):
+        for (name, v), p in zip(learner.params.items(), net.parameters()):
+            torch.testing.assert_close(v[i], p.detach(), rtol=1e-9, atol=1e-12, msg=f"{name} of seed {i}")
+
+
+def test_layer_inputs_are_recorded_only_where_a_strategy_asks() -> None:
+    s = stream()
+    learner = make(s)
+    batch = learner.make_batch(*s.tasks[0].train.take(torch.zeros(3, 2, dtype=torch.int64)))
+    assert not learner.task_loss(learner.params, batch)[1].inputs
+    learner.needs = frozenset({"inputs"})
+    assert learner.task_loss(learner.params, batch)[1].inputs.keys() == {"fc1", "fc2", "head"}
+    assert not learner.task_loss(learner.params, batch, train=False)[1].inputs
+
+
+# --- batches --------------------------------------------------------------------------------------
+
+
+def positions(learner: Learner, task: Task) -> Tensor:
+    """Sample numbers of all batches in a row: [S, steps * batch_size], found out by value."""
+    learner.enter(task)
+    learner.plan(task)
+    taken = torch.cat([b.x for b in learner.batches(task)], 1).flatten(2)
+    return torch.cdist(taken, data().x.flatten(1)[None].expand(len(taken), -1, -1)).argmin(2)
+
+
+def test_every_epoch_takes_as_many_steps_and_visits_each_row_of_the_seed_once() -> None:
+    s = stream()
+    learner = make(s, budget=Budget(epochs=3, batch_size=4))
+    steps = 3 * math.ceil(21 / 4)  # 63 training rows in 3 tasks
+    for task in s.tasks:
+        found = positions(learner, task)
+        assert learner.planned == steps and found.shape == (3, 4 * steps)
+        for i, n in enumerate(task.train.size.tolist()):
+            rows = set(read_numbers(task, i))
+            for start in range(0, found.shape[1] - n, n):
+                assert set(found[i, start : start + n].tolist()) == rows, (task.index, i)
+
+
+def read_numbers(task: Task, s: int) -> list[int]:
+    assert isinstance(task.train, Rows)
+    return task.train.index[s, : int(task.train.size[s])].tolist()
+
+
+def test_a_seed_s_batches_do_not_depend_on_its_companions_and_differ_from_theirs() -> None:
+    budget = Budget(steps=20, batch_size=4)
+    together = make(stream(), budget=budget)
+    for i, seed in enumerate(SEEDS):
+        alone = make(stream(seeds=(seed,)), budget=budget)
+        for a, b in zip(together.stream.tasks, alone.stream.tasks):
+            assert torch.equal(positions(together, a)[i], positions(alone, b)[0])
+    domain = make(permuted(dataset=data(), seeds=SEEDS, n_tasks=2, fixed=True, scenario="domain"), budget=budget)
+    y = [torch.cat([b.y for b in domain.batches(task)], 1) for task in domain.stream.tasks for _ in [domain.plan(task)]]
+    assert len(torch.cat(y).unique(dim=0)) == 6  # every seed and every task has its own order
+
+
+def test_a_pinned_purpose_is_one_for_all_seeds_and_moves_no_other() -> None:
+    s = permuted(dataset=data(), seeds=SEEDS, n_tasks=1, fixed=True, scenario="domain")
+    free = make(s)
+    for pinned in ("init", "order", "probe"):
+        learner = make(s, pin={pinned: 7, "dropout": None})
+        alike = {
+            "init": torch.equal(learner.params["fc1.weight"][0], learner.params["fc1.weight"][2]),
+            "order": bool((positions(learner, s.tasks[0])[0] == positions(learner, s.tasks[0])[2]).all()),
+            "probe": torch.equal(learner.probe(s.tasks[0], 20).x[0], learner.probe(s.tasks[0], 20).x[2]),
+        }
+        assert alike == {k: k == pinned for k in alike}
+        if pinned != "init":
+            assert torch.equal(learner.params["fc1.weight"], free.params["fc1.weight"])
+    assert torch.equal(make(s, pin={"init": 1}).params["head.bias"][0], free.params["head.bias"][1])
+
+
+def test_one_stream_of_randomness_per_purpose() -> None:
+    learner = make(stream())
+    a = learner.random("strategy/A")
+    first = a.key()
+    assert learner.random("strategy/A") is a
+    again = make(stream())
+    for _ in range(5):
+        again.random("strategy/B").key()
+    assert torch.equal(again.random("strategy/A").key(), first)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 0}, r"train\.batch_size=0"),
+        ({"epochs": 0}, r"train\.epochs=0"),
+        ({"steps": 0}, r"train\.steps=0"),
+        ({"steps": -3}, r"train\.steps=-3"),
+    ],
+)
+def test_an_empty_budget_is_refused_by_name(options: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Budget(**options)
+
+
+def test_steps_take_the_place_of_epochs() -> None:
+    task = stream().tasks[0]
+    assert Budget(epochs=2, batch_size=4).of(task) == 12
+    assert Budget(epochs=2, batch_size=21).of(task) == 2
+    assert Budget(epochs=2, steps=5, batch_size=4).of(task) == 5
+
+
+# --- evaluation -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [1, 3, 1000])
+def test_scan_covers_every_row_once_and_its_weights_make_means(size: int) -> None:
+    s = stream()
+    learner = make(s)
+    source = s.tasks[0].train
+    total = torch.zeros(3, dtype=torch.float64)
+    taken: list[list[float]] = [[], [], []]
+    for batch in learner.scan(source, size):
+        assert batch.w.shape[1] <= size
+        total += (batch.w * batch.x.double().sum((2, 3, 4))).sum(1)
+        for i in range(3):
+            taken[i] += batch.x[i, batch.w[i] > 0].double().sum((1, 2, 3)).tolist()
+    for i in range(3):
+        rows = data().x[read_numbers(s.tasks[0], i)].double().sum((1, 2, 3))
+        torch.testing.assert_close(total[i], rows.mean())
+        assert taken[i] == pytest.approx(rows.tolist())
+
+
+def test_a_limited_scan_reads_the_first_rows_alone() -> None:
+    s = regression()
+    learner = make(s)
+    batches = list(learner.scan(s.tasks[0].train, 4, limit=6))  # 5, 9 and 7 rows
+    w = torch.cat([b.w for b in batches], 1)
+    assert w.shape == (3, 6)
+    torch.testing.assert_close(w.sum(1), torch.ones(3, dtype=torch.float64))
+    assert (w > 0).sum(1).tolist() == [5, 6, 6]
+
+
+@pytest.mark.parametrize("scenario", ["task", "domain", "class", "all"])
+@pytest.mark.parametrize("size", [5, 2048])
+def test_evaluate_is_a_loop_over_single_rows(scenario: str, size: int) -> None:
+    s = stream("class", classes="all") if scenario == "all" else stream(scenario)
+    learner = make(s)
+    learner.enter(s.tasks[2])
+    for task in s.tasks:
+        accuracy, loss = learner.evaluate(learner.net, task.test, size=size)
+        assert len(set(task.test.size.tolist())) > 1  # ragged
+        for i in range(3):
+            net = net_of(learner.params, i)
+            allowed = own(scenario, task.index, 2)
+            right, losses = [], []
+            for x, y, _ in zip(*read(task.test, i)):
+                z = net(x[None].double())[0].detach()
+                losses.append(nll(z, int(y), allowed))
+                right.append(allowed[int(z[allowed].argmax())] == int(y))
+            assert accuracy[i].item() == pytest.approx(sum(right) / len(right), abs=1e-12)
+            assert loss[i].item() == pytest.approx(float(sum(losses)) / len(losses), rel=1e-12)
+
+
+def test_a_regression_net_scores_minus_its_squared_error() -> None:
+    s = regression()
+    learner = make(s)
+    score, loss = learner.evaluate(learner.net, s.tasks[0].test, size=4)
+    for i in range(3):
+        x, y, _ = read(s.tasks[0].test, i)
+        expected = F.mse_loss(net_of(learner.params, i)(x), y).item()
+        assert loss[i].item() == pytest.approx(expected) and score[i].item() == pytest.approx(-expected)
+
+
+def test_a_fixed_subset_of_the_test_rows_is_stratified_and_all_rows_are_all_rows() -> None:
+    s = permuted(dataset=data(), seeds=SEEDS, n_tasks=1, fixed=True, scenario="domain")
+    learner = make(s)
+    whole = learner.evaluate(learner.net, s.tasks[0].test)
+    everything = learner.evaluate(learner.net, s.tasks[0].test, samples=len(data().test))
+    for a, b in zip(whole, everything):
+        torch.testing.assert_close(a, b)
+    some = learner.evaluate(learner.net, s.tasks[0].test, samples=13)
+    assert all(torch.equal(a, b) for a, b in zip(some, learner.evaluate(learner.net, s.tasks[0].test, samples=13)))
+    assert ((some[0] * 13).round() - some[0] * 13).abs().max() < 1e-9
+
+
+def class_counts(batch: Batch, i: int) -> Tensor:
+    return batch.y[i].bincount(minlength=CLASSES)
+
+
+def test_a_probe_is_frozen_stratified_without_repeats_and_the_seed_s_own() -> None:
+    s = permuted(dataset=data(), seeds=SEEDS, n_tasks=2, fixed=True, scenario="domain")
+    learner = make(s)
+    first = learner.probe(s.tasks[1], 30)
+    chain = Chain([])
+    loop.prepare(learner, chain)
+    loop.train(learner, chain, loop.Blind())
+    again = learner.probe(s.tasks[1], 30)
+    assert torch.equal(first.x, again.x) and torch.equal(first.y, again.y)
+    share = 30 * data().y[data().train].bincount() / len(data().train)
+    for i in range(3):
+        assert ((class_counts(first, i) - share).abs() < 1).all()
+        assert len(first.x[i].flatten(1).unique(dim=0)) == 30
+    assert not torch.equal(first.x[0], first.x[1])
+    torch.testing.assert_close(first.w, torch.full((3, 30), 1 / 30, dtype=torch.float64))
+    alone = make(permuted(dataset=data(), seeds=(1,), n_tasks=2, fixed=True, scenario="domain"))
+    assert torch.equal(alone.probe(alone.stream.tasks[1], 30).x[0], first.x[1])
+
+
+def test_a_probe_of_a_small_task_depends_on_its_own_seed_alone() -> None:
+    """Seeds whose task holds fewer rows than were asked for."""
+    s = stream()
+    sizes = s.tasks[0].train.size
+    assert len(sizes.unique()) > 1 and sizes.max() < 512
+    together = make(s).probe(s.tasks[0])
+    for i, seed in enumerate(SEEDS):
+        alone = make(stream(seeds=(seed,)))
+        own_probe = alone.probe(alone.stream.tasks[0])
+        assert mean_input(together, i) == pytest.approx(mean_input(own_probe, 0), rel=1e-12)
+
+
+def mean_input(batch: Batch, i: int) -> float:
+    return float((batch.w[i] * batch.x[i].double().sum((1, 2, 3))).sum())
+
+
+@pytest.mark.parametrize("scenario", ["task", "domain", "class"])
+def test_an_objective_is_the_mean_loss_of_its_batches_under_one_boundary_s_mask(scenario: str) -> None:
+    s = stream(scenario)
+    learner = make(s)
+    learner.enter(s.tasks[0])
+    probes = [learner.probe(task, 9) for task in s.tasks[:2]]
+    learner.enter(s.tasks[2])  # the objective's mask is that of `now`, not of the current task
+    objective = learner.objective(probes, s, 1)
+    elsewhere = {k: 1.5 * v for k, v in learner.params.items()}
+    for i in range(3):
+        net, losses = net_of(elsewhere, i), []
+        for t, probe in enumerate(probes):
+            z = net(probe.x[i].double()).detach()
+            losses.append(sum(nll(z[b], int(probe.y[i, b]), own(scenario, t, 1)) for b in range(9)) / 9)
+        assert objective(elsewhere)[i].item() == pytest.approx(float(sum(losses)) / 2)
+
+
+def test_an_objective_can_be_differentiated_twice_and_knows_no_dropout() -> None:
+    s = stream("domain")
+    learner = make(s, model=MLP(s.shape, s.outputs, (5,), activation="tanh", dropout=0.5))
+    objective = learner.objective([learner.probe(s.tasks[0], 9)], s, 0)
+    assert torch.equal(objective(learner.params), objective(learner.params))
+    leaf = {k: v.clone().requires_grad_() for k, v in learner.params.items()}
+    (g,) = torch.autograd.grad(objective(leaf).sum(), [leaf["fc1.weight"]], create_graph=True)
+    (h,) = torch.autograd.grad(g.square().sum(), [leaf["fc1.weight"]])
+    assert h.abs().max() > 0
+
+
+# --- update, copies and state ---------------------------------------------------------------------
+
+
+def run_steps(learner: Learner, task: Task, count: int) -> list[Tensor]:
+    """Train on the first batches of a task; the losses."""
+    learner.enter(task)
+    learner.plan(task)
+    gradient, losses = learner.value_and_grad(lambda *_: 0.0), []
+    for _, batch in zip(range(count), learner.batches(task)):
+        grads, aux = gradient(learner.params, batch)
+        learner.update(grads, aux.out)
+        losses.append(aux.loss)
+    return losses
+
+
+def batch_norm_learner(seeds: tuple[int, ...] = SEEDS, **options: Any) -> Learner:
+    s = permuted(dataset=data(), seeds=seeds, n_tasks=2, fixed=False, scenario="domain")
+    return make(s, model=ResNet18(s.shape, s.outputs, width=2), optimizer=Adam(lr=0.01), **options)
+
+
+def dropout_learner(seeds: tuple[int, ...] = SEEDS) -> Learner:
+    s = permuted(dataset=data(), seeds=seeds, n_tasks=2, fixed=False, scenario="domain")
+    return make(s, model=MLP(s.shape, s.outputs, (6,), dropout=0.5), optimizer=SGD(lr=0.1, momentum=0.9))
+
+
+@pytest.mark.parametrize("build", [batch_norm_learner, dropout_learner])
+def test_a_clone_goes_the_same_way_and_leaves_the_original_alone(build: Any) -> None:
+    learner = build()
+    run_steps(learner, learner.stream.tasks[0], 3)
+    frozen, counts = tree.copy(learner.params), {k: s.count for k, s in learner.streams.items()}
+    buffers, state = tree.copy(learner.buffers), learner.optimizer.state_dict()
+    state = {k: tree.copy(v) for k, v in state["state"].items()}
+    copy = learner.clone()
+    copied = run_steps(copy, learner.stream.tasks[1], 4)
+    assert all(torch.equal(v, frozen[k]) for k, v in learner.params.items())
+    assert all(torch.equal(v, buffers[k]) for k, v in learner.buffers.items())
+    assert all(torch.equal(v, state[s][k]) for s, p in learner.optimizer.state.items() for k, v in p.items())
+    assert {k: s.count for k, s in learner.streams.items()} == counts
+    assert all(torch.equal(a, b) for a, b in zip(copied, run_steps(learner, learner.stream.tasks[1], 4)))
+    assert all(torch.equal(v, copy.params[k]) for k, v in learner.params.items())
+    assert all(torch.equal(v, copy.buffers[k]) for k, v in learner.buffers.items())
+
+
+@pytest.mark.parametrize("build", [batch_norm_learner, dropout_learner])
+def test_a_learner_read_from_a_file_goes_on_as_if_nothing_had_happened(build: Any) -> None:
+    learner = build()
+    run_steps(learner, learner.stream.tasks[0], 3)
+    learner.alive[1] = False
+    file = io.BytesIO()
+    torch.save(learner.state_dict(), file)
+    file.seek(0)
+    other = build()
+    other.load_state_dict(torch.load(file, weights_only=True))
+    assert other.alive.tolist() == [True, False, True]
+    for a, b in zip(*(run_steps(one, one.stream.tasks[1], 4) for one in (learner, other))):
+        assert torch.equal(a, b)
+    assert all(torch.equal(v, other.params[k]) for k, v in learner.params.items())
+    assert all(torch.equal(v, other.buffers[k]) for k, v in learner.buffers.items())
+
+
+@pytest.mark.parametrize("build", [batch_norm_learner, dropout_learner])
+def test_a_row_is_its_seed_alone(build: Any) -> None:
+    together = build()
+    losses = run_steps(together, together.stream.tasks[0], 5)
+    for i, seed in enumerate(SEEDS):
+        alone = build((seed,))
+        for a, b in zip(losses, run_steps(alone, alone.stream.tasks[0], 5)):
+            torch.testing.assert_close(a[i], b[0], rtol=1e-9, atol=1e-12)
+        for k, v in together.params.items():
+            torch.testing.assert_close(v[i], alone.params[k][0], rtol=1e-7, atol=1e-10)
+
+
+@pytest.mark.parametrize("optimizer", [SGD(lr=0.1, momentum=0.9), Adam(lr=0.01)], ids=["sgd", "adam"])
+def test_a_seed_that_diverges_is_marked_and_the_others_finish_exactly_as_without_it(optimizer: Any) -> None:
+    s = stream()
+    twins = [make(s, optimizer=optimizer, dtype=torch.float32).clone() for _ in range(2)]
+    twins[0].params["fc2.weight"][1] = math.inf
+    for learner in twins:
+        for task in s.tasks:
+            run_steps(learner, task, 6)
+            learner.mark_diverged()
+    sick, sound = twins
+    assert sick.alive.tolist() == [True, False, True] and sound.alive.all()
+    assert all(torch.equal(v[[0, 2]], sound.params[k][[0, 2]]) for k, v in sick.params.items())
+    for a, b in zip(sick.evaluate(sick.net, s.tasks[0].test), sound.evaluate(sound.net, s.tasks[0].test)):
+        assert a[1].isnan() and not b[1].isnan()
+        assert torch.equal(a[[0, 2]], b[[0, 2]])
+    sick.params["fc2.weight"][1] = 0.0  # a reset unit may make it finite again
+    sick.mark_diverged()
+    assert not sick.alive[1]
+
+
+def test_parameters_before_the_update_are_kept_only_where_a_strategy_asks() -> None:
+    s = stream()
+    learner = make(s)
+    run_steps(learner, s.tasks[0], 1)
+    grads = tree.zeros(learner.params)
+    out = Out(torch.empty(0), {}, {})
+    assert learner.update(grads, out) is None
+    learner.needs = frozenset({"before"})
+    old = tree.copy(learner.params)
+    before = learner.update({k: torch.ones_like(v) for k, v in grads.items()}, out)
+    assert before is not None
+    assert all(torch.equal(v, old[k]) for k, v in before.items())
+    torch.testing.assert_close(learner.params["head.bias"], old["head.bias"] - 0.1)
+
+
+@pytest.mark.parametrize(("scope", "expected"), [("task", [1.0, 0.75, 0.25] * 3), ("stream", None)])
+def test_a_schedule_spans_each_task_or_the_stream(scope: str, expected: list[float] | None) -> None:
+    s = stream()
+    learner = make(s, optimizer=SGD(lr=1.0, schedule="cosine", scope=scope), budget=Budget(steps=3, batch_size=4))
+    rates = []
+    for task in s.tasks:
+        learner.enter(task)
+        learner.plan(task)
+        for _ in range(3):
+            learner.update(tree.zeros(learner.params), Out(torch.empty(0), {}, {}))
+            rates.append(learner.optimizer.lr)
+    if expected is None:
+        expected = [0.5 * (1 + math.cos(math.pi * i / 9)) for i in range(9)]
+    assert rates == pytest.approx(expected)
+
+
+def test_optimizer_state_persists_across_tasks_unless_told_to_reset() -> None:
+    s = stream()
+    for reset in (False, True):
+        learner = make(s, optimizer=SGD(lr=0.1, momentum=0.9, reset=reset))
+        run_steps(learner, s.tasks[0], 2)
+        assert learner.optimizer.state["momentum"]["head.bias"].abs().sum() > 0
+        learner.enter(s.tasks[1])
+        learner.plan(s.tasks[1])
+        assert bool(learner.optimizer.state) != reset
+
+
+def test_buffers_move_in_training_and_stay_in_evaluation() -> None:
+    learner = batch_norm_learner()
+    start = tree.copy(learner.buffers)
+    learner.evaluate(learner.net, learner.stream.tasks[0].test)
+    assert all(torch.equal(v, start[k]) for k, v in learner.buffers.items())
+    run_steps(learner, learner.stream.tasks[0], 1)
+    assert not any(torch.equal(v, start[k]) for k, v in learner.buffers.items())
+
+
+def test_both_passes_of_a_batch_share_dropout_masks_and_batches_do_not() -> None:
+    learner = dropout_learner()
+    task = learner.stream.tasks[0]
+    learner.enter(task)
+    learner.plan(task)
+    one, two, *_ = learner.batches(task)
+    a, b, c = (learner.task_loss(learner.params, x)[0] for x in (one, one, replace(one, key=two.key)))
+    assert torch.equal(a, b) and not torch.equal(a, c)
+
+
+def test_double_precision_starts_from_the_same_weights() -> None:
+    s = stream()
+    single, double = make(s, dtype=torch.float32), make(s)
+    assert all(torch.equal(v.double(), double.params[k]) for k, v in single.params.items())
+    assert double.params["fc1.weight"].dtype == torch.float64
+
+
+def test_a_fresh_start_depends_on_its_key_alone() -> None:
+    learner = make(stream())
+    key = learner.random("strategy/X").key()
+    params, _ = learner.fresh(key)
+    again, _ = learner.fresh(key)
+    assert all(torch.equal(v, again[k]) and not torch.equal(v, learner.params[k]) for k, v in params.items())
+    assert all(torch.equal(v[1:], learner.fresh(key[1:])[0][k]) for k, v in params.items())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_trains_and_scores_as_the_cpu_does() -> None:
+    found = {}
+    for device in ("cpu", "cuda"):
+        s = split(dataset=data(), seeds=SEEDS, n_tasks=3, fixed=False, device=device)
+        for name, model in (("mlp", MLP(s.shape, s.outputs, (7,))), ("cnn", CNN(s.shape, s.outputs, (3,)))):
+            learner = make(s, model=model, device=device)
+            losses = torch.stack(run_steps(learner, s.tasks[0], 5))
+            found[name, device] = losses.cpu(), learner.evaluate(learner.net, s.tasks[0].test)[0].cpu()
+            assert learner.clone().params["head.bias"].device.type == device
+    for name in ("mlp", "cnn"):
+        for a, b in zip(found[name, "cpu"], found[name, "cuda"]):
+            torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)

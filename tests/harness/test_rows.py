@@ -1,0 +1,130 @@
+"""Sources of rows and the order that they are visited in, against loops over single rows."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from harness import random
+from harness.rows import Rows, order, union
+from tasks.stream import Permute
+
+sizes = st.lists(st.integers(1, 9), min_size=1, max_size=4)
+
+
+@settings(max_examples=40, deadline=None)
+@given(sizes, st.integers(0, 2**32))
+def test_every_pass_visits_each_of_the_seed_s_rows_once(size: list[int], seed: int) -> None:
+    key = random.keys(range(seed, seed + len(size)), "order")
+    found = order(key, torch.tensor(size), 0, 45)
+    for row, n in zip(found.tolist(), size):
+        for start in range(0, 45 - n, n):
+            assert sorted(row[start : start + n]) == list(range(n))
+
+
+@settings(max_examples=40, deadline=None)
+@given(sizes, st.integers(0, 2**32))
+def test_an_order_depends_neither_on_companions_nor_on_their_sizes(size: list[int], seed: int) -> None:
+    key = random.keys(range(seed, seed + len(size)), "order")
+    together = order(key, torch.tensor(size), 0, 30)
+    for s, n in enumerate(size):
+        assert torch.equal(together[s], order(key[s : s + 1], torch.tensor([n]), 0, 30)[0])
+
+
+@settings(max_examples=40, deadline=None)
+@given(sizes, st.integers(0, 60), st.integers(1, 30))
+def test_a_window_of_the_order_is_a_slice_of_the_whole(size: list[int], start: int, length: int) -> None:
+    key, n = random.keys(range(len(size)), "order"), torch.tensor(size)
+    assert torch.equal(order(key, n, start, start + length), order(key, n, 0, 90)[:, start : start + length])
+
+
+def test_passes_are_reshuffled() -> None:
+    passes = order(random.keys([0], "order"), torch.tensor([20]), 0, 100).view(5, 20)
+    assert len(passes.unique(dim=0)) == 5
+
+
+def ragged() -> Rows:
+    """Two seeds with 4 and 2 rows of their own over 6 samples; the second is padded with sample 5."""
+    return Rows(
+        data=torch.arange(12.0).view(6, 2),
+        index=torch.tensor([[3, 1, 0, 4], [2, 0, 5, 5]]),
+        y=torch.tensor([[7, 8, 7, 9], [8, 8, 6, 6]]),
+        t=torch.tensor([[1, 1, 2, 2], [3, 3, 0, 0]]),
+        size=torch.tensor([4, 2]),
+    )
+
+
+def test_take_gathers_each_seed_s_own_rows() -> None:
+    source, position = ragged(), torch.tensor([[2, 0, 0], [1, 1, 0]])
+    x, y, t = source.take(position)
+    assert x.shape == (2, 3, 2) and y.shape == t.shape == (2, 3)
+    for s in range(2):
+        for b, p in enumerate(position[s].tolist()):
+            assert torch.equal(x[s, b], source.data[source.index[s, p]])
+            assert y[s, b] == source.y[s, p] and t[s, b] == source.t[s, p]
+
+
+def test_take_broadcasts_one_task_id_and_takes_target_vectors() -> None:
+    source = ragged()
+    vectors = torch.arange(24.0).view(2, 4, 3)
+    regression = Rows(source.data, source.index, vectors, torch.tensor([[5], [6]]), source.size)
+    _x, y, t = regression.take(torch.tensor([[3, 1], [0, 0]]))
+    assert torch.equal(y, torch.stack([vectors[0, [3, 1]], vectors[1, [0, 0]]]))
+    assert t.tolist() == [[5, 5], [6, 6]]
+    assert regression.labels().tolist() == [[0, 0, 0, 0], [0, 0, -1, -1]]
+
+
+def test_labels_mark_padding() -> None:
+    assert ragged().labels().tolist() == [[7, 8, 7, 9], [8, 8, -1, -1]]
+
+
+def test_permute_moves_each_row_by_its_own_task_s_permutation() -> None:
+    key = random.keys([0, 1], "p")
+    table = torch.stack([random.permutation(random.fold(key, t), 12) for t in range(3)], 1)  # [S, T, D]
+    x, t = random.normal(key, 5, 3, 2, 2), torch.tensor([[0, 2, 1, 1, 2], [2, 2, 0, 1, 0]])
+    moved = Permute(table)(x, t)
+    assert moved.shape == x.shape
+    for s in range(2):
+        for b in range(5):
+            for i in range(12):
+                assert moved[s, b].flatten()[i] == x[s, b].flatten()[table[s, t[s, b], i]]
+    assert torch.equal(Permute(table)(x, t[:, :1]), Permute(table)(x, t[:, :1].expand(2, 5)))
+
+
+def test_a_union_holds_every_row_of_its_parts_and_no_padding() -> None:
+    a = ragged()
+    b = Rows(
+        a.data, torch.tensor([[5, 5, 0], [1, 3, 4]]), torch.tensor([[1, 0, 0], [2, 3, 4]]),
+        torch.tensor([[9], [8]]), torch.tensor([1, 3]),
+    )  # fmt: skip
+    whole = union([a, b])
+    assert whole.size.tolist() == [5, 5]
+    for s in range(2):
+        x, y, t = whole.take(torch.arange(5).expand(2, -1))
+        expected = []
+        for part in (a, b):
+            n = int(part.size[s])
+            px, py, pt = part.take(torch.arange(n).expand(2, -1))
+            expected += [(tuple(px[s, i].tolist()), int(py[s, i]), int(pt[s, i])) for i in range(n)]
+        assert [(tuple(x[s, i].tolist()), int(y[s, i]), int(t[s, i])) for i in range(5)] == expected
+    assert whole.labels().tolist() == [[7, 8, 7, 9, 1, -1, -1], [8, 8, 2, 3, 4, -1, -1]]
+
+
+def test_a_union_keeps_each_row_s_transform() -> None:
+    data = torch.arange(8.0).view(2, 4)
+    table = torch.tensor([[[0, 1, 2, 3], [3, 2, 1, 0]]])
+    move = Permute(table)
+    parts = [
+        Rows(data, torch.tensor([[0, 1]]), torch.zeros(1, 2, dtype=torch.int64), torch.zeros(1, 1, dtype=torch.int64),
+             torch.tensor([2]), move, torch.tensor([[t]]))
+        for t in range(2)
+    ]  # fmt: skip
+    x, _, _ = union(parts).take(torch.arange(4)[None])
+    assert x[0].tolist() == [[0, 1, 2, 3], [4, 5, 6, 7], [3, 2, 1, 0], [7, 6, 5, 4]]
+
+
+def test_a_union_over_other_data_is_refused() -> None:
+    a = ragged()
+    b = Rows(a.data.clone(), a.index, a.y, a.t, a.size)
+    with pytest.raises(ValueError, match="same data"):
+        union([a, b])
