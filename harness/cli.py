@@ -20,7 +20,7 @@ from harness.catalogue import CONF, ROOT, nearest
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-COMMANDS = ("ls", "help")
+COMMANDS = ("ls", "leaderboard", "help")
 LISTED = {
     "strategies": "strategy",
     "tasks": "tasks",
@@ -57,12 +57,13 @@ Settings            (`{run} --cfg job` shows all of them with their values)
   dataset.root=FOLDER     where data sets are looked for and downloaded to
   results=FOLDER          where runs are written
   device=auto             auto, cpu, cuda or cuda:1
-  threads=0               CPU threads; 0 for all cores
+  threads=1               CPU threads; 0 for all cores
   tracker.mode=offline    Weights & Biases: online, offline or disabled
   force=true              run again although the results are there
 
 Commands and flags
   ls [WHAT]               {listed}
+  leaderboard [FOLDER]    finished runs side by side
   --cfg job               show the configuration and stop
   -m, --multirun          run every combination of comma-separated values
   --config-dir FOLDER     also choose from your own FOLDER/strategy/*.yaml and the like
@@ -114,6 +115,8 @@ def _dispatch(argv: Sequence[str]) -> int:
     word = argv[0] if argv and re.fullmatch(r"[A-Za-z][\w-]*", argv[0]) else None
     if word == "ls":
         return _ls(argv[1:])
+    if word == "leaderboard":
+        return _leaderboard(argv[1:])
     if word == "help" or any(a in ("-h", "--help") for a in argv):
         return _help()
     if list(argv) == ["--version"]:
@@ -177,6 +180,17 @@ def _ls(argv: Sequence[str]) -> int:
         width = max(map(len, lines), default=0)
         for name, text in lines.items():
             print(f"{'' if args else '  '}{name:<{width}}  {text}".rstrip())
+    return 0
+
+
+def _leaderboard(argv: Sequence[str]) -> int:
+    folders = [Path(f) for f in argv or ["results"]]
+    for folder in folders:
+        if not (folder / "runs").is_dir():
+            raise ValueError(f"leaderboard {folder}: holds no runs; name a folder that results=FOLDER wrote to")
+    from harness.leaderboard import leaderboard
+
+    print("\n".join(leaderboard(folders)) or f"no finished run in {', '.join(map(str, folders))}")
     return 0
 
 

@@ -82,10 +82,8 @@ def run(
 
     Raises ValueError where a strategy is not defined for the stream's scenario.
     """
+    check_scenario(stream, strategies)
     chain = Chain(strategies)
-    for part in strategies:
-        if stream.scenario not in part.scenarios:
-            raise ValueError(f"scenario={stream.scenario}: {part.name} is defined for {', '.join(part.scenarios)} only")
     learner = Learner(model, stream, optimizer, budget or Budget(), device=device, dtype=dtype, pin=pin)
     sink = InMemory() if sink is None else sink
     recorder = Recorder(
@@ -109,6 +107,13 @@ def run(
     loop.train(learner, chain, recorder, start=start)
     recorder.write_times(len(stream.tasks) - 1)
     return Result(recorder.accuracy, learner, chain, getattr(sink, "tables", {}))
+
+
+def check_scenario(stream: Stream, strategies: Sequence[Strategy]) -> None:
+    """ValueError where a strategy is not defined for the stream's scenario."""
+    for part in strategies:
+        if stream.scenario not in part.scenarios:
+            raise ValueError(f"scenario={stream.scenario}: {part.name} is defined for {', '.join(part.scenarios)} only")
 
 
 def fresh_accuracy(accuracy: Tensor) -> Tensor:
@@ -151,8 +156,10 @@ class Setting:
     def identity(self) -> dict[str, Any]:
         """Exactly what determines the numbers, strategy and seeds apart."""
         cfg = self.cfg
+        budget = cfg["train"] if cfg["train"]["steps"] is None else {**cfg["train"], "epochs": None}
         return {
-            **{k: cfg[k] for k in ("tasks", "scenario", "classes", "model", "optimizer", "train", "dtype", "pin")},
+            **{k: cfg[k] for k in ("tasks", "scenario", "classes", "model", "optimizer", "dtype", "pin")},
+            "train": budget,
             "dataset": [self.dataset.name, self.dataset.digest],
             "samples": cfg["eval"]["samples"],
             "threads": self.threads,
@@ -230,22 +237,28 @@ RESET = {"reset": {"_target_": "strategies.reset.Reset"}}  # the control that pl
 def _one(
     setting: Setting, spec: dict[str, Any], strategies: dict[str, Strategy], seeds: tuple[int, ...], progress: bool
 ) -> Path:
+    # everything that can refuse its settings is made before anything is written
     cfg, label = setting.cfg, "+".join(strategies)
     stream = setting.stream(seeds)
+    parts, evaluation = setting.parts(stream), Evaluation(**cfg["eval"])
     metrics = {name: build(node) for name, node in (cfg["metrics"] or {}).items()}
-    is_control = list(strategies) == ["reset"]
-    identity = {**setting.identity, "strategy": spec, "seeds": list(seeds), "eval": cfg["eval"]["tasks"]}
+    shown = _trackers(cfg, stream, label, progress)
+    check_scenario(stream, list(strategies.values()))
     for line in Chain(list(strategies.values())).disorder():
         warn(f"strategy=[{','.join(strategies)}]: {line}")
+    is_control = list(strategies) == ["reset"]
+    identity = {**setting.identity, "strategy": spec, "seeds": list(seeds), "eval": cfg["eval"]["tasks"]}
     with _open(setting, stream, label, identity, force=cfg["force"]) as folder:
         if folder.done:
             print(f"done already: {folder.path} (force=true runs it again)")
+            if folder.manifest["metrics"] != sorted(metrics):
+                print(f"it was measured with metrics {', '.join(folder.manifest['metrics']) or 'off'}")
             return folder.path
         resume = _resume(folder, setting, stream, {"metrics": sorted(metrics), "purpose": "run"})
         control = None
         if cfg["control"] and not is_control:
             control = _control(setting, seeds, progress)
-        trackers = Trackers(_trackers(cfg, stream, label, progress))
+        trackers = Trackers(shown)
         sink = FolderSink(folder, trackers, seeds, len(stream.tasks))
         past = summaries(folder.table("metrics"), folder.table("accuracy"), seeds, len(stream.tasks))
         trackers.start(About(cfg, folder.manifest, folder.path, seeds, len(stream.tasks)), past)
@@ -254,14 +267,14 @@ def _one(
                 stream,
                 list(strategies.values()),
                 metrics=metrics,
-                evaluation=Evaluation(**cfg["eval"]),
+                evaluation=evaluation,
                 control=control,
                 is_control=is_control,
                 gap=cfg["gap"],
                 sink=sink,
                 resume=resume,
                 progress=trackers.progress,
-                **setting.parts(stream),
+                **parts,
             )
         except BaseException as error:
             trackers.finish([], f"{type(error).__name__}: {error}")

@@ -73,7 +73,7 @@ def split(
         shape=tuple(data.x.shape[1:]),
         outputs=width if scenario == "domain" else dataset.classes,
         seeds=tuple(seeds),
-        hash=digest("split", VERSION, scenario, dataset.digest, order),
+        hash=digest("split", VERSION, scenario, n_tasks, dataset.digest, order),
         masks=None if scenario == "domain" else block_masks(n_tasks, width, data.x.device),
         classes=classes,
     )

@@ -34,7 +34,7 @@ SEEDS = (0, 1, 2)
 
 # a preset, so that what acts rarely acts on a toy stream as well, memories overflow and merges are short
 TUNED = {
-    "cbp": {"rate": 0.1, "maturity": 2},
+    "cbp": {"rate": 0.5, "maturity": 1},
     "redo": {"period": 3, "tau": 0.5, "samples": 16},
     "ewc": {"samples": 20},
     "replay": {"capacity": 20, "batch_size": 6},
@@ -107,8 +107,7 @@ class Saver:
 
     def start(self, task: Task) -> None: ...
 
-    def step(self, fresh: Batch, aux: Aux) -> None:
-        self.last = fresh
+    def step(self, fresh: Batch, aux: Aux) -> None: ...
 
     def end(self, task: Task) -> None:
         if task.index == 1:
@@ -121,7 +120,6 @@ class Saver:
 class Run:
     learner: Learner
     chain: Chain
-    last: Batch  # the last fresh batch
     saved: bytes | None
 
     def logits(self) -> list[Tensor]:
@@ -184,7 +182,7 @@ def go(
     learner, chain = begin(names, scenario, model, OPTIMIZERS[optimizer](), seeds, dtype, steps)
     saver = Saver(learner, chain)
     train(learner, chain, saver)
-    return Run(learner, chain, saver.last, saver.saved)
+    return Run(learner, chain, saver.saved)
 
 
 @cache

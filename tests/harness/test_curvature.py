@@ -11,7 +11,18 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from harness import curvature, tree
-from harness.curvature import Hessian, flatten, hutchpp, lanczos, top_eigenvalues, top_of, trace, unflatten, worst_rise
+from harness.curvature import (
+    Hessian,
+    flatten,
+    hutchpp,
+    lanczos,
+    top_eigenvalues,
+    top_of,
+    trace,
+    unflatten,
+    value_and_grad,
+    worst_rise,
+)
 from harness.models.mlp import MLP
 from harness.random import keys
 from harness.types import Loss, Params

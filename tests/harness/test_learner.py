@@ -32,12 +32,13 @@ SEEDS = (0, 1, 2)
 @cache
 def data() -> Dataset:
     """Unequal classes, so that a split gives every seed another number of rows."""
-    train, val, test = (torch.arange(CLASSES).repeat_interleave(torch.arange(n, n + CLASSES)) for n in (8, 1, 4))
-    y = torch.cat([train, val, test])
+    labels = [torch.arange(CLASSES).repeat_interleave(torch.arange(n, n + CLASSES)) for n in (8, 1, 4)]
+    y = torch.cat(labels)
     key = random.keys([0], "toy")
     x = random.normal(key, len(y), 1, 2, 4)[0] + random.normal(random.fold(key, "centre"), CLASSES, 1, 2, 4)[0, y]
-    ends = torch.tensor([0, len(train), len(val), len(test)]).cumsum(0).tolist()
-    return Dataset("toy", x, y, *(torch.arange(a, b) for a, b in itertools.pairwise(ends)), CLASSES, "digest")
+    ends = torch.tensor([0, *map(len, labels)]).cumsum(0).tolist()
+    train, val, test = (torch.arange(a, b) for a, b in itertools.pairwise(ends))
+    return Dataset("toy", x, y, train, val, test, CLASSES, "digest")
 
 
 def stream(scenario: str = "class", seeds: tuple[int, ...] = SEEDS, **options: Any) -> Stream:
@@ -59,7 +60,8 @@ def regression(seeds: tuple[int, ...] = SEEDS) -> Stream:
 
 
 def make(s: Stream, widths: tuple[int, ...] = (7, 5), **options: Any) -> Learner:
-    options = {"dtype": torch.float64, "optimizer": SGD(lr=0.1), "budget": Budget(batch_size=4)} | options
+    defaults: dict[str, Any] = {"dtype": torch.float64, "optimizer": SGD(lr=0.1), "budget": Budget(batch_size=4)}
+    options = defaults | options
     model = options.pop("model", None) or MLP(s.shape, s.outputs, widths)
     return Learner(model, s, options.pop("optimizer"), options.pop("budget"), **options)
 
@@ -238,8 +240,11 @@ def test_a_seed_s_batches_do_not_depend_on_its_companions_and_differ_from_theirs
         for a, b in zip(together.stream.tasks, alone.stream.tasks):
             assert torch.equal(positions(together, a)[i], positions(alone, b)[0])
     domain = make(permuted(dataset=data(), seeds=SEEDS, n_tasks=2, fixed=True, scenario="domain"), budget=budget)
-    y = [torch.cat([b.y for b in domain.batches(task)], 1) for task in domain.stream.tasks for _ in [domain.plan(task)]]
-    assert len(torch.cat(y).unique(dim=0)) == 6  # every seed and every task has its own order
+    found = []
+    for task in domain.stream.tasks:
+        domain.plan(task)
+        found.append(torch.cat([b.y for b in domain.batches(task)], 1))
+    assert len(torch.cat(found).unique(dim=0)) == 6  # every seed and every task has its own order
 
 
 def test_a_pinned_purpose_is_one_for_all_seeds_and_moves_no_other() -> None:
@@ -399,6 +404,23 @@ def test_a_probe_of_a_small_task_depends_on_its_own_seed_alone() -> None:
         assert mean_input(together, i) == pytest.approx(mean_input(own_probe, 0), rel=1e-12)
 
 
+@pytest.mark.parametrize("samples", [8, 11, 15, 500])
+def test_a_subset_of_a_small_task_s_test_rows_depends_on_its_own_seed_alone(samples: int) -> None:
+    """Where there are no more rows than asked for, all of them count once."""
+    s = stream()
+    learner = make(s)
+    sizes = s.tasks[0].test.size.tolist()
+    assert sizes == [9, 14, 15]
+    some, whole = (learner.evaluate(learner.net, s.tasks[0].test, samples=n) for n in (samples, None))
+    for i, seed in enumerate(SEEDS):
+        alone = make(stream(seeds=(seed,)))
+        for a, b in zip(some, alone.evaluate(alone.net, alone.stream.tasks[0].test, samples=samples)):
+            torch.testing.assert_close(a[i], b[0])
+        if samples >= sizes[i]:
+            for a, b in zip(some, whole):
+                torch.testing.assert_close(a[i], b[i])
+
+
 def mean_input(batch: Batch, i: int) -> float:
     return float((batch.w[i] * batch.x[i].double().sum((1, 2, 3))).sum())
 
@@ -518,7 +540,8 @@ def test_a_seed_that_diverges_is_marked_and_the_others_finish_exactly_as_without
     for a, b in zip(sick.evaluate(sick.net, s.tasks[0].test), sound.evaluate(sound.net, s.tasks[0].test)):
         assert a[1].isnan() and not b[1].isnan()
         assert torch.equal(a[[0, 2]], b[[0, 2]])
-    sick.params["fc2.weight"][1] = 0.0  # a reset unit may make it finite again
+    for v in sick.params.values():
+        v[1] = 0.0  # a reset may make it finite again
     sick.mark_diverged()
     assert not sick.alive[1]
 

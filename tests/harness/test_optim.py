@@ -2,6 +2,7 @@
 
 import io
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -45,7 +46,7 @@ class Reference:
 
     def __init__(self, cls: type[torch.optim.Optimizer], options: dict[str, Any], params: Params) -> None:
         self.leaves = [{k: v[s].clone().requires_grad_() for k, v in params.items()} for s in range(S)]
-        self.optimizers = [cls(list(leaf.values()), **options) for leaf in self.leaves]  # type: ignore[call-arg]
+        self.optimizers = [cls(list(leaf.values()), **options) for leaf in self.leaves]
 
     @property
     def params(self) -> Params:
@@ -78,7 +79,8 @@ def test_stacked_parameters_follow_torch_s_own_optimizers(case: str, dtype: torc
 
 def test_an_entry_that_is_reset_follows_a_fresh_adam_and_no_other_entry_moves_off() -> None:
     """Weights of one unit of two seeds start afresh at step 50, half of them again at step 120."""
-    params, options = start(), {"lr": 0.01, "weight_decay": 0.1}
+    options: dict[str, Any] = {"lr": 0.01, "weight_decay": 0.1}
+    params = start()
     optimizer, kept = Adam(**options), Reference(torch.optim.Adam, options, params)
     where = torch.zeros(S, 4, 1, dtype=torch.bool)
     where[0, 1] = where[2, 3] = True
@@ -210,7 +212,7 @@ def test_loaded_state_is_a_copy() -> None:
 def test_cosine_and_step_schedules_are_torch_s() -> None:
     n = 40
     leaf = torch.zeros(1, requires_grad=True)
-    schedulers = {
+    schedulers: dict[str, Callable[[Any], Any]] = {
         "cosine": lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, n),
         "step": lambda o: torch.optim.lr_scheduler.MultiStepLR(o, [20, 30], 0.1),
     }

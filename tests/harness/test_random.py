@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -72,7 +73,7 @@ def test_draws_are_pinned_so_that_versions_and_devices_agree() -> None:
 
 def test_a_row_is_the_same_whoever_runs_beside_it() -> None:
     together = keys([3, 8, 8, -5], "init")
-    draws = (
+    draws: tuple[Callable[[Tensor], Tensor], ...] = (
         lambda k: bits(k, 7),
         lambda k: uniform(k, 4, 3),
         lambda k: normal(k, 4, 3, dtype=torch.float64),
@@ -131,9 +132,10 @@ def test_uniform_is_uniform(dtype: torch.dtype) -> None:
         assert abs(chi_square(torch.histc(row, 64, 0, 1))) < 4
         assert abs(row.mean() - 0.5) < 4 / math.sqrt(12 * len(row))
         assert abs(row.var() - 1 / 12) < 4 * math.sqrt(1 / 180 / len(row))
-    # every number is a multiple of the last bit: none is rounded up to 1
-    grain = 2.0 ** (53 if dtype == torch.float64 else 24)
-    assert torch.equal((u * grain).round() / grain, u)
+    # every bit that the type can hold is used, and none is rounded: 1 is never drawn
+    scaled = u * 2.0 ** (53 if dtype == torch.float64 else 24)
+    assert torch.equal(scaled.round(), scaled)
+    assert abs((scaled.long() % 2).double().mean() - 0.5) < 4 / math.sqrt(4 * scaled.numel())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -194,13 +196,14 @@ def test_a_random_stream_is_its_key_and_a_count() -> None:
 def test_integer_draws_agree_on_cpu_and_cuda() -> None:
     here, there = keys([0, 1, 2], "order"), keys([0, 1, 2], "order", "cuda")
     size = torch.tensor([5, 100, 33])
-    for draw in (
+    draws: tuple[Callable[[Tensor], Tensor], ...] = (
         lambda k: bits(k, 4, 5),
         lambda k: permutation(k, 100),
         lambda k: permutation(k, 100, size.to(k.device)),
         lambda k: integers(k, 17, 50),
         lambda k: uniform(k, 50),
         lambda k: uniform(k, 50, dtype=torch.float64),
-    ):
+    )
+    for draw in draws:
         assert torch.equal(draw(here), draw(there).cpu())
     torch.testing.assert_close(normal(here, 1000), normal(there, 1000).cpu(), rtol=1e-5, atol=1e-5)

@@ -43,7 +43,8 @@ class Pull(Strategy):
     """Pulls towards the last boundary's parameters and replays the last fresh batch: state and draws of its own."""
 
     def setup(self, learner: Learner) -> None:
-        self.anchor, self.held, self.jitter = tree.copy(learner.params), None, torch.zeros(learner.S)
+        self.anchor, self.jitter = tree.copy(learner.params), torch.zeros(learner.S)
+        self.held: dict[str, Tensor] | None = None
 
     def batch(self, learner: Learner, batch: Batch) -> Batch:
         self.jitter = self.random.key() % 7
@@ -264,7 +265,8 @@ def test_the_gap_is_a_copy_of_the_learner_plainly_trained(strategies: Callable[[
 
 def test_no_gap_is_measured_without_a_control_or_when_switched_off() -> None:
     s = stream()
-    for options in ({}, {"control": control_run(s), "gap": False}):
+    switches: tuple[dict[str, Any], ...] = ({}, {"control": control_run(s), "gap": False})
+    for options in switches:
         gaps = Seen(lambda b: b.gap)
         run(s, [Pull()], metrics={"gap": gaps}, **settings(s), **options)
         assert set(gaps.found.values()) == {None}

@@ -43,6 +43,11 @@ def test_passes_are_reshuffled() -> None:
     assert len(passes.unique(dim=0)) == 5
 
 
+def test_an_order_is_pinned_so_that_versions_agree() -> None:
+    found = order(random.keys([0, 1], "order"), torch.tensor([4, 6]), 2, 12)
+    assert found.tolist() == [[1, 2, 3, 1, 2, 0, 3, 1, 0, 2], [1, 5, 2, 4, 1, 4, 5, 2, 3, 0]]
+
+
 def ragged() -> Rows:
     """Two seeds with 4 and 2 rows of their own over 6 samples; the second is padded with sample 5."""
     return Rows(

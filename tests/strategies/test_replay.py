@@ -71,7 +71,9 @@ def tasks_of(x: Tensor) -> Tensor:
 
 
 def test_online_memory_replays_rows_that_were_seen_before() -> None:
-    batches = run(replay())
+    part = replay()
+    batches = run(part)
+    assert part.memory.seen == 3 * 24  # each row was offered once
     assert batches[0][1].x.shape[1] == B  # nothing was seen yet
     seen: set[float] = set()
     for _, b in batches:
