@@ -68,7 +68,7 @@ class Hessian:
 
 def flatten(p: Params) -> Tensor:
     """Params -> [S, P]."""
-    return torch.cat([v.flatten(1) for v in p.values()], 1)
+    return torch.cat([v.reshape(len(v), -1) for v in p.values()], 1)
 
 
 def unflatten(x: Tensor, like: Params) -> Params:

@@ -277,6 +277,7 @@ class Learner:
         self.buffers = tree.copy({k: v.to(self.device) for k, v in state["buffers"].items()})
         self.alive = state["alive"].to(self.device).clone()
         self.optimizer.load_state_dict(state["optimizer"])
+        self.optimizer.to(self.device)
         for purpose, count in state["random"].items():
             self.random(purpose).count = count
 

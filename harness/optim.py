@@ -87,6 +87,10 @@ class Optimizer:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.state = {s: {k: v.clone() for k, v in p.items()} for s, p in state["state"].items()}
 
+    def to(self, device: torch.device) -> None:
+        """Move the state; a checkpoint comes back on the CPU."""
+        self.state = {s: {k: v.to(device) for k, v in p.items()} for s, p in self.state.items()}
+
     def settings(self) -> dict[str, Any]:
         """What edge-of-stability measures need: lr, momentum, betas."""
         return {"name": type(self).__name__.lower(), "lr": self.lr}
@@ -180,6 +184,10 @@ class Adam(Optimizer):
         super().load_state_dict(state)
         self.count = state["count"]
         self.powers = {k: (a.clone(), b.clone()) for k, (a, b) in state["powers"].items()}
+
+    def to(self, device: torch.device) -> None:
+        super().to(device)
+        self.powers = {k: (a.to(device), b.to(device)) for k, (a, b) in self.powers.items()}
 
     def settings(self) -> dict[str, Any]:
         return {**super().settings(), "betas": list(self.betas), "eps": self.eps}

@@ -97,8 +97,8 @@ def _pack(value: Any, where: str) -> Any:
 
 
 def _unpack(value: Any, present: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.clone()
+    if isinstance(value, Tensor):  # a checkpoint comes back on the CPU
+        return value.to(present.device if isinstance(present, Tensor) else value.device, copy=True)
     if not isinstance(value, dict):
         return value
     (kind, inner), *_ = value.items()

@@ -72,7 +72,7 @@ class EWC(Strategy):
             old, anchor = self.weight[k], self.anchor[k]
             share = torch.where(f > 0, f / (old + f), 0)
             shift = learner.params[k] - anchor
-            self.constant += (old * share * shift.square()).flatten(1).sum(1)
+            self.constant += tree.dot({k: old * share}, {k: shift.square()})
             anchor += share * shift
             old += f
 
@@ -98,7 +98,7 @@ class _Quadratic(torch.autograd.Function):
         shift = torch._foreach_sub(values[:n], values[n : 2 * n])
         pull = torch._foreach_mul(shift, values[2 * n :])
         ctx.save_for_backward(*pull)
-        parts = [torch.linalg.vecdot(a.flatten(1), b.flatten(1)) for a, b in zip(pull, shift)]
+        parts = [torch.linalg.vecdot(a.reshape(len(a), -1), b.reshape(len(b), -1)) for a, b in zip(pull, shift)]
         return torch.stack(parts).sum(0)
 
     @staticmethod

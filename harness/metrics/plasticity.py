@@ -55,7 +55,9 @@ def plasticity(b: Boundary, *, size: int, rank: bool, gradient: bool) -> Reading
     if gradient:
         grads = value_and_grad(objective(b, batch), b.trained.params)[1]
         found["grad_norm"] = tree.norm(grads)
-        found["grad_zero_frac"] = torch.cat([(g == 0).flatten(1) for g in grads.values()], 1).to(batch.w).mean(1)
+        found["grad_zero_frac"] = (
+            torch.cat([(g == 0).reshape(len(g), -1) for g in grads.values()], 1).to(batch.w).mean(1)
+        )
     if b.phase == "end":
         fresh = unmeasured(b) if b.control is None else b.control[:, b.t]
         found["intransigence"] = fresh - b.accuracy[:, b.t + 1, b.t].to(fresh.device)

@@ -150,6 +150,15 @@ def test_sequential_trains_as_naive_and_deploys_the_merged_net() -> None:
     assert same(deployed[0], trained[0]) and not same(deployed[1], trained[1])
 
 
+def test_each_merge_starts_between_the_last_merged_net_and_the_new_one() -> None:
+    trained, _, deployed, _ = run(mcsgd(lr=1e-300))  # and does not move from there
+    old = trained[0]
+    for new, merged in zip(trained[1:], deployed[1:]):
+        old = tree.lerp(old, new, 0.25)
+        for k, v in merged.items():
+            torch.testing.assert_close(v, old[k], rtol=1e-12, atol=0)
+
+
 def test_merged_goes_on_from_the_merged_net() -> None:
     trained, kept, deployed, _ = run(mcsgd(continue_from="merged"))
     assert same(kept[0], trained[0]) and not same(kept[1], trained[1])

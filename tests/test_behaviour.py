@@ -1,0 +1,81 @@
+"""What the literature reports, on digits: who forgets, who can no longer learn. Means of five seeds, with margins."""
+
+from functools import cache
+
+import pytest
+import torch
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+from harness import catalogue
+from harness.learner import Budget
+from harness.metrics.transfer import forgetting_of_tasks
+from harness.models.mlp import MLP
+from harness.optim import SGD, Adam
+from harness.recorder import Evaluation
+from harness.run import Result, fresh_accuracy, run
+from harness.strategy import Strategy
+from tasks.datasets import load
+from tasks.permuted import permuted
+
+SEEDS = (0, 1, 2, 3, 4)
+
+
+def strategy(name: str) -> Strategy:
+    """With the values of its file."""
+    made: Strategy = instantiate(OmegaConf.load(catalogue.CONF / "strategy" / f"{name}.yaml")[name])
+    return made
+
+
+@cache
+def short(name: str) -> Result:
+    """The default run: ten permuted tasks, SGD, ten epochs."""
+    stream = permuted(dataset=load("digits", normalise="unit"), seeds=SEEDS, n_tasks=10, fixed=False)
+    model = MLP(stream.shape, stream.outputs, widths=(100, 100))
+    return run(stream, [strategy(name)], model=model, optimizer=SGD(lr=0.1), budget=Budget(epochs=10))
+
+
+@pytest.mark.slow
+def test_naive_forgets_most_ewc_less_replay_least_and_joint_bounds_them() -> None:
+    forgot, final = {}, {}
+    for name in ("naive", "ewc", "replay", "joint"):
+        accuracy = short(name).accuracy
+        forgot[name] = float(forgetting_of_tasks(accuracy, 9).mean())
+        final[name] = float(accuracy[:, -1].mean())
+    assert forgot["naive"] > forgot["ewc"] + 0.05 > forgot["replay"] + 0.2 > forgot["joint"] + 0.25
+    assert final["naive"] + 0.04 < final["ewc"] < final["replay"] - 0.2 < final["joint"] - 0.25
+
+
+@cache
+def long(name: str) -> Result:
+    """Seventy-five permuted tasks of a hundred steps under Adam (research on loss of plasticity uses such streams)."""
+    data = load("digits", normalise="standard")
+    stream = permuted(dataset=data, seeds=SEEDS, n_tasks=75, fixed=False)
+    model = MLP(stream.shape, stream.outputs, widths=(100, 100))
+    control = None if name == "reset" else fresh_accuracy(long("reset").accuracy)
+    return run(
+        stream,
+        [strategy(name)],
+        model=model,
+        optimizer=Adam(lr=0.001),
+        budget=Budget(steps=100, batch_size=16),
+        evaluation=Evaluation(tasks=1),
+        control=control,
+        is_control=name == "reset",
+        metrics={"plasticity": lambda b: {"trainability_gap": b.control[:, b.t] - b.gap} if b.phase == "end" else {}},
+    )
+
+
+@pytest.mark.slow
+def test_on_a_long_stream_l2_init_and_reset_keep_what_naive_loses_and_the_gap_says_so() -> None:
+    new = {name: fresh_accuracy(long(name).accuracy)[:, -15:].mean(1) for name in ("naive", "l2_init", "reset")}
+    assert float((new["l2_init"] - new["naive"]).mean()) > 0.01
+    assert float((new["reset"] - new["naive"]).mean()) > 0.02
+    gap = {}
+    for name in ("naive", "l2_init", "reset"):
+        table = long(name).frame()
+        gap[name] = table[table.boundary >= 60].groupby("seed").value.mean().mean()
+    assert gap["naive"] > 0.02
+    assert gap["l2_init"] < gap["naive"] - 0.01
+    assert gap["reset"] == 0  # it is the control
+    torch.testing.assert_close(torch.tensor(gap["naive"]), (new["reset"] - new["naive"]).mean().float())

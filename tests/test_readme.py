@@ -1,0 +1,58 @@
+"""What the README shows runs as it stands there."""
+
+import re
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+import harness
+from harness.leaderboard import leaderboard
+
+README = Path(harness.__file__).resolve().parent.parent / "README.md"
+SNIPPETS = re.findall(r"```python\n(.*?)```", README.read_text("utf-8"), re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A results folder with two runs and the control they share, made in this process."""
+    from hydra import compose, initialize_config_dir
+
+    from harness.catalogue import CONF
+    from harness.run import from_config
+
+    folder = tmp_path_factory.mktemp("readme") / "results"
+    small = ["tasks.n_tasks=3", "train.steps=3", "seeds=[0,1]", "metrics=fast", "tracker.mode=disabled", "threads=1"]
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        for name in ("naive", "replay"):
+            from_config(compose("config", [*small, f"strategy={name}", f"results={folder}"]), progress=False)
+    return folder
+
+
+def test_the_pandas_lines_answer_for_every_run(
+    results: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(results.parent)
+    exec(compile(SNIPPETS[0], "README.md", "exec"), {})
+    out = capsys.readouterr().out
+    assert "naive" in out and "replay" in out and "permuted_digits_domain" in out
+
+
+def test_the_python_call_prints_the_accuracy_matrix(capsys: pytest.CaptureFixture[str]) -> None:
+    exec(compile(SNIPPETS[1], "README.md", "exec"), {})
+    assert capsys.readouterr().out.startswith("tensor([[")
+
+
+def test_the_leaderboard_is_computed_from_the_tables(results: Path) -> None:
+    lines = leaderboard([results])
+    assert lines[0].startswith("permuted_digits_domain, setting ")
+    shown = {line.split()[0]: line.split() for line in lines[2:]}
+    assert set(shown) == {"naive", "replay"}  # the control is not an entry
+    for path in results.glob("runs/*/naive/*/accuracy.parquet"):
+        table = pd.read_parquet(path)
+        last = table[table.boundary == 2].groupby("seed").accuracy.mean()
+        assert float(shown["naive"][2]) == pytest.approx(last.mean(), abs=5e-4)
+
+
+def test_one_control_serves_both_runs(results: Path) -> None:
+    assert len(list(results.glob("runs/*/reset/*/DONE"))) == 1

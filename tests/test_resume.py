@@ -1,0 +1,63 @@
+"""A run that is killed and started again leaves the tables of one that was not."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+import harness
+from harness import store
+
+ROOT = Path(harness.__file__).resolve().parent.parent
+RUN = [
+    *(sys.executable, "-m", "harness", "strategy=[replay,ewc,cbp]", "tasks.n_tasks=4", "train.epochs=2", "threads=1"),
+    *("seeds=[0,1]", "metrics=fast", "tracker.mode=disabled", "strategy.ewc.samples=50", "strategy.cbp.rate=0.01"),
+]
+
+
+def start(results: Path) -> subprocess.Popen[str]:
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(
+        [*RUN, f"results={results}"],
+        cwd=results.parent,
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finished(results: Path) -> str:
+    process = start(results)
+    said, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, said
+    return said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_a_run_cut_short_resumes_to_the_same_tables(tmp_path: Path, how: signal.Signals) -> None:
+    finished(tmp_path / "whole")
+    cut = tmp_path / "cut"
+    process = start(cut)
+    deadline = time.monotonic() + 120
+    while not list(cut.glob("runs/*/replay+ewc+cbp/*/nets/1.pt")):
+        assert time.monotonic() < deadline and process.poll() is None, "it did not get to its second boundary"
+        time.sleep(0.01)
+    process.send_signal(how)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == (-9 if how == signal.SIGKILL else 130)
+    assert how == signal.SIGKILL or "the same command again resumes" in said
+    assert "resumed after task" in finished(cut)
+    (whole,) = store.find_runs(tmp_path / "whole", purpose="run")
+    (again,) = store.find_runs(cut, purpose="run")
+    assert again.manifest["attempts"] == 2
+    for name in ("metrics", "accuracy", "curves"):
+        tables = (pd.read_parquet(run.path / f"{name}.parquet") for run in (whole, again))
+        pd.testing.assert_frame_equal(*tables, check_exact=True)
+    assert "done already" in finished(cut)
