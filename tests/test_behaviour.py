@@ -3,7 +3,6 @@
 from functools import cache
 
 import pytest
-import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
@@ -57,7 +56,7 @@ def long(name: str) -> Result:
         stream,
         [strategy(name)],
         model=model,
-        optimizer=Adam(lr=0.001),
+        optimizer=Adam(lr=0.003),
         budget=Budget(steps=100, batch_size=16),
         evaluation=Evaluation(tasks=1),
         control=control,
@@ -69,13 +68,13 @@ def long(name: str) -> Result:
 @pytest.mark.slow
 def test_on_a_long_stream_l2_init_and_reset_keep_what_naive_loses_and_the_gap_says_so() -> None:
     new = {name: fresh_accuracy(long(name).accuracy)[:, -15:].mean(1) for name in ("naive", "l2_init", "reset")}
-    assert float((new["l2_init"] - new["naive"]).mean()) > 0.01
-    assert float((new["reset"] - new["naive"]).mean()) > 0.02
+    assert float((new["l2_init"] - new["naive"]).mean()) > 0.05
+    assert float((new["reset"] - new["naive"]).mean()) > 0.05
     gap = {}
     for name in ("naive", "l2_init", "reset"):
         table = long(name).frame()
         gap[name] = table[table.boundary >= 60].groupby("seed").value.mean().mean()
-    assert gap["naive"] > 0.02
-    assert gap["l2_init"] < gap["naive"] - 0.01
+    assert gap["naive"] > 0.05
+    assert gap["l2_init"] < gap["naive"] - 0.05
     assert gap["reset"] == 0  # it is the control
-    torch.testing.assert_close(torch.tensor(gap["naive"]), (new["reset"] - new["naive"]).mean().float())
+    assert gap["naive"] == pytest.approx(float((new["reset"] - new["naive"]).mean()))  # for naive the two are one
