@@ -34,7 +34,9 @@ class Budget:
             raise ValueError(f"train.steps={self.steps}: must be at least 1")
 
     def of(self, task: Task) -> int:
-        """Optimizer steps on this task."""
+        """Optimizer steps on this task; none where a strategy returned a task of no rows."""
+        if task.nominal == 0:
+            return 0
         return self.steps or self.epochs * math.ceil(task.nominal / self.batch_size)
 
 
@@ -56,6 +58,7 @@ class Learner:
         self.seeds, self.S = stream.seeds, len(stream.seeds)
         self.device, self.dtype = torch.device(device), dtype
         self.pin = {k: v for k, v in (pin or {}).items() if v is not None}
+        self.prefix = ""  # of every purpose: a sub-learner's own draws
         self.streams: dict[str, RandomStream] = {}
         self.params, self.buffers = self.fresh(self.key("init"))
         self.apply = model.__call__
@@ -71,7 +74,7 @@ class Learner:
         """The key [S] of a purpose; a pinned purpose (what stands before a /) has one for all seeds."""
         pinned = self.pin.get(purpose.partition("/")[0])
         seeds = self.seeds if pinned is None else [pinned] * self.S
-        return random.keys(seeds, purpose, self.device)
+        return random.keys(seeds, self.prefix + purpose, self.device)
 
     def random(self, purpose: str) -> RandomStream:
         """The stream of a purpose: drawing from one never moves another."""
@@ -103,7 +106,7 @@ class Learner:
         """Fresh batches of the task's training rows, as many as are planned."""
         size, key = self.budget.batch_size, random.fold(self.key("order"), task.index)
         keys = self.random("dropout") if self.model.stochastic else None
-        block = size * min(self.planned, max(1, math.ceil(task.nominal / size)))  # an epoch's order at a time
+        block = size * max(1, min(self.planned, math.ceil(task.nominal / size)))  # an epoch's order at a time
         for start in range(0, self.planned * size, block):
             stop = min(start + block, self.planned * size)
             for position in rows.order(key, task.train.size, start, stop).split(size, 1):
@@ -168,7 +171,8 @@ class Learner:
                 grads = torch.autograd.grad(
                     total, list(leaves.values()), self._one, allow_unused=True, materialize_grads=True
                 )
-            return dict(zip(leaves, grads)), Aux(total.detach(), out)
+            added = extra.detach() if isinstance(extra, Tensor) else extra
+            return dict(zip(leaves, grads)), Aux(total.detach(), out, added)
 
         return gradient
 
@@ -250,6 +254,19 @@ class Learner:
         self.alive = self.alive & tree.finite(self.params)
 
     # --- copies and state -------------------------------------------------------------------------
+
+    def sub(self, name: str, model: Model, optimizer: Optimizer) -> Learner:
+        """A strategy's own network (a generator, a teacher): these seeds, its own parameters, optimizer and draws.
+
+        It has a state_dict, so that a strategy keeps it as an attribute that it makes in `setup`.
+        """
+        other = object.__new__(Learner)
+        other.__dict__ = dict(self.__dict__)
+        other.model, other.apply, other.optimizer = model, model.__call__, optimizer
+        other.prefix, other.streams, other.needs = f"{self.prefix}{name}/", {}, frozenset()
+        other.params, other.buffers = other.fresh(other.key("init"))
+        other.alive = self.alive.clone()
+        return other
 
     def clone(self) -> Learner:
         """An independent copy: the same draws from here on, no tensor shared."""

@@ -8,14 +8,14 @@ import torch
 
 from harness.learner import Learner
 from harness.strategy import Strategy
-from harness.types import Aux, Batch, Step, Task
+from harness.types import Aux, Step, Task
 
 
 class Observer(Protocol):
     """What watches a run; it changes nothing."""
 
     def start(self, task: Task) -> None: ...
-    def step(self, fresh: Batch, aux: Aux) -> None: ...
+    def step(self, step: Step, aux: Aux) -> None: ...
     def end(self, task: Task) -> None: ...
 
 
@@ -23,7 +23,7 @@ class Blind:
     """Watches nothing."""
 
     def start(self, task: Task) -> None: ...
-    def step(self, fresh: Batch, aux: Aux) -> None: ...
+    def step(self, step: Step, aux: Aux) -> None: ...
     def end(self, task: Task) -> None: ...
 
 
@@ -45,8 +45,9 @@ def train(learner: Learner, strategy: Strategy, observer: Observer, *, start: in
             batch = strategy.batch(learner, fresh)
             grads, aux = gradient(learner.params, batch)
             before = learner.update(grads, aux.out)
+            step = Step(fresh, batch, aux.out, grads, before)
             with torch.no_grad():
-                strategy.step(learner, Step(fresh, batch, aux.out, grads, before))
-            observer.step(fresh, aux)
+                strategy.step(learner, step)
+            observer.step(step, aux)
         strategy.end(learner, task)
         observer.end(task)

@@ -6,7 +6,7 @@ import itertools
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,14 +15,15 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from harness import tree
+from harness import cost, tree
 from harness.learner import Learner, mask_logits
 from harness.strategy import Chain, Strategy
-from harness.types import Aux, Batch, Boundary, Column, Metric, Net, Reading, Task
+from harness.types import Aux, Batch, Boundary, Column, Metric, Net, Out, Reading, Step, Task
 
 Columns = dict[str, list[Any]]  # column name -> values
 CHUNK = 50  # steps whose logits are kept until they are scored together: scoring each costs 5 % of a small step
 CURVE_BINS = 50  # points of a task's learning curve
+IDLE = 1e-4  # of the loss: a penalty or replayed rows that stay below all task long do nothing
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,10 @@ class Recorder:
         is_control: bool = False,
         gap: bool = True,
         progress: Callable[[int, int, int], None] = lambda task, step, steps: None,
+        warn: Callable[[str], None] = lambda line: None,
     ) -> None:
+        self.warn, self.warned = warn, False
+        self.own = _numel(learner)
         self.learner, self.strategy, self.metrics, self.evaluation = learner, strategy, metrics, evaluation
         self.sink, self.control, self.is_control, self.progress = sink, control, is_control, progress
         self.measure_gap = gap and (is_control or control is not None)
@@ -134,7 +138,9 @@ class Recorder:
         self.commit(-1, "init")
 
     def start(self, task: Task) -> None:
-        self.pending: list[tuple[Tensor, Batch, Tensor]] = []
+        self.pending: list[tuple[Tensor, Batch, Tensor, Tensor | float]] = []
+        self.latest: tuple[Batch, Out] | None = None
+        self.share = torch.zeros_like(self.learner.alive, dtype=torch.float64)  # of the loss: penalty and replay
         self.online: list[Tensor] = []
         self.losses: list[Tensor] = []
         self.gap = None
@@ -144,8 +150,12 @@ class Recorder:
         self.measure(task, "start")
         self.began = self.clock()
 
-    def step(self, fresh: Batch, aux: Aux) -> None:
-        self.pending.append((aux.out.logits.detach()[:, : fresh.y.shape[1]], fresh, aux.loss))
+    def step(self, step: Step, aux: Aux) -> None:
+        fresh = step.fresh
+        self.pending.append((aux.out.logits.detach()[:, : fresh.y.shape[1]], fresh, aux.loss, aux.penalty))
+        self.latest = (step.batch, aux.out)
+        if self.learner.steps == self.learner.planned:
+            self.add_time("step", (self.clock() - self.began) / self.learner.planned)
         if len(self.pending) == CHUNK:
             self.score()
             self.progress(self.learner.now, self.learner.steps, self.learner.planned)
@@ -161,6 +171,8 @@ class Recorder:
         if self.measure_gap and (self.is_control or self.strategy.plain):
             self.gap = self.accuracy[:, task.index + 1, task.index]  # plain training is what it just had
         self.measure(task, "end")
+        self.costs(task)
+        self.warn_if_idle(task)
         self.curves(task)
         self.commit(task.index, "end")
 
@@ -170,14 +182,49 @@ class Recorder:
         """Score the kept steps: accuracy before the update (or minus the error), and the loss."""
         if not self.pending:
             return
-        logits, batches, losses = zip(*self.pending)
+        logits, batches, losses, penalties = zip(*self.pending)
         self.pending = []
+        self.share = self.share.maximum(self.added(losses, penalties, batches[-1].w.shape[1]))
         if self.learner.stream.loss == "mse":
             right = [-(a - b.y).square().mean(-1).mean(1) for a, b in zip(logits, batches)]
         else:
             right = [(mask_logits(a, b.mask).argmax(-1) == b.y).double().mean(1) for a, b in zip(logits, batches)]
         self.online.append(torch.stack(right, 1))
         self.losses.append(torch.stack(losses, 1).double())
+
+    def added(self, losses: Sequence[Tensor], penalties: Sequence[Tensor | float], fresh: int) -> Tensor:
+        """Largest share of the loss that penalties made up, or, in the latest step, rows that were appended: [S]."""
+        total = torch.stack(list(losses))
+        share = torch.zeros_like(total[0])
+        if any(isinstance(p, Tensor) for p in penalties):
+            each = torch.stack([torch.zeros_like(share) + p for p in penalties])
+            share = (each / total).abs().amax(0)
+        if self.latest is not None and self.latest[0].w.shape[1] > fresh:
+            batch, out = self.latest
+            appended = (batch.w * self.learner.row_loss(out.logits.detach(), batch))[:, fresh:].sum(1)
+            share = share.maximum((appended / total[-1]).abs())
+        return share.double()
+
+    def warn_if_idle(self, task: Task) -> None:
+        """Say once of a penalty or replayed rows that they do nothing: a strength off by orders of magnitude."""
+        acting = [p.name for p in self.strategy.parts if p.overrides("loss") or p.overrides("batch")]
+        if task.index and acting and self.learner.planned and bool((self.share < IDLE).all()) and not self.warned:
+            self.warned = True
+            self.warn(
+                f"task {task.index}: what {'+'.join(acting)} added stayed under {IDLE:g} of the loss, which does"
+                " nothing; is its strength of the right size?"
+            )
+
+    def costs(self, task: Task) -> None:
+        """What the strategy holds and adds, and, outside the tables that must be equal, the time of a plain step."""
+        learner, S = self.learner, self.learner.S
+        values = {"memory": cost.held(self.strategy.state_dict()), "extra_parameters": _numel(learner) - self.own}
+        boundary = self.boundary(task, "end")
+        for name, value in values.items():
+            each = torch.full((S,), value / S, dtype=torch.float64)
+            self.emit(boundary, "trained", name, each, cost.COLUMNS[name])
+        if learner.planned and not self.strategy.plain:
+            self.add_time("plain step", cost.plain_step(learner, task, self.clock))
 
     def test(self, now: int) -> None:
         """Fill row `now + 1` of the accuracy matrix."""
@@ -248,6 +295,8 @@ class Recorder:
 
     def curves(self, task: Task) -> None:
         """The learning curve within the task, averaged over at most CURVE_BINS stretches of steps."""
+        if not self.online:
+            return
         online, loss = torch.cat(self.online, 1).cpu(), torch.cat(self.losses, 1).cpu()
         bins = min(CURVE_BINS, online.shape[1])
         edges = [round(i * online.shape[1] / bins) for i in range(bins + 1)]
@@ -358,3 +407,8 @@ def peak_memory() -> int:
 
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _numel(learner: Learner) -> int:
+    """Numbers that are trained, of all seeds."""
+    return sum(v.numel() for v in learner.params.values())

@@ -96,6 +96,7 @@ def run(
         is_control=is_control,
         gap=gap,
         progress=progress,
+        warn=warn,
     )
     loop.prepare(learner, chain)
     start = 0
@@ -113,7 +114,9 @@ def check_scenario(stream: Stream, strategies: Sequence[Strategy]) -> None:
     """ValueError where a strategy is not defined for the stream's scenario."""
     for part in strategies:
         if stream.scenario not in part.scenarios:
-            raise ValueError(f"scenario={stream.scenario}: {part.name} is defined for {', '.join(part.scenarios)} only")
+            why = f", since {part.why}" if part.why else ""
+            known = ", ".join(part.scenarios)
+            raise ValueError(f"scenario={stream.scenario}: {part.name} is defined for {known} only{why}")
 
 
 def fresh_accuracy(accuracy: Tensor) -> Tensor:

@@ -27,6 +27,7 @@ class Strategy:
 
     family: str = "control"  # one of van de Ven, Soures & Kudithipudi's (2024) six, or plasticity, control
     scenarios: tuple[str, ...] = ("task", "domain", "class")
+    why: str = ""  # why not the others, as the end of a sentence
     needs: frozenset[str] = frozenset()  # what costs time: "before", "inputs"
     order: dict[str, int] = {}  # hook -> rank; a lower rank belongs earlier (for grad: further in)
     transient: tuple[str, ...] = ()

@@ -150,7 +150,7 @@ class Task:
     train: Source
     val: Source
     test: Source
-    nominal: int  # training rows that an epoch is counted by, the same for every seed
+    nominal: int  # training rows that an epoch is counted by, the same for every seed; 0: no step is taken
 
 
 @dataclass(frozen=True)
@@ -198,6 +198,7 @@ class Net:
 class Aux(NamedTuple):
     loss: Tensor  # [S] task loss plus every penalty
     out: Out
+    penalty: Tensor | float = 0.0  # [S] what the strategies added
 
 
 GradFn = Callable[[Params, Batch], tuple[Params, Aux]]

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from harness import tree
 from harness.fisher import KINDS, diagonal
 from harness.learner import Learner
+from harness.penalty import quadratic
 from harness.strategy import Strategy
 from harness.types import Batch, Out, Params, Task
 
@@ -75,35 +74,3 @@ class EWC(Strategy):
             self.constant += tree.dot({k: old * share}, {k: shift.square()})
             anchor += share * shift
             old += f
-
-
-def quadratic(params: Params, anchor: Params, weight: Params) -> Tensor:
-    """Σ_i weight_i (θ_i - anchor_i)² of each seed [S], differentiable (once) in params.
-
-    Its gradient is written out, since autograd's twelve kernels for each parameter take twice as long.
-
-    >>> p = {"w": torch.tensor([[1.0, 3.0], [0.0, 0.0]])}
-    >>> quadratic(p, {"w": torch.ones(2, 2)}, {"w": torch.tensor([[5.0, 2.0], [1.0, 0.5]])})
-    tensor([8.0000, 1.5000])
-    """
-    values = [*params.values(), *(anchor[k] for k in params), *(weight[k] for k in params)]
-    total: Tensor = _Quadratic.apply(*values)
-    return total
-
-
-class _Quadratic(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, *values: Tensor) -> Tensor:
-        n = len(values) // 3
-        shift = torch._foreach_sub(values[:n], values[n : 2 * n])
-        pull = torch._foreach_mul(shift, values[2 * n :])
-        ctx.save_for_backward(*pull)
-        parts = [torch.linalg.vecdot(a.reshape(len(a), -1), b.reshape(len(b), -1)) for a, b in zip(pull, shift)]
-        return torch.stack(parts).sum(0)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        pull, g = ctx.saved_tensors, 2 * g
-        grads = [v * g.view(-1, *[1] * (v.dim() - 1)) for v in pull]
-        return (*grads, *[None] * (2 * len(grads)))

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from harness import tree
 from harness.learner import Learner
+from harness.penalty import distance
 from harness.strategy import Strategy
 from harness.types import Batch, Out, Params
 
@@ -40,5 +41,4 @@ class L2Init(Strategy):
         self.origin = tree.copy({k: v for k, v in learner.params.items() if k not in norms})
 
     def loss(self, learner: Learner, params: Params, batch: Batch, out: Out) -> Tensor | float:
-        away = {k: params[k] - origin for k, origin in self.origin.items()}
-        return self.strength * tree.dot(away, away)
+        return self.strength * distance(params, self.origin)

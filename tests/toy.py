@@ -24,7 +24,7 @@ from harness.models.resnet18 import ResNet18
 from harness.optim import SGD, Adam, Optimizer
 from harness.rows import Rows
 from harness.strategy import Chain, Strategy
-from harness.types import Aux, Batch, Stream, Task
+from harness.types import Aux, Step, Stream, Task
 from tasks.datasets import Dataset, load
 from tasks.permuted import permuted
 from tasks.split import split
@@ -107,7 +107,7 @@ class Saver:
 
     def start(self, task: Task) -> None: ...
 
-    def step(self, fresh: Batch, aux: Aux) -> None: ...
+    def step(self, step: Step, aux: Aux) -> None: ...
 
     def end(self, task: Task) -> None:
         if task.index == 1:

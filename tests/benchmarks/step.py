@@ -26,7 +26,7 @@ from harness.optim import SGD
 from harness.recorder import Evaluation, InMemory, Recorder
 from harness.rows import Rows
 from harness.strategy import Chain, Strategy
-from harness.types import Aux, Batch, GradFn, Params, Stream, Task
+from harness.types import Aux, Batch, GradFn, Params, Step, Stream, Task
 from strategies.cbp import CBP
 from strategies.ewc import EWC
 from strategies.replay import Replay
@@ -212,8 +212,8 @@ class Stopwatch(Recorder):
         super().start(task)
         self.began = clock()
 
-    def step(self, fresh: Batch, aux: Aux) -> None:
-        super().step(fresh, aux)
+    def step(self, step: Step, aux: Aux) -> None:
+        super().step(step, aux)
         if self.learner.steps == self.learner.planned:
             self.score()
             self.seconds = clock() - self.began

@@ -20,7 +20,7 @@ from harness.models.resnet18 import ResNet18
 from harness.optim import SGD, Adam
 from harness.rows import Rows
 from harness.strategy import Chain
-from harness.types import Aux, Batch, Out, Params, Source, Stream, Task, cat
+from harness.types import Aux, Batch, Out, Params, Source, Step, Stream, Task, cat
 from tasks.datasets import Dataset
 from tasks.permuted import permuted
 from tasks.split import split
@@ -176,7 +176,8 @@ def test_training_is_a_torch_loop_per_seed(momentum: float) -> None:
     class Shadow(loop.Blind):
         """Trains the torch nets on the batches that the loop saw."""
 
-        def step(self, fresh: Batch, aux: Aux) -> None:
+        def step(self, step: Step, aux: Aux) -> None:
+            fresh = step.fresh
             for i, (net, optimizer) in enumerate(zip(nets, optimizers)):
                 optimizer.zero_grad()
                 z = net(fresh.x[i].double())[:, : 2 * learner.now + 2]  # classes seen so far
@@ -636,3 +637,22 @@ def test_a_gpu_trains_and_scores_as_the_cpu_does() -> None:
     for name in ("mlp", "cnn"):
         for a, b in zip(found[name, "cpu"], found[name, "cuda"]):
             torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+
+
+def test_a_sub_learner_has_parameters_draws_and_state_of_its_own() -> None:
+    s = stream()
+    main, twin = (make(s, optimizer=SGD(lr=0.1), budget=Budget(steps=1)) for _ in range(2))
+    before = tree.copy(main.params)
+    sub = main.sub("vae", MLP(s.shape, 3, (4,)), SGD(lr=0.5))
+    again = twin.sub("vae", MLP(s.shape, 3, (4,)), SGD(lr=0.5))
+    other = twin.sub("critic", MLP(s.shape, 3, (4,)), SGD(lr=0.5))
+    assert all(torch.equal(sub.params[k], again.params[k]) for k in sub.params)
+    assert not torch.equal(sub.params["head.weight"], other.params["head.weight"])
+    assert not torch.equal(sub.random("order").key(), main.random("order").key())
+    assert torch.equal(main.random("order").key(), [twin.random("order").key() for _ in range(2)][1])
+    batch = next(iter(main.batches(s.tasks[0])))
+    sub.params["head.weight"].add_(1)
+    assert all(torch.equal(main.params[k], v) for k, v in before.items())
+    again.load_state_dict(sub.state_dict())
+    assert torch.equal(again.params["head.weight"], sub.params["head.weight"])
+    assert sub.net(batch.x, batch.t).logits.shape[-1] == 3

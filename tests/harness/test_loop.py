@@ -80,7 +80,7 @@ class Witness(Blind):
     def start(self, task: Task) -> None:
         self.lines.append(f"observer start {task.index}")
 
-    def step(self, fresh: Batch, aux: Aux) -> None:
+    def step(self, step: Step, aux: Aux) -> None:
         self.lines.append("observer step")
 
     def end(self, task: Task) -> None:
@@ -163,8 +163,8 @@ def test_a_double_pass_with_a_penalty_inside_is_the_hand_written_one() -> None:
     seen: list[Batch] = []
 
     class Keep(Blind):
-        def step(self, fresh: Batch, aux: Aux) -> None:
-            seen.append(fresh)
+        def step(self, step: Step, aux: Aux) -> None:
+            seen.append(step.fresh)
 
     chain = Chain([Decay(0.3), Sharp(0.05)])
     prepare(learner, chain)
@@ -228,7 +228,7 @@ def test_a_chain_threads_left_to_right_sums_losses_and_nests_gradients_last_oute
         learner, chain = learner_of(s, steps=1), Chain(parts)
 
         class Keep(Blind):
-            def step(self, fresh: Batch, aux: Aux, label: str = label) -> None:
+            def step(self, step: Step, aux: Aux, label: str = label) -> None:
                 losses.setdefault(label, []).append(aux.loss)
 
         prepare(learner, chain)

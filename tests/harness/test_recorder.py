@@ -2,6 +2,7 @@
 
 import io
 import math
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -11,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness import loop, tree
+from harness import cost, loop, tree
 from harness.learner import Budget, Learner
 from harness.models.mlp import MLP
 from harness.optim import SGD
@@ -324,7 +325,8 @@ def test_a_reading_becomes_one_row_per_seed_and_coordinate() -> None:
     assert values[:3] == [1, 2, 3] and math.isnan(values[3])
     assert errors[:3] == pytest.approx([0.1, 0.2, 0.3])
     assert all(math.isnan(v) for v in column(table, "stderr", metric="plain", **at))
-    assert {len(v) for v in table.values()} == {10 * 2 * 5}
+    # (1 + 2 + 2 readings) * 2 phases, and what the strategy costs once, for 2 seeds and 5 tasks
+    assert {len(v) for v in table.values()} == {(5 * 2 + len(cost.COLUMNS)) * 2 * 5}
 
 
 def test_times_stand_in_their_own_table() -> None:
@@ -335,6 +337,92 @@ def test_times_stand_in_their_own_table() -> None:
     assert set(column(timing, "part", boundary=1)) >= {"gap", "train", "evaluate", "metric/nothing"}
     assert all(v >= 0 for v in timing["seconds"]) and all(v > 1e6 for v in timing["peak_memory"])
     assert not [k for t in ("metrics", "accuracy", "curves") for k in sink.tables.get(t, {}) if "second" in k]
+    step, whole = (column(timing, "seconds", part=part, boundary=1)[0] for part in ("step", "train"))
+    assert 0 < 4 * step <= whole  # four steps a task
+
+
+def test_what_a_strategy_costs_is_recorded() -> None:
+    class Grow(Pull):
+        def setup(self, learner: Learner) -> None:
+            super().setup(learner)
+            self.random.key()
+            learner.params["gate"] = torch.zeros(learner.S, 3, 2)
+
+        def step(self, learner: Learner, step: Step) -> None:
+            time.sleep(0.01)
+
+    s = stream()
+    for part, extra in ((Pull(), 0), (Grow(), 6)):
+        sink = InMemory()
+        run(s, [part], sink=sink, **settings(s))
+        table, timing = sink.tables["metrics"], sink.tables["timing"]
+        own = 64 * 8 + 8 + 8 * 10 + 10
+        at = {"boundary": 2, "phase": "end"}
+        assert column(table, "value", metric="extra_parameters", **at) == [extra] * 2
+        rows = 10 * (64 * 4 + 8) + 8 if not extra else 0  # ten rows of x in float32 and y; t is one 0, expanded
+        jitter = 8  # the key's remainder, int64
+        assert column(table, "value", metric="memory", **at) == [4 * (own + extra) + rows + jitter] * 2
+    step, plain = (column(timing, "seconds", part=part, boundary=2)[0] for part in ("step", "plain step"))
+    assert step > plain + 0.009
+
+
+def test_a_plain_step_is_timed_on_a_copy() -> None:
+    s = stream()
+    learner = Learner(stream=s, **settings(s, steps=2))
+    before, seen = tree.copy(learner.params), []
+    ticks = iter(range(100))
+
+    def clock() -> float:
+        seen.append(1)
+        return float(next(ticks))
+
+    assert cost.plain_step(learner, s.tasks[0], clock) == 1 / cost.STEPS
+    assert all(torch.equal(learner.params[k], v) for k, v in before.items())
+    assert learner.planned == 1 and len(seen) == 3
+
+
+class Weak(Pull):
+    """Its penalty is `size` times the loss of a step, its rows weigh `weight`."""
+
+    def __init__(self, size: float, weight: float) -> None:
+        self.size, self.weight = size, weight
+
+    def batch(self, learner: Learner, batch: Batch) -> Batch:
+        return cat(batch, replace(batch, w=batch.w * self.weight)) if self.weight else batch
+
+    def loss(self, learner: Learner, params: Params, batch: Batch, out: Out) -> Tensor:
+        return self.size * learner.task_loss(params, batch)[0].detach()
+
+
+@pytest.mark.parametrize(
+    ("size", "weight", "idle"), [(0, 0, True), (0.5e-4, 0, True), (2e-4, 0, False), (0, 0.5e-4, True), (0, 3e-4, False)]
+)
+def test_a_penalty_or_replay_that_does_nothing_is_warned_about_once(size: float, weight: float, idle: bool) -> None:
+    s = stream()
+    said: list[str] = []
+    options = settings(s)
+    chain = Chain([Weak(size, weight)])
+    learner = Learner(stream=s, **options)
+    recorder = Recorder(learner, chain, {}, Evaluation(), InMemory(), gap=False, warn=said.append)
+    loop.prepare(learner, chain)
+    recorder.initial()
+    loop.train(learner, chain, recorder)
+    assert len(said) == idle
+    if idle:
+        assert said[0].startswith("task 1: what Weak added stayed under 0.0001 of the loss")
+
+
+def test_a_task_of_no_rows_takes_no_step_and_is_still_measured() -> None:
+    class Idle(Strategy):
+        def begin(self, learner: Learner, task: Task) -> Task:
+            return replace(task, nominal=0) if task.index == 1 else task
+
+    s = stream("domain")
+    sink = InMemory()
+    result = run(s, [Idle()], sink=sink, metrics={"seen": lambda b: {}}, **settings(s))
+    assert torch.equal(result.accuracy[:, 1, :2], result.accuracy[:, 2, :2])
+    assert not torch.equal(result.accuracy[:, 2, :2], result.accuracy[:, 3, :2])
+    assert set(sink.tables["curves"]["boundary"]) == {0, 2, 3, 4}
 
 
 class Poison(Strategy):

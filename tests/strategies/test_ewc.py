@@ -14,10 +14,11 @@ from harness.learner import Budget, Learner
 from harness.loop import Blind, prepare, train
 from harness.models.mlp import MLP
 from harness.optim import SGD
+from harness.penalty import quadratic
 from harness.rows import Rows
 from harness.strategy import Chain
 from harness.types import Params, Stream, Task
-from strategies.ewc import EWC, quadratic
+from strategies.ewc import EWC
 
 DEFAULT: dict[str, Any] = {"strength": 3.0, "mode": "separate", "gamma": 1.0, "fisher": "exact", "samples": None}
 

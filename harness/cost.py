@@ -1,0 +1,61 @@
+"""What a strategy costs beside plain training: bytes that it holds, parameters that it adds, time for a step."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from harness.learner import Learner
+from harness.strategy import Strategy
+from harness.types import Column, Task
+
+STEPS = 20  # plain steps that are timed
+WARMUP = 3
+
+COLUMNS = {
+    "memory": Column("lower", "byte", "what the strategy holds for one seed between tasks: memories, networks..."),
+    "extra_parameters": Column("lower", "", "numbers trained for one seed beyond the model's own"),
+}
+
+
+def held(state: Any) -> int:
+    """Bytes of all tensors in nested state; a tensor that stands there twice is held once.
+
+    >>> import torch
+    >>> x = torch.zeros(3, 4)
+    >>> held({"a": [x, x], "b": {"c": torch.zeros(2, dtype=torch.int64)}, "d": 3})
+    64
+    """
+    storages: dict[int, int] = {}
+
+    def visit(node: Any) -> None:
+        if isinstance(node, Tensor):
+            storage = node.untyped_storage()
+            storages[storage.data_ptr()] = storage.nbytes()
+        elif isinstance(node, dict):
+            for value in node.values():
+                visit(value)
+        elif isinstance(node, (list, tuple)):
+            for value in node:
+                visit(value)
+
+    visit(state)
+    return sum(storages.values())
+
+
+def plain_step(learner: Learner, task: Task, clock: Callable[[], float] = time.perf_counter) -> float:
+    """Seconds of one step of plain training on this task, measured on a copy: the mean of STEPS of them."""
+    copy = learner.clone()
+    copy.plan(task)
+    copy.planned = WARMUP + STEPS
+    gradient = copy.value_and_grad(Strategy().loss)
+    began = clock()
+    for i, batch in enumerate(copy.batches(task)):
+        if i == WARMUP:
+            began = clock()
+        grads, aux = gradient(copy.params, batch)
+        copy.update(grads, aux.out)
+    return (clock() - began) / STEPS
