@@ -344,9 +344,8 @@ def test_times_stand_in_their_own_table() -> None:
 def test_what_a_strategy_costs_is_recorded() -> None:
     class Grow(Pull):
         def setup(self, learner: Learner) -> None:
-            super().setup(learner)
-            self.random.key()
             learner.params["gate"] = torch.zeros(learner.S, 3, 2)
+            super().setup(learner)
 
         def step(self, learner: Learner, step: Step) -> None:
             time.sleep(0.01)
