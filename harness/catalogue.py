@@ -27,6 +27,17 @@ def describe(group: str, folders: Sequence[Path] = (CONF,)) -> dict[str, str]:
     return {name: _line(file, folders) for name, file in options(group, folders).items()}
 
 
+def families(folders: Sequence[Path] = (CONF,)) -> dict[str, str]:
+    """Strategy -> its family; '' where its class names none."""
+    from omegaconf import OmegaConf
+
+    found = {}
+    for name, file in options("strategy", folders).items():
+        targets = _targets(OmegaConf.to_container(OmegaConf.load(file)))
+        found[name] = next((f for t in targets if (f := attribute(t, "family", _roots(folders)))), "")
+    return found
+
+
 def nearest(word: str, known: Iterable[str]) -> str | None:
     """The known word that was probably meant.
 
@@ -40,16 +51,35 @@ def nearest(word: str, known: Iterable[str]) -> str | None:
 
 def docstring(target: str, roots: Sequence[Path] = (ROOT,)) -> str:
     """First line of the docstring of a dotted name, or of its module; '' if there is none."""
+    return next((d.partition("\n")[0] for node in _nodes(target, roots) if (d := ast.get_docstring(node))), "")
+
+
+def attribute(target: str, name: str, roots: Sequence[Path] = (ROOT,)) -> str:
+    """A string that the class of this dotted name sets; '' if it sets none.
+
+    >>> attribute("strategies.ewc.EWC", "family")
+    'parameter regularization'
+    """
+    for node in _nodes(target, roots):
+        for line in node.body:
+            if isinstance(line, ast.Assign) and any(isinstance(t, ast.Name) and t.id == name for t in line.targets):
+                return str(ast.literal_eval(line.value))
+    return ""
+
+
+def _nodes(target: str, roots: Sequence[Path]) -> Iterator[ast.ClassDef | ast.FunctionDef | ast.Module]:
+    """What a dotted name stands for in the first root that has its file, then its module."""
     module, _, name = target.rpartition(".")
     for root in roots:
         base = root.joinpath(*module.split("."))
         for file in (base.with_suffix(".py"), base / "__init__.py"):
             if file.is_file():
                 tree = ast.parse(file.read_text(encoding="utf-8"))
-                kinds = (ast.ClassDef, ast.FunctionDef)
-                named = [n for n in tree.body if isinstance(n, kinds) and n.name == name]
-                return next((d.partition("\n")[0] for n in (*named, tree) if (d := ast.get_docstring(n))), "")
-    return ""
+                for node in tree.body:
+                    if isinstance(node, (ast.ClassDef, ast.FunctionDef)) and node.name == name:
+                        yield node
+                yield tree
+                return
 
 
 def _line(file: Path, folders: Sequence[Path]) -> str:
@@ -59,9 +89,12 @@ def _line(file: Path, folders: Sequence[Path]) -> str:
     opening = _opening(text)
     if opening:
         return opening
-    roots = [ROOT, *(Path.cwd() for folder in folders if folder != CONF)]
-    found = (docstring(target, roots) for target in _targets(OmegaConf.to_container(OmegaConf.create(text))))
+    found = (docstring(target, _roots(folders)) for target in _targets(OmegaConf.to_container(OmegaConf.create(text))))
     return next((line for line in found if line), "")
+
+
+def _roots(folders: Sequence[Path]) -> list[Path]:
+    return [ROOT, *(Path.cwd() for folder in folders if folder != CONF)]
 
 
 def _opening(text: str) -> str:

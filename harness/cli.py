@@ -177,6 +177,10 @@ def _ls(argv: Sequence[str]) -> int:
         lines = catalogue.describe(LISTED[what], folders)
         if not args:
             print(what)
+        if what == "strategies":
+            family = catalogue.families(folders)
+            wide = max(map(len, family.values()), default=0)
+            lines = {n: f"{family[n]:<{wide}}  {lines[n]}" for n in sorted(lines, key=lambda n: (family[n], n))}
         width = max(map(len, lines), default=0)
         for name, text in lines.items():
             print(f"{'' if args else '  '}{name:<{width}}  {text}".rstrip())

@@ -42,11 +42,17 @@ def leaderboard(folders: Sequence[Path]) -> list[str]:
     for (stream, setting), runs in sorted(groups.items()):
         entries = [(run.manifest["strategy"], len(run.manifest["seeds"]), scores(run)) for run in runs]
         entries.sort(key=lambda e: -np.nan_to_num(interval(e[2][0])[0], nan=-1.0))
+        costs = {run.manifest["strategy"]: cost(run) for run in runs}
         width = max(len("strategy"), *(len(name) for name, _, _ in entries))
         lines += [f"{stream}, setting {setting}, mean ± 95 % interval over seeds, by {SCORES[0].title}"]
-        lines += [f"  {'strategy':<{width}}  seeds  " + "  ".join(f"{s.title:>17}" for s in SCORES)]
+        titles = "  ".join(f"{s.title:>17}" for s in SCORES)
+        lines += [f"  {'strategy':<{width}}  seeds  {titles}  step cost   memory"]
         for name, seeds, values in entries:
-            lines += [f"  {name:<{width}}  {seeds:>5}  " + "  ".join(f"{shown(v):>17}" for v in values)]
+            step, memory = costs[name]
+            lines += [
+                f"  {name:<{width}}  {seeds:>5}  {'  '.join(f'{shown(v):>17}' for v in values)}"
+                f"  {'-' if np.isnan(step) else f'{step:.2f}':>9}  {size(memory):>7}"
+            ]
         lines += [""]
     return lines[:-1]
 
@@ -65,6 +71,36 @@ def scores(run: store.Run) -> list[Array]:
             rows = rows[rows.boundary == rows.boundary.max()]
         made.append(rows.groupby("seed").value.mean().to_numpy(dtype=np.float64))
     return made
+
+
+def cost(run: store.Run) -> tuple[float, float]:
+    """Time of a step over that of a plain step on the same task (median over tasks), and bytes held for a seed.
+
+    1 for a run that is plain training itself; NaN where no step was timed.
+    """
+    timing = store.read_table(run, "timing").to_pandas()
+    seconds = timing[timing.part.isin(["step", "plain step"])].pivot_table("seconds", "boundary", "part")
+    ratio = float("nan")
+    if "step" in seconds:
+        plain = seconds["plain step"] if "plain step" in seconds else seconds["step"]
+        ratio = float((seconds["step"] / plain).median())
+    metrics = store.read_table(run, "metrics").to_pandas()
+    held = metrics[metrics.metric == "memory"]
+    return ratio, float(held[held.boundary == held.boundary.max()].value.mean())
+
+
+def size(count: float) -> str:
+    """Bytes for people.
+
+    >>> size(0), size(340e3), size(2.5e6)
+    ('0', '340 kB', '2.5 MB')
+    """
+    if np.isnan(count):
+        return "-"
+    for unit, one in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= one:
+            return f"{count / one:.3g} {unit}"
+    return f"{count:.0f}"
 
 
 def shown(values: Array) -> str:

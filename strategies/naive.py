@@ -10,3 +10,5 @@ class Naive(Strategy):
 
     Every other strategy is measured against it: it forgets most and costs least.
     """
+
+    family = "control"

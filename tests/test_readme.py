@@ -52,6 +52,10 @@ def test_the_leaderboard_is_computed_from_the_tables(results: Path) -> None:
         table = pd.read_parquet(path)
         last = table[table.boundary == 2].groupby("seed").accuracy.mean()
         assert float(shown["naive"][2]) == pytest.approx(last.mean(), abs=5e-4)
+    assert shown["naive"][-2:] == ["1.00", "0"]
+    held = (200 + 1) * (64 * 4 + 8 + 8) + 8  # rows of x, y and t with one to spare, and the key of its draws
+    assert shown["replay"][-2:] == [f"{held / 1e3:.3g}", "kB"]
+    assert 0.5 < float(shown["replay"][-3]) < 20
 
 
 def test_one_control_serves_both_runs(results: Path) -> None:
