@@ -85,7 +85,7 @@ def _optimizer(cfg: Mapping[str, Any]) -> None:
     milestones = _get(cfg, "optimizer.milestones")
     if milestones is not _ABSENT and not (_numbers(milestones) and all(0 < m < 1 for m in milestones)):
         raise ValueError(f"optimizer.milestones={show(milestones)}: must be fractions between 0 and 1")
-    _one_of(cfg, "optimizer.schedule", ("constant", "step", "cosine"))
+    _one_of(cfg, "optimizer.schedule", ("constant", "step", "cosine", "task"))
     _one_of(cfg, "optimizer.scope", ("task", "stream"))
     if _get(cfg, "optimizer.nesterov") is True and _get(cfg, "optimizer.momentum") == 0:
         raise ValueError("optimizer.nesterov=true: needs a momentum, as in optimizer.momentum=0.9")

@@ -20,7 +20,7 @@ from harness.catalogue import CONF, ROOT, nearest
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-COMMANDS = ("ls", "leaderboard", "help")
+COMMANDS = ("ls", "leaderboard", "catalogue", "help")
 LISTED = {
     "strategies": "strategy",
     "tasks": "tasks",
@@ -64,6 +64,7 @@ Settings            (`{run} --cfg job` shows all of them with their values)
 Commands and flags
   ls [WHAT]               {listed}
   leaderboard [FOLDER]    finished runs side by side
+  catalogue [FOLDER]      the page about all strategies, with the runs in FOLDER
   --cfg job               show the configuration and stop
   -m, --multirun          run every combination of comma-separated values
   --config-dir FOLDER     also choose from your own FOLDER/strategy/*.yaml and the like
@@ -117,6 +118,8 @@ def _dispatch(argv: Sequence[str]) -> int:
         return _ls(argv[1:])
     if word == "leaderboard":
         return _leaderboard(argv[1:])
+    if word == "catalogue":
+        return _catalogue(argv[1:])
     if word == "help" or any(a in ("-h", "--help") for a in argv):
         return _help()
     if list(argv) == ["--version"]:
@@ -188,14 +191,26 @@ def _ls(argv: Sequence[str]) -> int:
 
 
 def _leaderboard(argv: Sequence[str]) -> int:
-    folders = [Path(f) for f in argv or ["results"]]
-    for folder in folders:
-        if not (folder / "runs").is_dir():
-            raise ValueError(f"leaderboard {folder}: holds no runs; name a folder that results=FOLDER wrote to")
+    folders = _folders("leaderboard", argv or ["results"])
     from harness.leaderboard import leaderboard
 
     print("\n".join(leaderboard(folders)) or f"no finished run in {', '.join(map(str, folders))}")
     return 0
+
+
+def _catalogue(argv: Sequence[str]) -> int:
+    folders = _folders("catalogue", argv)
+    from harness.page import page
+
+    print(page(folders))
+    return 0
+
+
+def _folders(command: str, names: Sequence[str]) -> list[Path]:
+    for name in names:
+        if not (Path(name) / "runs").is_dir():
+            raise ValueError(f"{command} {name}: holds no runs; name a folder that results=FOLDER wrote to")
+    return [Path(name) for name in names]
 
 
 # run

@@ -1,13 +1,13 @@
-"""Diagonal Fisher information per sample: the mean over samples of squared gradients, never a squared mean.
+"""Diagonal Fisher information and sensitivity: means over samples of squared or absolute gradients, never of a mean.
 
 Of the layer outputs' gradients δ and the layer inputs a, a linear layer needs only Σ_n (δ_n ⊗ a_n)² =
-(δ²)ᵀ a², one matrix product a batch: 47 times faster than a loop over samples and labels.
+(δ²)ᵀ a², one matrix product a batch: 47 times faster than a loop over samples and labels. Absolute values alike.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -16,8 +16,9 @@ from torch.nn.functional import one_hot, unfold
 from harness import rows, tree
 from harness.learner import Learner, mask_logits
 from harness.random import RandomStream, normal, uniform
-from harness.types import Batch, Layer, Params, Source
+from harness.types import Batch, Layer, Out, Params, Source
 
+Pull = Callable[[Tensor], tuple[Tensor, ...]]
 KINDS = ("exact", "sampled", "empirical")
 _CHUNK = 2**24  # numbers held at once for the per-sample gradients of a convolution
 
@@ -48,12 +49,30 @@ def diagonal(
     if kind not in KINDS:
         raise ValueError(f"fisher={kind}: choose one of {', '.join(KINDS)}")
     total = tree.zeros(learner.params)
-    for batch in _batches(learner, source, samples, random, size):
-        _accumulate(learner, batch, kind, random, total)
+    for batch in batches(learner, source, samples, random, size):
+        out, layers, pull = backward(learner, batch)
+        vectors = list(cotangents(kind, learner.stream.loss, out.logits.detach(), batch, random))
+        _accumulate(learner, batch, out, layers, pull, vectors, torch.square, total)
     return total
 
 
-def _batches(learner: Learner, source: Source, samples: int | None, random: RandomStream, size: int) -> Iterator[Batch]:
+def sensitivity(
+    learner: Learner, source: Source, random: RandomStream, *, samples: int | None = None, size: int = 500
+) -> Params:
+    """Mean over rows of |∂ ‖z‖² / ∂θ| for each seed, in evaluation mode; z are the logits that compete for the row.
+
+    Rows, closed forms and shapes as in `diagonal`.
+    """
+    total = tree.zeros(learner.params)
+    for batch in batches(learner, source, samples, random, size):
+        out, layers, pull = backward(learner, batch)
+        z = out.logits.detach()
+        vector = 2 * batch.w[..., None] * (z if batch.mask is None else z.masked_fill(~batch.mask, 0))
+        _accumulate(learner, batch, out, layers, pull, [vector], torch.abs, total)
+    return total
+
+
+def batches(learner: Learner, source: Source, samples: int | None, random: RandomStream, size: int) -> Iterator[Batch]:
     """Weighted rows, so that sums over all batches are means: weight 0 is padding."""
     if samples is None:
         yield from learner.scan(source, size)
@@ -66,35 +85,48 @@ def _batches(learner: Learner, source: Source, samples: int | None, random: Rand
         yield learner.make_batch(*source.take(part), inside.to(learner.dtype) / count[:, None])
 
 
-def _accumulate(learner: Learner, batch: Batch, kind: str, random: RandomStream, total: Params) -> None:
+def backward(learner: Learner, batch: Batch) -> tuple[Out, list[Layer], Pull]:
+    """A forward pass in evaluation mode, its layers, and the map of a cotangent of the logits to their outputs'."""
     params = {k: v.detach().requires_grad_() for k, v in learner.params.items()}
     with torch.enable_grad():
         out = learner.apply(params, learner.buffers, batch.x, batch.t, record=True)
     layers = [m for m in learner.model.layers if m.preact in out.preacts]
+    preacts = [out.preacts[m.preact] for m in layers]
+    # rows do not mix in evaluation mode: the gradient of each row's output is the row's own
+    return out, layers, lambda v: torch.autograd.grad(out.logits, preacts, v, retain_graph=True)
+
+
+def _accumulate(
+    learner: Learner,
+    batch: Batch,
+    out: Out,
+    layers: list[Layer],
+    pull: Pull,
+    vectors: list[Tensor],
+    power: Callable[[Tensor], Tensor],
+    total: Params,
+) -> None:
+    """Add Σ_v Σ_b power((∂z_b / ∂θ)ᵀ v_b); a power of a product is the product of the powers."""
     closed = {name for m in layers for name in (m.weight, m.bias) if name}
     rest = {k: v for k, v in learner.params.items() if k not in closed}
-    preacts = [out.preacts[m.preact] for m in layers]
-    logits = out.logits.detach()
-    squares: list[Tensor | float] = [0.0 for _ in layers]  # Σ δ² of linear layers over the labels: [S, B, O]
-    vectors = list(cotangents(kind, learner.stream.loss, logits, batch, random))
+    sums: list[Tensor | float] = [0.0 for _ in layers]  # Σ power(δ) of linear layers over the vectors: [S, B, O]
     for v in vectors:
-        deltas = torch.autograd.grad(out.logits, preacts, v, retain_graph=True)  # rows do not mix in evaluation mode
-        for i, (layer, delta) in enumerate(zip(layers, deltas)):
+        for i, (layer, delta) in enumerate(zip(layers, pull(v))):
             if layer.conv is None:
-                squares[i] = squares[i] + delta.square()
+                sums[i] = sums[i] + power(delta)
             else:
-                _add_conv(total, layer, out.inputs[layer.input].detach(), delta)
-    for layer, q in zip(layers, squares):
+                _add_conv(total, layer, out.inputs[layer.input].detach(), delta, power)
+    for layer, q in zip(layers, sums):
         if isinstance(q, Tensor):
-            total[layer.weight] += q.mT @ out.inputs[layer.input].detach().square()
+            total[layer.weight] += q.mT @ power(out.inputs[layer.input].detach())
             if layer.bias:
                 total[layer.bias] += q.sum(1)
     if rest:
-        _add_rest(learner, total, rest, batch, vectors)
+        add_rest(learner, total, rest, batch, vectors, power)
 
 
-def _add_conv(total: Params, layer: Layer, a: Tensor, delta: Tensor) -> None:
-    """Positions share the weight: their sum is inside the square. a [S, B, C, h, w], delta [S, B, O, h', w']."""
+def _add_conv(total: Params, layer: Layer, a: Tensor, delta: Tensor, power: Callable[[Tensor], Tensor]) -> None:
+    """Positions share the weight: their sum is inside the power. a [S, B, C, h, w], delta [S, B, O, h', w']."""
     weight = total[layer.weight]  # [S, O, C, k, k]
     delta = delta.flatten(3)  # [S, B, O, L]
     held = len(a) * weight[0, 0].numel() * (delta.shape[2] + delta.shape[3])  # gradients and columns of one row
@@ -102,29 +134,36 @@ def _add_conv(total: Params, layer: Layer, a: Tensor, delta: Tensor) -> None:
     for rows_a, rows_d in zip(a.split(step, 1), delta.split(step, 1)):
         columns = unfold(rows_a.flatten(0, 1), weight.shape[-2:], **(layer.conv or {}))  # [S * b, C k k, L]
         grads = rows_d.flatten(0, 1) @ columns.mT
-        weight += grads.view(len(a), -1, *weight.shape[1:]).square().sum(1)
+        weight += power(grads.view(len(a), -1, *weight.shape[1:])).sum(1)
     if layer.bias:
-        total[layer.bias] += delta.sum(3).square().sum(1)
+        total[layer.bias] += power(delta.sum(3)).sum(1)
 
 
-def _add_rest(learner: Learner, total: Params, rest: Params, batch: Batch, vectors: list[Tensor]) -> None:
-    """Σ_v Σ_b ((∂z_b / ∂θ)ᵀ v_b)² of any parameters, at the cost of a gradient of each row for each vector."""
+def add_rest(
+    learner: Learner,
+    total: Params,
+    rest: Params,
+    batch: Batch,
+    vectors: list[Tensor],
+    power: Callable[[Tensor], Tensor] = torch.square,
+) -> None:
+    """Add Σ_v Σ_b power((∂z_b / ∂θ)ᵀ v_b) of any parameters, at the cost of a gradient of each row for each vector."""
     fixed = {k: w for k, w in learner.params.items() if k not in rest}
 
-    def squares(x: Tensor, t: Tensor, vectors: Tensor) -> Params:
+    def powers(x: Tensor, t: Tensor, vectors: Tensor) -> Params:
         def logits(some: Params) -> Tensor:
             return learner.apply({**fixed, **some}, learner.buffers, x[:, None], t[:, None]).logits[:, 0]
 
         pull = torch.func.vjp(logits, rest)[1]
         found = tree.zeros(rest)
         for v in vectors:
-            found = {k: found[k] + g.square() for k, g in pull(v)[0].items()}
+            found = {k: found[k] + power(g) for k, g in pull(v)[0].items()}
         return found
 
     chunk = max(1, min(64, _CHUNK // sum(w.numel() for w in rest.values())))
-    each = torch.func.vmap(squares, in_dims=(1, 1, 2), chunk_size=chunk)
-    for name, square in each(batch.x, batch.t, torch.stack(vectors)).items():
-        total[name] += square.sum(0)
+    each = torch.func.vmap(powers, in_dims=(1, 1, 2), chunk_size=chunk)
+    for name, found in each(batch.x, batch.t, torch.stack(vectors)).items():
+        total[name] += found.sum(0)
 
 
 def cotangents(kind: str, loss: str, logits: Tensor, batch: Batch, random: RandomStream) -> Iterator[Tensor]:

@@ -176,14 +176,18 @@ class Learner:
 
         return gradient
 
-    def update(self, grads: Params, out: Out) -> Params | None:
-        """One optimizer step; returns the parameters before it if the strategy needs them."""
-        before = tree.copy(self.params) if "before" in self.needs else None
+    def set_lr(self) -> None:
+        """Give the optimizer the learning rate of the coming step, as its schedule has it."""
         if self.optimizer.schedule != "constant":
             done = self.steps / self.planned
             if self.optimizer.scope == "stream":
                 done = (self.now + done) / len(self.stream.tasks)
-            self.optimizer.set_progress(done)
+            self.optimizer.set_progress(done, self.now)
+
+    def update(self, grads: Params, out: Out) -> Params | None:
+        """One optimizer step; returns the parameters before it if the strategy needs them."""
+        before = tree.copy(self.params) if "before" in self.needs else None
+        self.set_lr()
         self.optimizer.update(self.params, grads)
         self.buffers = {k: v.detach() for k, v in out.buffers.items()} if out.buffers else self.buffers
         self.steps += 1

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from harness.random import RandomStream, uniform
 
-POLICIES = ("reservoir", "class_balanced")
+POLICIES = ("reservoir", "class_balanced", "ring")
+ROWS = 2**38  # most rows that a ring tells the age of, beside 2**15 queues: float64 has 53 bits
 
 
 class Memory:
@@ -22,8 +23,13 @@ class Memory:
       (Prabhu, Torr & Dokania 2020). Inside a class every row seen is held with the same probability: each
       gets a random rank once, and a class keeps its smallest. What is held is a function of the rows seen
       and their ranks, not of how they were split into batches.
+    * `ring`: a first-in first-out queue for each value of the field `y` or, where one is given, `queue`, which is
+      not kept: the newest rows of each, in equal shares as above. Published rings have a queue for each task
+      (Lopez-Paz & Ranzato 2017) or for each class of each task (Chaudhry et al. 2019, "On tiny episodic
+      memories"), all `capacity` / queues long from the start. These share the capacity among the queues seen
+      so far, so that none of it lies idle early on; once all have been seen and filled, both hold the same rows.
 
-    Both are full once `capacity` rows were seen, hence `len` is a number on the host, the same for all
+    All are full once `capacity` rows were seen, hence `len` is a number on the host, the same for all
     seeds. Row s depends on seed s alone. Raises ValueError for a capacity below 1 or an unknown policy.
 
     >>> from harness.random import keys
@@ -41,7 +47,7 @@ class Memory:
         self.capacity, self.policy, self.random = capacity, policy, random
         self.seen = 0  # rows offered to each seed
         self._data: dict[str, Tensor] = {}  # [S, capacity + 1, ...]: rejected rows are written to the last one
-        self._rank = torch.empty(0)  # [S, capacity + 1] class + random fraction, for class_balanced
+        self._rank = torch.empty(0)  # [S, capacity + 1] class + fraction: random, or age in a ring
         self._draws = _Draws(random)
 
     def __len__(self) -> int:
@@ -60,18 +66,26 @@ class Memory:
     def add(self, **fields: Tensor) -> None:
         """Offer B rows to every seed: fields [S, B, ...], the same names each time.
 
-        `class_balanced` reads the classes from the field `y`, and raises ValueError if it is not one of integers.
+        `class_balanced` and `ring` read the classes from the field `y`, and raise ValueError if it is not one of
+        integers; `ring` reads `queue` instead where it is given.
         """
+        label = fields.pop("queue", None) if self.policy == "ring" else None
         S, B = next(iter(fields.values())).shape[:2]
-        balanced = self.policy == "class_balanced"
-        if balanced and fields["y"].dtype.is_floating_point:
-            raise ValueError("policy=class_balanced: needs classes, not regression targets; choose reservoir")
+        balanced = self.policy != "reservoir"
+        if balanced and label is None:
+            label = fields["y"]
+            if label.dtype.is_floating_point:
+                raise ValueError(f"policy={self.policy}: needs classes, not regression targets; choose reservoir")
         if not self._data:
             width = self.capacity + 1
             self._data = {k: v.new_zeros(S, width, *v.shape[2:]) for k, v in fields.items()}
             self._rank = torch.zeros(S, width if balanced else 0, dtype=torch.float64, device=self.random.base.device)
-        u = self._draws.take(B)
-        rank = fields["y"] + u if balanced else u
+        if self.policy == "ring":
+            age = torch.arange(self.seen + 1, self.seen + B + 1, dtype=torch.float64, device=self._rank.device)
+            u = (1 - age / ROWS).expand(S, B)  # the newest has the smallest rank of its class
+        else:
+            u = self._draws.take(B)
+        rank = u if label is None else label + u
         fill = min(B, self.capacity - len(self))
         if fill:
             self._fill(fields, rank, fill)
@@ -94,8 +108,7 @@ class Memory:
             index = self._draws.take(n).topk(size).indices
         else:
             return self.rows()
-        flat = _flat(index, self.capacity + 1)
-        return {k: _take(v, flat, index.shape) for k, v in self._data.items()}
+        return pick(self._data, index)
 
     def _fill(self, fields: dict[str, Tensor], rank: Tensor, count: int) -> None:
         where = slice(len(self), len(self) + count)
@@ -147,6 +160,16 @@ class Memory:
         self._draws.load_state_dict(state["draws"])
 
 
+def pick(fields: dict[str, Tensor], index: Tensor) -> dict[str, Tensor]:
+    """Rows `index` [S, B] of fields [S, n, ...].
+
+    >>> pick({"x": torch.tensor([[1, 2, 3], [4, 5, 6]])}, torch.tensor([[2, 0], [1, 1]]))
+    {'x': tensor([[3, 1], [5, 5]])}
+    """
+    flat = _flat(index, next(iter(fields.values())).shape[1])
+    return {k: v.flatten(0, 1).index_select(0, flat).view(*index.shape, *v.shape[2:]) for k, v in fields.items()}
+
+
 class _Draws:
     """Uniform float64 numbers [S, n], drawn a block at a time: a small draw would cost forty kernels of its own."""
 
@@ -178,7 +201,3 @@ def _flat(index: Tensor, width: int) -> Tensor:
         return index.flatten()
     offset = torch.arange(len(index), device=index.device)[:, None] * width
     return (index + offset).flatten()
-
-
-def _take(v: Tensor, flat: Tensor, shape: torch.Size) -> Tensor:
-    return v.flatten(0, 1).index_select(0, flat).view(*shape, *v.shape[2:])

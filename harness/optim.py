@@ -16,15 +16,15 @@ from torch import Tensor
 
 from harness.types import Params
 
-SCHEDULES = ("constant", "step", "cosine")
+SCHEDULES = ("constant", "step", "cosine", "task")
 
 
 class Optimizer:
     """Settings, learning-rate schedule and state that all optimizers share.
 
     lr: learning rate at the start of a schedule; schedule: constant, step (times `gamma` at each
-    fraction in `milestones`) or cosine (to 0); scope: what a schedule spans, each task or the stream;
-    reset: whether a new task starts with fresh state.
+    fraction in `milestones`), cosine (to 0) or task (times `gamma` at each new task, whatever the scope);
+    scope: what a schedule spans, each task or the stream; reset: whether a new task starts with fresh state.
     """
 
     def __init__(
@@ -51,13 +51,15 @@ class Optimizer:
         self.milestones, self.gamma = tuple(milestones), gamma
         self.state: dict[str, Params] = {}  # slot -> name -> [S, *shape]
 
-    def set_progress(self, done: float) -> None:
-        """Set the learning rate for the fraction `done` of the schedule's span."""
+    def set_progress(self, done: float, task: int = 0) -> None:
+        """Set the learning rate for the fraction `done` of the schedule's span, in task number `task` from 0."""
         factor = 1.0
         if self.schedule == "cosine":
             factor = 0.5 * (1 + math.cos(math.pi * done))
         elif self.schedule == "step":
             factor = self.gamma ** sum(done >= m for m in self.milestones)
+        elif self.schedule == "task":
+            factor = self.gamma**task
         self.lr = self.base_lr * factor
 
     def slot(self, name: str, like: Params) -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""Straight lines between two points in parameter space, and what the literature calls a barrier on them.
+"""Straight lines between two points in parameter space, averages on them, and what is called a barrier there.
 
 A path is [S, K]: a loss (or an error, 1 - accuracy) at K points alpha of a grid from 0 to 1. The three barrier
 definitions answer different questions and are three functions (research note: on a naive step of a continual
@@ -8,13 +8,18 @@ learner Entezari's is 0.00 while Frankle's is 1.65).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from harness import tree
-from harness.types import Net, Params
+from harness.random import RandomStream, integers
+from harness.types import Buffers, Net, Params, Task
+
+if TYPE_CHECKING:
+    from harness.learner import Learner
 
 
 def grid(points: int) -> tuple[float, ...]:
@@ -38,28 +43,87 @@ def line(a: Params, b: Params, evaluate: Callable[[Params], Tensor], alphas: Seq
     return torch.stack([evaluate(tree.lerp(a, b, alpha)) for alpha in alphas], 1)
 
 
-def refresh(net: Net, x: Tensor, t: Tensor) -> Net:
-    """The net with running statistics replaced by those of the rows x [S, B, ...]; unchanged if it has none.
+Rows = tuple[Tensor, Tensor, Tensor | None]  # x [S, B, ...], t [S, B], key [S] of dropout
+
+
+def refresh(net: Net, batches: Iterable[Rows]) -> Net:
+    """The net with running statistics replaced by their mean over the batches; unchanged if it has none.
 
     Every floating buffer is taken for a moving average, new = (1 - m) old + m statistic, and the statistic is
     solved for exactly from two forward passes in training mode (from old = 0 and old = 1), whatever m is; a
-    buffer that a training pass leaves alone stays. Not for nets whose buffers are anything else.
+    buffer that a training pass leaves alone, and a counter, stay. Not for nets whose buffers are anything else.
     """
     moving = {k for k, v in net.buffers.items() if v.is_floating_point()}
     if not moving:
         return net
-    key = torch.zeros(len(x), dtype=torch.int64, device=x.device)  # dropout, if the net has any, needs one
+    total, count = {k: torch.zeros_like(net.buffers[k]) for k in moving}, 0
+    for x, t, key in batches:
+        fixed = torch.zeros(len(x), dtype=torch.int64, device=x.device) if key is None else key
+        zero, one = (
+            net.apply(
+                net.params,
+                {k: torch.full_like(v, old) if k in moving else v for k, v in net.buffers.items()},
+                x,
+                t,
+                train=True,
+                key=fixed,
+            ).buffers
+            for old in (0.0, 1.0)
+        )
+        for k in moving:
+            weight = 1 - (one[k] - zero[k])  # m
+            total[k] = total[k] + torch.where(weight.abs() > 1e-6, zero[k] / weight, net.buffers[k])
+        count += 1
+    return Net(net.params, {k: total[k] / count if k in moving else v for k, v in net.buffers.items()}, net.apply)
 
-    def updated(old: float) -> dict[str, Tensor]:
-        start = {k: torch.full_like(v, old) if k in moving else v for k, v in net.buffers.items()}
-        return net.apply(net.params, start, x, t, train=True, key=key).buffers
 
-    zero, one = updated(0.0), updated(1.0)
-    renewed = dict(net.buffers)
-    for k in moving:
-        weight = 1 - (one[k] - zero[k])  # m
-        renewed[k] = torch.where(weight.abs() > 1e-6, zero[k] / weight, net.buffers[k])
-    return Net(net.params, renewed, net.apply)
+@torch.no_grad()
+def remeasure(learner: Learner, params: Params, task: Task, random: RandomStream, *, size: int = 256) -> Buffers:
+    """Running statistics of `params` on random training rows of the task; nothing is drawn without buffers.
+
+    As much data as the task has, 64 batches at most.
+    """
+
+    def batches() -> Iterator[Rows]:
+        for _ in range(min(64, math.ceil(task.nominal / size))):
+            position = integers(random.key(), task.train.size[:, None], size)
+            x, _, t = task.train.take(position)
+            yield x, t, random.key() if learner.model.stochastic else None
+
+    return refresh(Net(params, learner.buffers, learner.apply), batches()).buffers
+
+
+@torch.no_grad()
+def follow(slow: Params, fast: Params, weight: float) -> None:
+    """slow <- slow + weight (fast - slow), in place; what is no floating number is copied."""
+    moving = [k for k, v in slow.items() if v.is_floating_point()]
+    if moving:
+        torch._foreach_lerp_([slow[k] for k in moving], [fast[k] for k in moving], weight)
+    for k in slow.keys() - moving:
+        slow[k].copy_(fast[k])
+
+
+def share(new: Tensor, old: Tensor) -> Tensor:
+    """Weight of the new one in a weighted mean of two: new / (new + old), and 1 where neither has any.
+
+    >>> share(torch.tensor([3.0, 0.0, 0.0]), torch.tensor([1.0, 2.0, 0.0]))
+    tensor([0.7500, 0.0000, 1.0000])
+    """
+    total = new + old
+    return torch.where(total > 0, new / total, 1.0)
+
+
+def competing(learner: Learner) -> dict[str, Tensor]:
+    """Which rows of the read-out the current task trains: name -> bool [S or 1, C, 1...]; empty: all of them.
+
+    The others hold what they held before, so that an average over tasks must not count them.
+    """
+    now = torch.full((learner.S, 1), learner.now, device=learner.device)
+    mask = learner.stream.mask(now, learner.now)
+    if mask is None:
+        return {}
+    rows = mask[:, 0]
+    return {k: rows.view(*rows.shape, *[1] * (learner.params[k].dim() - 2)) for k in learner.model.head}
 
 
 def _ends(path: Tensor, alphas: Sequence[float]) -> tuple[Tensor, Tensor]:

@@ -27,6 +27,7 @@ class Rows:
     size: Tensor  # [S]
     transform: Transform | None = None
     transform_id: Tensor | None = None  # [S, n] or [S, 1]
+    relabel: Tensor | None = None  # [S, T, C] class that each class becomes under a transform id
 
     def take(self, position: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Rows at `position` [S, B] -> x [S, B, *shape], y [S, B], t [S, B]."""
@@ -35,17 +36,26 @@ class Rows:
         if self.transform is not None and self.transform_id is not None:
             x = self.transform(x, _pick(self.transform_id, position))
         y = self.y.gather(1, position) if self.y.dim() == 2 else _take_vectors(self.y, position)
+        if self.relabel is not None and self.transform_id is not None:
+            y = _renamed(self.relabel, _pick(self.transform_id, position), y)
         return x, y, _pick(self.t, position).expand_as(position)
 
     def labels(self) -> Tensor:
         """Class of every row [S, n], -1 on padding, 0 for regression targets."""
         classes = self.y if self.y.dim() == 2 else torch.zeros_like(self.index)
+        if self.relabel is not None and self.transform_id is not None:
+            classes = _renamed(self.relabel, self.transform_id, classes)
         inside = torch.arange(self.index.shape[1], device=self.size.device) < self.size[:, None]
         return classes.masked_fill(~inside, -1)
 
 
 def _pick(column: Tensor, position: Tensor) -> Tensor:
     return column if column.shape[1] == 1 else column.gather(1, position)
+
+
+def _renamed(table: Tensor, transform_id: Tensor, y: Tensor) -> Tensor:
+    """table[s, transform_id, y]: [S, B]."""
+    return table.flatten(1).gather(1, transform_id * table.shape[2] + y)
 
 
 def _take_vectors(y: Tensor, position: Tensor) -> Tensor:
@@ -55,8 +65,8 @@ def _take_vectors(y: Tensor, position: Tensor) -> Tensor:
 def union(sources: Sequence[Rows]) -> Rows:
     """All rows of several sources over the same data."""
     first = sources[0]
-    if any(s.data is not first.data or s.transform is not first.transform for s in sources):
-        raise ValueError("a union needs sources over the same data and transform")
+    if any(getattr(s, k) is not getattr(first, k) for s in sources for k in ("data", "transform", "relabel")):
+        raise ValueError("a union needs sources over the same data, transform and relabel")
     widths = [s.index.shape[1] for s in sources]
     valid = torch.cat([torch.arange(w, device=s.size.device) < s.size[:, None] for s, w in zip(sources, widths)], 1)
     front = (~valid).to(torch.uint8).argsort(dim=1, stable=True)  # valid rows first, in order

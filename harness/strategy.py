@@ -31,6 +31,7 @@ class Strategy:
     needs: frozenset[str] = frozenset()  # what costs time: "before", "inputs"
     order: dict[str, int] = {}  # hook -> rank; a lower rank belongs earlier (for grad: further in)
     transient: tuple[str, ...] = ()
+    alone: bool = False  # trains by itself, so that no other part could act in its steps
     random: RandomStream  # set before setup; its draws are this strategy's alone
 
     def setup(self, learner: Learner) -> None:
@@ -132,6 +133,9 @@ class Chain(Strategy):
         for name in names:
             if names.count(name) > 1:
                 raise ValueError(f"strategy {name} stands twice in the list: name it once")
+        for p in self.parts:
+            if p.alone and len(self.parts) > 1:
+                raise ValueError(f"strategy {p.name} trains by itself, so that no other can act: choose it alone")
         self.active = {h: [p for p in self.parts if p.overrides(h)] for h in HOOKS}
         self.needs = frozenset().union(*(p.needs for p in self.parts))
 

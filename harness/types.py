@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 Params = dict[str, Tensor]  # name -> [S, *shape]
 Buffers = dict[str, Tensor]  # name -> [S, *shape], e.g. batch-norm statistics
+Gates = dict[str, Tensor]  # act -> factor of each hidden unit [S, B, H]
 Loss = Callable[[Params], Tensor]  # parameters -> loss of each seed [S]; deterministic
 
 

@@ -1,4 +1,8 @@
-"""Elastic weight consolidation."""
+"""Elastic weight consolidation.
+
+Kirkpatrick et al. (2017), Overcoming catastrophic forgetting in neural networks, PNAS 114; online: Schwarz et al.
+(2018), Progress & compress: a scalable framework for continual learning, ICML.
+"""
 
 from __future__ import annotations
 
@@ -33,6 +37,7 @@ class EWC(Strategy):
     * Kirkpatrick et al. do not say how F was estimated; the default is its definition, the expectation over
       every label, at each training row of the task, under the mask of its boundary.
     * Batch-norm statistics are not consolidated: no gradient reaches them.
+    * Beside cbp or redo a replaced unit keeps its importance and its anchor.
     """
 
     family = "parameter regularization"
@@ -74,3 +79,19 @@ class EWC(Strategy):
             self.constant += tree.dot({k: old * share}, {k: shift.square()})
             anchor += share * shift
             old += f
+
+
+class OnlineEWC(EWC):
+    """Online EWC: one spring on each weight for all past tasks, anchored at the last one's weights (Schwarz 2018).
+
+        penalty = strength / 2 Σ_i γ F~_i (θ_i - θ*_i)²,   F~ <- γ F~ + F
+
+    EWC with mode=online, under a name of its own. Memory: two copies of the parameters.
+
+    Differences from the paper: those of EWC.
+    """
+
+    family = "parameter regularization"
+
+    def __init__(self, *, strength: float, gamma: float, fisher: str, samples: int | None) -> None:
+        super().__init__(strength=strength, mode="online", gamma=gamma, fisher=fisher, samples=samples)

@@ -1,9 +1,8 @@
-"""Joint training on all tasks so far."""
+"""Joint training on all tasks so far, from scratch."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import cast
 
 from harness import tree
 from harness.learner import Learner
@@ -15,43 +14,49 @@ STEPS = ("proportional", "equal")
 
 
 class Joint(Strategy):
-    """Joint training: task t trains on the union of the rows of tasks 0 ... t (the upper reference).
+    """Joint training: a fresh net for every task, on all tasks so far; the upper reference (van de Ven 2022).
 
-        θ_t ≈ argmin_θ Σ_{i <= t} n_i L_i(θ) / Σ_{i <= t} n_i
+        θ_t ≈ argmin_θ Σ_{i <= t} n_i L_i(θ) / Σ_{i <= t} n_i,   from a new initialisation
 
-    It breaks the rule of continual learning, that old data are gone; that is its use.
+    The net after task t is what the field calls joint training on t + 1 tasks (van de Ven, Tuytelaars & Tolias
+    2022). It breaks the rule of continual learning, that old data are gone; that is its use. `cumulative` is the
+    same from the last net on.
 
-    * restart=true: a fresh network and optimizer at each boundary, so that the net after task t is what the
-      field calls joint training on t + 1 tasks (van de Ven, Tuytelaars & Tolias 2022).
-    * restart=false: goes on from the net of the last boundary, often called cumulative training. Starting
-      warm may generalise worse (Ash & Adams 2020), and the last net has seen task 0 T times as often.
-
-    Budget: with steps=proportional an epoch is a pass over the union, so that task t takes t + 1 times the
-    steps of one task, and a stream of T equal tasks (T + 1) / 2 times those of naive; with steps=equal as
-    many as naive, an equal share for each task.
+    Budget, of T equal tasks of k steps:
+        steps=proportional   (t + 1) k for task t, T (T + 1) k / 2 in all: each of its nets sees a row of the union as
+                             often as naive sees a row of its task. The last net alone costs as much as naive.
+        steps=equal          k for task t, T k in all: as many as naive; the last net sees each row T times less often.
+    `name` says which where it is not the default.
 
     Differences from the paper:
-    * It is trained anew for every boundary, not once for the last: its rows are a bound for every t.
+    * It is trained anew for every boundary, not once for the last: its rows are a reference for every t.
     * The first task starts from the run's own initialisation, as naive does.
     """
 
     family = "control"
     order = {"begin": 0}
 
-    def __init__(self, *, restart: bool, steps: str) -> None:
+    def __init__(self, *, steps: str) -> None:
         if steps not in STEPS:
             raise ValueError(f"joint.steps={steps}: choose one of {', '.join(STEPS)}")
-        self.restart, self.steps = restart, steps
+        self.steps = steps
+
+    @property
+    def name(self) -> str:
+        return "Joint" if self.steps == "proportional" else f"Joint[{self.steps}]"
+
+    def setup(self, learner: Learner) -> None:
+        if not all(isinstance(t.train, Rows) for t in learner.stream.tasks):
+            raise ValueError(f"joint: rows of {learner.stream.name} are generated, so that no union of them is a task")
 
     def begin(self, learner: Learner, task: Task) -> Task:
-        past = learner.stream.tasks[: task.index]
-        if not past:
+        if task.index == 0:
             return task
-        if self.restart:
-            params, buffers = learner.fresh(self.random.key())
-            tree.assign(learner.params, params)
-            learner.buffers = buffers
-            learner.optimizer.reset()
-        train = union([cast(Rows, t.train) for t in (*past, task)])
-        nominal = task.nominal + sum(t.nominal for t in past) if self.steps == "proportional" else task.nominal
+        params, buffers = learner.fresh(self.random.key())
+        tree.assign(learner.params, params)
+        tree.assign(learner.buffers, buffers)
+        learner.optimizer.reset()
+        tasks = learner.stream.tasks[: task.index + 1]
+        train = union([t.train for t in tasks if isinstance(t.train, Rows)])
+        nominal = sum(t.nominal for t in tasks) if self.steps == "proportional" else task.nominal
         return replace(task, train=train, nominal=nominal)

@@ -7,13 +7,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from harness import rows, tree
+from harness import paths, rows, tree
 from harness.learner import Learner
 from harness.memory import Memory
 from harness.sampling import stratified
 from harness.strategy import Strategy
 from harness.types import Batch, Buffers, Net, Params, Task
-from strategies.interpolate import statistics
 
 LINE_GRADS = ("exact", "paper_code")
 CONTINUATIONS = ("sequential", "merged")
@@ -90,7 +89,7 @@ class MCSGD(Strategy):
             self.merged, self.buffers = tree.copy(learner.params), tree.copy(learner.buffers)
         else:
             self.merged = self.merge(learner, self.merged, tree.copy(learner.params), task)
-            self.buffers = statistics(learner, self.merged, learner.buffers, task, self.random)
+            self.buffers = paths.remeasure(learner, self.merged, task, self.random)
         self.memory.add(**self.pick(learner, task, self.per_task))
         if self.continue_from == "merged":
             tree.assign(learner.params, self.merged)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import torch
+from torch import Tensor
+
 from harness import rows
 from harness.learner import Learner
 from harness.memory import POLICIES, Memory
@@ -34,6 +37,8 @@ class Replay(Strategy):
     * While the memory holds fewer rows than batch_size, all of them are replayed once (as DER's code does).
     * fill=end offers `nominal` rows of the task in random order: all of them, where seeds have equally many.
     * With class_balanced, classes are outputs: tasks that share their outputs share one quota.
+    * policy=ring has a queue for each class of each task, as Chaudhry's ring has (for regression, for each task);
+      their lengths: harness.memory.
     """
 
     family = "replay"
@@ -75,10 +80,15 @@ class Replay(Strategy):
 
     def step(self, learner: Learner, step: Step) -> None:
         if self.fill == "step":
-            self.memory.add(x=step.fresh.x, y=step.fresh.y, t=step.fresh.t)
+            self.offer(learner, step.fresh.x, step.fresh.y, step.fresh.t)
 
     def end(self, learner: Learner, task: Task) -> None:
         if self.fill == "end":
             for position in rows.order(self.random.key(), task.train.size, 0, task.nominal).split(1000, 1):
-                x, y, t = task.train.take(position)
-                self.memory.add(x=x, y=y, t=t)
+                self.offer(learner, *task.train.take(position))
+
+    def offer(self, learner: Learner, x: Tensor, y: Tensor, t: Tensor) -> None:
+        queue = {}
+        if self.policy == "ring":
+            queue["queue"] = learner.now * learner.stream.outputs + (y if y.dim() == 2 else torch.zeros_like(t))
+        self.memory.add(x=x, y=y, t=t, **queue)

@@ -136,13 +136,16 @@ _SPECS = {
 }
 
 
-def load(name: str, root: str | Path | None = None, val: float = 0.1, normalise: str = "standard") -> Dataset:
+def load(
+    name: str, root: str | Path | None = None, val: float = 0.1, normalise: str = "standard", pad: int = 0
+) -> Dataset:
     """The data set `name` on the CPU, with a stratified fraction `val` of its training set held out.
 
     Inputs are (x - mean) / std per channel (normalise="standard", constants of the training set) or scaled
-    to 0..1 ("unit"). The split is fixed: it depends on `name` and `val`, never on a run's seeds. `root` is a
-    folder in torchvision's layout (default: harness/data in the user's cache folder); what it lacks is
-    downloaded, or (fashion_mnist) taken from Debian's package dataset-fashion-mnist where that is installed.
+    to 0..1 ("unit"). `pad` puts so many black pixels on every side of an image. The split is fixed: it depends
+    on `name` and `val`, never on a run's seeds. `root` is a folder in torchvision's layout (default:
+    harness/data in the user's cache folder); what it lacks is downloaded, or (fashion_mnist) taken from
+    Debian's package dataset-fashion-mnist where that is installed.
     Raises ValueError for a bad argument, DataError for data that is missing or corrupt.
 
     >>> data = load("digits")
@@ -157,6 +160,8 @@ def load(name: str, root: str | Path | None = None, val: float = 0.1, normalise:
         raise ValueError(f"dataset.val={val}: the fraction held out for validation is at least 0 and below 1")
     if normalise not in ("standard", "unit"):
         raise ValueError(f"dataset.normalise={normalise}: choose standard (mean 0, std 1) or unit (0..1)")
+    if isinstance(pad, bool) or not isinstance(pad, int) or pad < 0:
+        raise ValueError(f"dataset.pad={pad}: pixels put around an image are a whole number of at least 0")
     spec = _SPECS[name]
     if name == "digits":
         train, test = _digits()
@@ -164,11 +169,13 @@ def load(name: str, root: str | Path | None = None, val: float = 0.1, normalise:
         train, test = _read_idx(name, spec, _root(root))
     else:
         train, test = _read_checked(name, spec, _root(root))
-    return _assemble(name, spec, train, test, val, normalise)
+    return _assemble(name, spec, train, test, val, normalise, pad)
 
 
-def _assemble(name: str, spec: _Spec, train: Part, test: Part, val: float, normalise: str) -> Dataset:
+def _assemble(name: str, spec: _Spec, train: Part, test: Part, val: float, normalise: str, pad: int) -> Dataset:
     raw = np.concatenate([train[0], test[0]]).reshape(-1, *spec.shape)  # [N, *shape] uint8
+    if pad:
+        raw = np.pad(raw, ((0, 0), (0, 0), (pad, pad), (pad, pad)))
     raw = np.ascontiguousarray(raw)  # concatenate keeps the strides of a transposed input
     y = torch.from_numpy(np.concatenate([train[1], test[1]]).astype(np.int64))
     n = len(train[1])

@@ -25,11 +25,22 @@ from harness.recorder import Evaluation
 from harness.run import run
 from harness.strategy import Chain, Strategy
 from harness.types import Params, Stream
+from strategies.agem import AGEM
+from strategies.avalanche import Avalanche
+from strategies.cumulative import Cumulative
+from strategies.er_ace import ERACE
 from strategies.ewc import EWC
+from strategies.gdumb import GDumb
+from strategies.icarl import ICaRL
+from strategies.lwf import LwF
+from strategies.mas import MAS
 from strategies.replay import Replay
+from tasks.avalanche import benchmark
+from tasks.avalanche import rows as rows_of
 from tasks.datasets import Dataset, load
 from tasks.permuted import permuted
 from tasks.split import split
+from tests.toy import OneStage
 
 LR, MOMENTUM = 0.05, 0.9
 
@@ -194,6 +205,188 @@ def test_avalanche_s_synaptic_intelligence_is_naive_on_a_cpu(avalanche: Any) -> 
     assert all(float(v.data.abs().max()) == 0 for v in plugin.ewc_data[1].values())
 
 
+def inside(name: str, learner: Learner, **options: Any) -> tuple[Learner, Any]:
+    """The learner after strategy=avalanche, and the first seed's Avalanche object."""
+    part = Avalanche(name=name, options=options)
+    chain = Chain([part])
+    loop.prepare(learner, chain)
+    loop.train(learner, chain, loop.Blind())
+    return learner, part.agents[0]
+
+
+def residual(stream: Stream) -> Learner:
+    """With batch norm, so that training mode shows."""
+    return Learner(OneStage(stream.shape, stream.outputs), stream, SGD(lr=LR), Budget(steps=3, batch_size=16))
+
+
+def split_of(scenario: str, n_tasks: int = 5, **how: Any) -> Stream:
+    made = split(dataset=digits(), seeds=(3,), fixed=False, n_tasks=n_tasks, scenario=scenario, **how)
+    return replace(made, tasks=made.tasks[:3])
+
+
+@pytest.mark.parametrize("name", ["permuted", "split"])
+def test_mas_with_importance_batches_of_one_row_ends_at_the_same_weights(avalanche: Any, name: str) -> None:
+    """Where all outputs compete, and without batch norm or dropout: its training mode then is evaluation mode."""
+    stream, strength = streams()[name], 0.5 if name == "permuted" else 0.05  # with 0.5 both diverge on split
+    learner = ours(stream, MAS(strength=strength, alpha=0.3, samples=None))
+    _, net = theirs(avalanche, stream, "MAS", train_mb_size=1, lambda_reg=strength, alpha=0.3)
+    assert distance(learner, net) < 5e-6
+    assert distance(ours(stream), net) > 0.01
+
+
+def test_avalanche_s_importances_in_mas_shrink_as_rows_of_a_batch_cancel(avalanche: Any) -> None:
+    """It takes the absolute value of the batch's gradient, the paper that of each row's."""
+    stream = streams()["permuted"]
+    total = {}
+    for size in (1, 100):
+        strategy, _ = theirs(avalanche, stream, "MAS", train_mb_size=size, lambda_reg=0.0)
+        (plugin,) = (p for p in strategy.plugins if type(p).__name__ == "MASPlugin")
+        total[size] = float(sum(v.data.sum() for v in plugin.importance.values()))
+    assert total[1] > 1.2 * total[100]
+
+
+def test_avalanche_s_mas_estimates_in_training_mode_and_ours_does_not(avalanche: Any) -> None:
+    """Without a penalty its weights are naive's, but a second pass has gone into the running statistics."""
+    stream = split_of("class")
+    naive, _ = inside("Naive", residual(stream))
+    found, _ = inside("MAS", residual(stream), lambda_reg=0.0)
+    moved = max(float((naive.buffers[k] - v).abs().max()) for k, v in found.buffers.items())
+    assert moved > 1e-3
+    learner, part = residual(stream), Chain([MAS(strength=0.0, alpha=0.5, samples=None)])
+    loop.prepare(learner, part)
+    loop.train(learner, part, loop.Blind())
+    for k, v in learner.buffers.items():
+        torch.testing.assert_close(v, naive.buffers[k])
+
+
+@pytest.mark.parametrize("scenario", ["task", "domain", "class"])
+def test_lwf_ends_at_the_same_weights_in_every_scenario(avalanche: Any, scenario: str) -> None:
+    """Ours adds up the old heads where there are several, as Avalanche's does with a MultiTaskModule."""
+    stream = split_of(scenario)
+    weighting = "tasks" if scenario == "task" else "fixed"
+    learner = ours(stream, LwF(strength=1.5, temperature=2.0, t_squared=False, weighting=weighting))
+    other, _ = inside("LwF", learner_of(stream), alpha=1.5, temperature=2.0)
+    assert max(float((v - other.params[k]).abs().max()) for k, v in learner.params.items()) < 5e-6
+    naive = ours(stream)
+    assert max(float((v - naive.params[k]).abs().max()) for k, v in learner.params.items()) > 0.01
+
+
+def test_avalanche_s_teacher_in_lwf_stays_in_training_mode_and_ours_does_not(avalanche: Any) -> None:
+    """It distils with the statistics of the new batch, and its running ones drift through the task."""
+    stream = replace(split_of("class"), tasks=split_of("class").tasks[:2])
+    first, _ = inside("Naive", residual(replace(stream, tasks=stream.tasks[:1])))
+    learner, part = residual(stream), Avalanche(name="LwF", options={"alpha": 1.0, "temperature": 2.0})
+    chain, seen = Chain([part]), []
+
+    class Look(loop.Blind):
+        def end(self, task: Any) -> None:
+            (plugin,) = (p for p in part.agents[0].plugins if type(p).__name__ == "LwFPlugin")
+            seen.append(plugin.lwf.prev_model)
+
+    loop.prepare(learner, chain)
+    loop.train(learner, chain, Look())
+    assert seen[0].training
+    drift = max(float((first.buffers[k][0] - v).abs().max()) for k, v in seen[0].named_buffers())
+    assert drift > 1e-3
+    mine, own = residual(stream), LwF(strength=1.0, temperature=2.0, t_squared=False, weighting="fixed")
+    chain = Chain([own])
+    loop.prepare(mine, chain)
+    batch, loss = own.batch, []
+
+    def watched(learner: Learner, b: Any) -> Any:
+        loss.append({k: v.clone() for k, v in own.teacher.buffers.items()})
+        return batch(learner, b)
+
+    own.batch = watched  # type: ignore[method-assign]
+    chain.active["batch"] = [own]
+    loop.train(mine, chain, loop.Blind())
+    for k, v in loss[-1].items():  # throughout the second task those of the first task's end
+        torch.testing.assert_close(v, first.buffers[k])
+
+
+def test_a_gem_with_the_whole_memory_in_a_batch_ends_at_the_same_weights(avalanche: Any) -> None:
+    """Then nothing is drawn. Avalanche's sample is an equal share of each buffer, here all of it."""
+    whole = streams()["permuted"]
+    stream = replace(whole, tasks=whole.tasks[:2])
+    learner = ours(stream, AGEM(per_task=300, batch_size=300))
+    _, net = theirs(avalanche, stream, "AGEM", patterns_per_exp=300, sample_size=300)
+    assert distance(learner, net) < 5e-6
+    assert distance(ours(stream), net) > 0.01
+
+
+def test_avalanche_s_a_gem_fails_with_more_tasks_than_its_sample_has_rows_and_ours_does_not(avalanche: Any) -> None:
+    stream = streams()["permuted"]
+    with pytest.raises(ValueError, match="batch_size should be a positive integer"):
+        theirs(avalanche, stream, "AGEM", patterns_per_exp=10, sample_size=1)
+    learner = ours(stream, AGEM(per_task=10, batch_size=1))
+    assert all(bool(v.isfinite().all()) for v in learner.params.values())
+
+
+def test_cumulative_in_one_batch_ends_at_the_same_weights(avalanche: Any) -> None:
+    """A batch as large as the union holds each row once (the first task's twice), so that no order matters."""
+    whole = streams()["permuted"]
+    stream = replace(whole, tasks=whole.tasks[:2])
+
+    def learner() -> Learner:
+        model = MLP(stream.shape, stream.outputs, (20,))
+        return Learner(model, stream, SGD(lr=LR, momentum=MOMENTUM), Budget(epochs=6, batch_size=600))
+
+    mine, chain = learner(), Chain([Cumulative(steps="proportional")])
+    loop.prepare(mine, chain)
+    loop.train(mine, chain, loop.Blind())
+    other, _ = inside("Cumulative", learner())
+    assert max(float((v - other.params[k]).abs().max()) for k, v in mine.params.items()) < 5e-6
+
+
+def test_avalanche_s_er_ace_is_nan_where_a_logit_is_far_behind_and_ours_is_not(avalanche: Any) -> None:
+    """Its cross-entropy is the logarithm of a softmax that has become 0, times 0."""
+    from avalanche.training.regularization import ACECriterion
+
+    logits, y = torch.tensor([[200.0, 0.0, 0.0], [0.0, 1.0, 0.0]]), torch.tensor([0, 1])
+    assert ACECriterion()(logits, y, logits, y).isnan()
+    stream = streams()["split"]
+    learner, part = learner_of(stream), ERACE(capacity=20, batch_size=4)
+    loop.prepare(learner, Chain([part]))
+    learner.enter(stream.tasks[1])
+    part.memory.add(**dict(zip("xyt", stream.tasks[0].train.take(torch.arange(8)[None]))))
+    x, y, t = stream.tasks[1].train.take(torch.arange(8)[None])
+    batch = part.batch(learner, learner.make_batch(x, y, t))
+    far = torch.zeros(*batch.w.shape, stream.outputs).index_fill(2, y[0, :1], 200.0)
+    assert bool(learner.row_loss(far, batch).isfinite().all())
+
+
+def test_avalanche_s_er_ace_replays_rows_that_the_stream_has_yet_to_show_and_ours_does_not(avalanche: Any) -> None:
+    """It puts the whole task into its memory before the task's first step."""
+    stream = replace(split_of("class", classes="all"), tasks=split_of("class", classes="all").tasks[:2])
+    budget = Budget(steps=1, batch_size=4)
+    model = MLP(stream.shape, stream.outputs, (20,))
+    new = set(stream.tasks[1].train.labels()[0].tolist()) - {-1}
+    _, agent = inside("ER_ACE", Learner(model, stream, SGD(lr=LR), budget), mem_size=40, batch_size_mem=4)
+    held = [int(v) for v in agent.storage_policy.buffer.targets]
+    assert sum(c in new for c in held) == 20  # after a single step of four rows
+    learner, part = Learner(model, stream, SGD(lr=LR), budget), ERACE(capacity=40, batch_size=4)
+    chain = Chain([part])
+    loop.prepare(learner, chain)
+    loop.train(learner, chain, loop.Blind())
+    assert sum(int(c) in new for c in part.memory.rows()["y"][0]) == 4
+
+
+def test_avalanche_s_riemannian_walk_trains_in_evaluation_mode(avalanche: Any) -> None:
+    """Its plugin calls model.eval() before every step and never goes back: batch norm stands still."""
+    plugin = avalanche.training.plugins.RWalkPlugin()
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10), nn.BatchNorm1d(10), nn.Linear(10, 10))
+    strategy = avalanche.training.supervised.Naive(
+        model=net,
+        optimizer=torch.optim.SGD(net.parameters(), lr=LR),
+        criterion=nn.CrossEntropyLoss(),
+        train_mb_size=50,
+        plugins=[plugin],
+        evaluator=avalanche.training.plugins.EvaluationPlugin(),
+    )
+    strategy.train(benchmark_of(avalanche, streams()["split"]).train_stream[0])
+    assert int(net[2].num_batches_tracked) == 0
+
+
 def test_avalanche_drops_classes_that_do_not_divide_and_ours_refuses(avalanche: Any) -> None:
     data = digits()
     sets = {}
@@ -250,11 +443,71 @@ def test_replay_reaches_the_same_accuracy_to_within_a_margin(avalanche: Any) -> 
             scores = [(net(x).argmax(1) == y).double().mean() for x, y in (rows(t.test) for t in alone.tasks)]
         expected.append(torch.stack(scores).mean())
     other = torch.stack(expected)
+    assert_equivalent(found, other, naive)
+
+
+def assert_equivalent(found: Tensor, other: Tensor, naive: Tensor) -> None:
+    """Two one-sided tests at 5 %: the means of 8 seeds each lie within MARGIN of each other, and far from naive's."""
     gap = float(found.mean() - other.mean())
-    error = math.sqrt(float(found.var() + other.var()) / len(SEEDS))
+    error = math.sqrt(float(found.var() + other.var()) / len(found))
     print(f"ours {found.mean():.3f}, Avalanche {other.mean():.3f}, difference {gap:.3f} ± {error:.3f}")
     assert abs(gap) + 1.76 * error < MARGIN  # t quantile at 14 degrees of freedom
-    assert found.mean() - naive.mean() > 5 * MARGIN  # so that the margin means something
+    assert found.mean() - naive.mean() > 5 * MARGIN
+
+
+def last(stream: Stream, parts: list[Strategy], budget: Budget, lr: float = LR) -> Tensor:
+    """Mean accuracy over tasks at the end: [S]."""
+    model = MLP(stream.shape, stream.outputs, (50,))
+    done = run(stream, parts, model=model, optimizer=SGD(lr=lr), budget=budget, evaluation=Evaluation("seen"))
+    return done.accuracy[:, -1].mean(1)
+
+
+@pytest.mark.slow
+def test_gdumb_reaches_the_same_accuracy_to_within_a_margin(avalanche: Any) -> None:
+    """Other draws and other initial weights: 10 passes over 96 rows, equal shares of the classes.
+
+    96 is a multiple of the batch: Avalanche would end every pass with a batch of the few rows that are left over.
+    """
+    data, budget = load("digits", val=0.0), Budget(epochs=10, batch_size=16)
+    stream = split(dataset=data, seeds=SEEDS, scenario="class", classes="all", n_tasks=5, fixed=False)
+    found = last(stream, [GDumb(capacity=96, epochs=10, batch_size=16)], budget)
+    other = last(stream, [Avalanche(name="GDumb", options={"mem_size": 96})], budget)
+    assert_equivalent(found, other, last(stream, [], budget))
+
+
+@pytest.mark.slow
+def test_icarl_reaches_the_same_accuracy_to_within_a_margin(avalanche: Any) -> None:
+    """Avalanche's loss is a mean over the 10 outputs where ours is a sum over the classes seen, hence ten times the lr.
+
+    Flat inputs keep it from mirroring digits. It trains on the union of rows and exemplars, ours on the same
+    mixture in every batch.
+    """
+    data, budget = load("digits", val=0.0), Budget(epochs=4, batch_size=32)
+    flat = replace(data, x=data.x.flatten(1))
+    stream = split(dataset=flat, seeds=SEEDS, scenario="class", classes="all", n_tasks=5, fixed=False)
+    found = last(stream, [ICaRL(capacity=100, batch_size=32)], budget)
+    other = []
+    for s, seed in enumerate(SEEDS):
+        torch.manual_seed(seed)
+        features, classifier = nn.Sequential(nn.Linear(64, 50), nn.ReLU()), nn.Linear(50, 10)
+        strategy = avalanche.training.supervised.ICaRL(
+            feature_extractor=features,
+            classifier=classifier,
+            optimizer=torch.optim.SGD([*features.parameters(), *classifier.parameters()], lr=10 * LR),
+            memory_size=100,
+            buffer_transform=None,
+            fixed_memory=True,
+            train_mb_size=32,
+            train_epochs=4,
+            evaluator=avalanche.training.plugins.EvaluationPlugin(),
+        )
+        for experience in benchmark(stream, s).train_stream:
+            strategy.train(experience)
+        net = strategy.model.eval()
+        with torch.no_grad():
+            scores = [(net(x).argmax(1) == y).double().mean() for x, y in (rows_of(t.test, s) for t in stream.tasks)]
+        other.append(torch.stack(scores).mean())
+    assert_equivalent(found, torch.stack(other), last(stream, [], budget))
 
 
 def test_the_benchmark_against_avalanche_runs(avalanche: Any, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,7 +17,7 @@ from harness.strategy import Strategy
 from tasks.datasets import load
 from tasks.permuted import permuted
 
-SEEDS = (0, 1, 2, 3, 4)
+SEEDS = (20, 21, 22, 23, 24)  # none of those that the settings were chosen on
 
 
 def strategy(name: str) -> Strategy:

@@ -161,7 +161,7 @@ def changed(key, value):
         (
             "optimizer.schedule",
             "cosin",
-            "optimizer.schedule=cosin: must be constant, step or cosine; did you mean cosine?",
+            "optimizer.schedule=cosin: must be constant, step, cosine or task; did you mean cosine?",
         ),
         ("optimizer.milestones", [0.5, 3], "optimizer.milestones=[0.5,3]: must be fractions"),
         ("tracker.mode", "on", "tracker.mode=on: must be offline, online or disabled"),

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
+import pytest
 import torch
 from hydra.utils import get_class, instantiate
 from omegaconf import OmegaConf
@@ -34,11 +35,30 @@ SEEDS = (0, 1, 2)
 
 # a preset, so that what acts rarely acts on a toy stream as well, memories overflow and merges are short
 TUNED = {
+    "ncm": {"capacity": 12},
+    "icarl": {"capacity": 13, "batch_size": 6},
+    "upgd": {"sigma": 0.1},
+    "spectral": {"strength": 0.1},
     "cbp": {"rate": 0.5, "maturity": 1},
     "redo": {"period": 3, "tau": 0.5, "samples": 16},
     "ewc": {"samples": 20},
+    "fdr": {"capacity": 20, "batch_size": 6},
     "replay": {"capacity": 20, "batch_size": 6},
+    "avalanche": {"name": "Replay", "options": {"mem_size": 20}},
+    "der": {"capacity": 20, "batch_size": 6},
+    "derpp": {"capacity": 20, "batch_size": 6},
+    "er_ace": {"capacity": 20, "batch_size": 6},
+    "mir": {"capacity": 20, "batch_size": 3, "candidates": 9},
+    "gdumb": {"capacity": 20, "epochs": 2},
+    "generative_replay": {"batch_size": 6, "widths": [7], "latent": 3, "likelihood": "gaussian"},
+    "generative_classifier": {"steps": 3, "samples": 4, "widths": [7], "latent": 3, "likelihood": "gaussian"},
     "mcsgd": {"steps": 3, "batch_size": 6, "current": 12},
+    "hare_tortoise": {"decay": 0.9, "period": 1},
+    "hat": {"s_max": 20.0},
+    "agem": {"per_task": 12, "batch_size": 6},
+    "gem": {"per_task": 8},
+    "gpm": {"threshold": 0.9, "samples": 16},
+    "owm": {"batch_size": 8},
 }
 
 
@@ -166,7 +186,12 @@ def begin(
     source = stream(scenario, seeds)
     learner = Learner(MODELS[model](source), source, optimizer, Budget(steps=steps, batch_size=8), dtype=dtype)
     chain = Chain([make(name) for name in names])
-    prepare(learner, chain)
+    try:
+        prepare(learner, chain)
+    except ValueError as refusal:
+        if model == "mlp":  # every method is defined for the MLP
+            raise
+        pytest.skip(str(refusal))
     return learner, chain
 
 

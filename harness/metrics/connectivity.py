@@ -102,7 +102,7 @@ def scores(b: Boundary, params: Params, batches: Sequence[Batch]) -> Tensor:
     """Loss and error of the trained net with other parameters on each batch: [S, batches, 2]."""
     net = Net(params, b.trained.buffers, b.trained.apply)
     if net.buffers:
-        net = paths.refresh(net, torch.cat([a.x for a in batches], 1), torch.cat([a.t for a in batches], 1))
+        net = paths.refresh(net, [(torch.cat([a.x for a in batches], 1), torch.cat([a.t for a in batches], 1), None)])
     return torch.stack([_score(b, net, batch) for batch in batches], 1)
 
 

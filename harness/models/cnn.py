@@ -8,15 +8,16 @@ from torch import Tensor
 
 from harness.models import layers
 from harness.models.mlp import MLP
-from harness.types import Buffers, Layer, Out, Params, Unit
+from harness.types import Buffers, Gates, Layer, Out, Params, Slice, Unit
 
 
 class CNN:
-    """Convolutional network: convolution, nonlinearity and 2x2 max-pooling per layer, then an MLP.
+    """Convolutional network: convolution, layer norm (optional), nonlinearity, 2x2 max-pooling per layer; then an MLP.
 
     `shape` is (channels, height, width) of one input; `channels` are units per convolution, which keeps the
-    size of its image; `hidden` are units per fully connected layer, and dropout applies to these. Acts of a
-    convolution [S, B, H, h, w] are recorded before pooling.
+    size of its image; `hidden` are units per fully connected layer, and dropout applies to these. Layer norm
+    takes the mean and variance of a convolution over channels and space, with a gain and a shift for each channel.
+    Acts of a convolution [S, B, H, h, w] are recorded before pooling.
     Raises ValueError for an option out of range, or for data that are no images.
     """
 
@@ -28,6 +29,7 @@ class CNN:
         hidden: Sequence[int] = (128,),
         kernel: int = 3,
         activation: str = "relu",
+        layer_norm: bool = False,
         dropout: float = 0.0,
     ) -> None:
         fan_in, height, width = layers.image(shape, "cnn")
@@ -43,8 +45,8 @@ class CNN:
             )
         self.act, copies = layers.activation(activation)
         inputs = [fan_in, *(copies * c for c in channels)]
-        self.fc = MLP((inputs[-1], height, width), outputs, hidden, activation, dropout=dropout)
-        self.outputs, self.stochastic = outputs, self.fc.stochastic
+        self.fc = MLP((inputs[-1], height, width), outputs, hidden, activation, layer_norm, dropout)
+        self.outputs, self.layer_norm, self.stochastic = outputs, layer_norm, self.fc.stochastic
         self.head: tuple[str, ...] = self.fc.head
         self.kernel, self.padding = kernel, kernel // 2
 
@@ -55,7 +57,13 @@ class CNN:
         self.layers: tuple[Layer, ...] = (*convs, *self.fc.layers)
         readers = [(n, 1) for n in names[1:]] + [(self.fc.maps[0][0], height * width)]
         self.units: tuple[Unit, ...] = tuple(
-            Unit(name, size, layers.writes(name), layers.reads(reader, size, copies, repeat))
+            Unit(
+                name,
+                size,
+                layers.writes(name),
+                layers.reads(reader, size, copies, repeat),
+                (Slice(f"{name}.norm.gain", 1), Slice(f"{name}.norm.shift", 1)) if layer_norm else (),
+            )
             for name, size, (reader, repeat) in zip(names, channels, readers, strict=False)
         )
         self.units += self.fc.units
@@ -64,6 +72,8 @@ class CNN:
         params: Params = {}
         for name, out, fan_in in self.maps:
             params |= layers.draw_map(key, name, out, fan_in, self.kernel, self.kernel)
+            if self.layer_norm:
+                params |= layers.draw_norm(key, f"{name}.norm", out)
         return params | self.fc.init(key)[0], {}
 
     def __call__(
@@ -76,6 +86,7 @@ class CNN:
         train: bool = False,
         key: Tensor | None = None,
         record: bool = False,
+        gates: Gates | None = None,
     ) -> Out:
         acts: dict[str, Tensor] = {}
         inputs: dict[str, Tensor] = {}
@@ -85,7 +96,9 @@ class CNN:
             z = layers.conv2d(h, params[f"{name}.weight"], params[f"{name}.bias"], padding=self.padding)
             if record:
                 inputs[name], preacts[name] = h, z
-            acts[name] = self.act(z)
+            if self.layer_norm:
+                z = layers.group_norm(z, params[f"{name}.norm.gain"], params[f"{name}.norm.shift"], 1)
+            acts[name] = layers.gate(self.act(z), gates, name)
             h = layers.max_pool(acts[name], 2)
-        out = self.fc(params, buffers, h, t, train=train, key=key, record=record)
+        out = self.fc(params, buffers, h, t, train=train, key=key, record=record, gates=gates)
         return Out(out.logits, acts | out.acts, buffers, inputs | out.inputs, preacts | out.preacts)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from harness import random
-from harness.types import Params, Slice
+from harness.types import Gates, Params, Slice
 
 EPS = 1e-5
 MOMENTUM = 0.1
@@ -22,6 +22,7 @@ def activation(name: str) -> tuple[Callable[[Tensor], Tensor], int]:
         "relu": (torch.relu, 1),
         "tanh": (torch.tanh, 1),
         "crelu": (lambda x: torch.cat([x, -x], 2).relu(), 2),  # Shang et al. 2016
+        "fourier": (lambda x: torch.cat([x.sin(), x.cos()], 2), 2),  # Lewandowski, Schuurmans & Machado 2024
     }
     if name not in known:
         raise ValueError(f"activation={name} is none of {', '.join(known)}")
@@ -97,6 +98,18 @@ def dropout(x: Tensor, rate: float, key: Tensor) -> Tensor:
     """
     kept = random.uniform(key, *x.shape[1:]) >= rate  # float32 always: one mask in both precisions
     return x * kept / (1 - rate)
+
+
+def gate(x: Tensor, gates: Gates | None, name: str) -> Tensor:
+    """The hidden units x [S, B, k H, ...] times their gate [S, B, H], all k copies of a unit (CReLU) alike.
+
+    >>> gate(torch.ones(1, 1, 4), {"h": torch.tensor([[[0.0, 0.5]]])}, "h")
+    tensor([[[0.0000, 0.5000, 0.0000, 0.5000]]])
+    """
+    if gates is None or name not in gates:
+        return x
+    g = gates[name].repeat(1, 1, x.shape[2] // gates[name].shape[2])
+    return x * g.view(*g.shape, *[1] * (x.dim() - 3))
 
 
 def draw_map(key: Tensor, name: str, out: int, *fan_in: int, bias: bool = True) -> Params:

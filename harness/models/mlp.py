@@ -9,15 +9,15 @@ from torch import Tensor
 
 from harness import random
 from harness.models import layers
-from harness.types import Buffers, Layer, Out, Params, Slice, Unit
+from harness.types import Buffers, Gates, Layer, Out, Params, Slice, Unit
 
 
 class MLP:
     """Fully connected network: linear, layer norm (optional), nonlinearity, dropout (optional), and again.
 
     `shape` is that of one input, which is flattened; `widths` are units per hidden layer, and () is a linear
-    model. A unit is a pre-activation: CReLU = [relu(x), relu(-x)] gives `Out.acts` and the next layer two
-    channels for each, all positive halves first. Acts are recorded before dropout.
+    model. A unit is a pre-activation: CReLU = [relu(x), relu(-x)] and deep Fourier features = [sin x, cos x]
+    give `Out.acts` and the next layer two channels for each, all first halves first. Acts are recorded before dropout.
     Raises ValueError for an option out of range, and for training with dropout without a key.
     """
 
@@ -73,6 +73,7 @@ class MLP:
         train: bool = False,
         key: Tensor | None = None,
         record: bool = False,
+        gates: Gates | None = None,
     ) -> Out:
         acts: dict[str, Tensor] = {}
         inputs: dict[str, Tensor] = {}
@@ -86,7 +87,7 @@ class MLP:
                 break
             if self.layer_norm:
                 z = layers.layer_norm(z, params[f"{name}.norm.gain"], params[f"{name}.norm.shift"])
-            acts[name] = h = self.act(z)
+            acts[name] = h = layers.gate(self.act(z), gates, name)
             if train and self.dropout:
                 if key is None:
                     raise ValueError(f"dropout={self.dropout}: training needs a key, which fixes the masks")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from harness.models import layers
-from harness.types import Buffers, Layer, Out, Params, Slice, Unit
+from harness.types import Buffers, Gates, Layer, Out, Params, Slice, Unit
 
 
 class ResNet18:
@@ -101,6 +101,7 @@ class ResNet18:
         train: bool = False,
         key: Tensor | None = None,
         record: bool = False,
+        gates: Gates | None = None,
     ) -> Out:
         acts: dict[str, Tensor] = {}
         inputs: dict[str, Tensor] = {}
@@ -120,12 +121,13 @@ class ResNet18:
             z, new[mean], new[var] = layers.batch_norm(z, gain, shift, buffers[mean], buffers[var], train)
             return z
 
-        h = conv("stem", x.to(params["head.weight"].dtype)).relu()  # [S, B, C, h, w]
+        h = layers.gate(conv("stem", x.to(params["head.weight"].dtype)).relu(), gates, "stage1")  # [S, B, C, h, w]
         for stage, blocks in self.stages.items():
             for block in blocks:
-                inner = acts[f"{block}.conv1"] = conv(f"{block}.conv1", h).relu()
+                name = f"{block}.conv1"
+                inner = acts[name] = layers.gate(conv(name, h).relu(), gates, name)
                 skip = conv(f"{block}.shortcut", h) if f"{block}.shortcut" in self.convs else h
-                h = (conv(f"{block}.conv2", inner) + skip).relu()
+                h = layers.gate((conv(f"{block}.conv2", inner) + skip).relu(), gates, stage)
             acts[stage] = h
         pooled = h.mean((3, 4))  # [S, B, 8 width]
         logits = layers.linear(pooled, params["head.weight"], params["head.bias"])

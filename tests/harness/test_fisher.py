@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness.fisher import cotangents, diagonal
+from harness.fisher import cotangents, diagonal, sensitivity
 from harness.learner import Budget, Learner, mask_logits
 from harness.models.cnn import CNN
 from harness.models.mlp import MLP
@@ -224,3 +224,21 @@ def test_an_unknown_kind_is_refused() -> None:
     made = learner(MLP((6,), 4, ()), images(2, 6), labels(1, 2))
     with pytest.raises(ValueError, match="fisher=batch"):
         diagonal(made, made.stream.tasks[0].train, "batch", stream_of(made))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_sensitivity_is_the_mean_of_each_row_s_absolute_gradient(name: str) -> None:
+    make, shape = MODELS[name]
+    seeds, n = ((0,) if "resnet" in name else (0, 1)), 3
+    masks = torch.tensor([True, False, True, True]).expand(1, 1, 4)
+    made = learner(make(), images(n, *shape), labels(len(seeds), n), seeds=seeds, masks=masks)
+    source = made.stream.tasks[0].train
+    reference = {k: torch.zeros_like(v) for k, v in made.params.items()}
+    for i in range(n):
+        x, _, t = source.take(torch.full((made.S, 1), i))
+        leaves = {k: v.clone().requires_grad_() for k, v in made.params.items()}
+        norm = made.apply(leaves, made.buffers, x, t).logits[..., [0, 2, 3]].square().sum()
+        for k, g in zip(leaves, torch.autograd.grad(norm, list(leaves.values()))):
+            reference[k] += g.abs() / n
+    for size in (2, 500):  # nor does it depend on the batch size
+        assert_close(sensitivity(made, source, stream_of(made), size=size), reference)

@@ -578,6 +578,22 @@ def test_a_schedule_spans_each_task_or_the_stream(scope: str, expected: list[flo
     assert rates == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("scope", ["task", "stream"])
+def test_schedule_task_multiplies_the_learning_rate_at_each_new_task(scope: str) -> None:
+    s = stream()
+    optimizer = SGD(lr=2.0, schedule="task", gamma=0.5, scope=scope)
+    learner = make(s, optimizer=optimizer, budget=Budget(steps=2, batch_size=4))
+    rates = []
+    for task in s.tasks:
+        learner.enter(task)
+        learner.plan(task)
+        for _ in range(2):
+            learner.update(tree.zeros(learner.params), Out(torch.empty(0), {}, {}))
+            rates.append(learner.optimizer.lr)
+    assert rates == [2.0, 2.0, 1.0, 1.0, 0.5, 0.5][: len(rates)] and len(rates) == 2 * len(s.tasks)
+    assert len(s.tasks) > 1
+
+
 def test_optimizer_state_persists_across_tasks_unless_told_to_reset() -> None:
     s = stream()
     for reset in (False, True):

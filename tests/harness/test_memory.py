@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from scipy.stats import chi2
 from torch import Tensor
 
-from harness.memory import Memory
+from harness.memory import POLICIES, ROWS, Memory
 from harness.random import RandomStream, keys
 
 
@@ -81,7 +82,7 @@ def test_reservoir_holds_each_row_and_pair_with_equal_chance() -> None:
     assert ((pairs - S * p).abs() < 5 * (S * p * (1 - p)) ** 0.5).all()
 
 
-@pytest.mark.parametrize("policy", ["reservoir", "class_balanced"])
+@pytest.mark.parametrize("policy", POLICIES)
 def test_fields_of_a_row_stay_together(policy: str) -> None:
     m = memory(6, policy)
     fill(m, 2, [4, 9, 9])
@@ -133,6 +134,59 @@ def test_inside_a_class_each_row_is_held_with_equal_chance() -> None:
         assert stat < chi2.ppf(0.999, 19)
 
 
+def rings(capacity: int, y: list[int]) -> list[int]:
+    """Row numbers in queues of `capacity` / classes each, one row after the other (Chaudhry et al. 2019)."""
+    queues: dict[int, deque[int]] = {c: deque(maxlen=capacity // len({*y})) for c in {*y}}
+    for i, c in enumerate(y):
+        queues[c].append(i)
+    return sorted(i for q in queues.values() for i in q)
+
+
+@pytest.mark.parametrize("sizes", [[1] * 60, [60], [10, 1, 25, 24], [59, 1]])
+def test_a_full_ring_holds_what_queues_of_fixed_length_hold(sizes: list[int]) -> None:
+    g = torch.Generator().manual_seed(2)
+    for y in (torch.randint(0, 4, (3, 60), generator=g) * 7, torch.arange(60).expand(3, -1) // 15):
+        m = memory(12, "ring", range(3))  # in order of class, the early ones are cut as late ones come
+        fill(m, 3, sizes, y)
+        for s in range(3):
+            assert m.rows()["row"][s].sort().values.tolist() == rings(12, y[s].tolist())
+
+
+def test_a_ring_leaves_no_room_idle_before_all_classes_were_seen() -> None:
+    m = memory(12, "ring")
+    fill(m, 2, [10, 10, 4], torch.tensor([0] * 20 + [1] * 4).expand(2, -1))
+    assert m.rows()["row"].sort(1).values.tolist() == [[12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23]] * 2
+    more = {k: v[:, :5] for k, v in m.rows().items()}
+    m.add(**more | {"y": torch.ones(2, 5).long()})
+    assert m.rows()["y"].sum(1).tolist() == [6, 6]  # six of each, the oldest of class 0 left
+
+
+def test_the_odd_row_of_a_ring_is_taken_from_the_oldest_class() -> None:
+    m = memory(7, "ring")
+    fill(m, 2, [7] * 6, torch.arange(42).expand(2, -1) // 14)
+    assert [row.bincount().tolist() for row in m.rows()["y"]] == [[2, 2, 3]] * 2
+
+
+def test_the_queue_of_a_row_may_be_given_and_is_not_kept() -> None:
+    m = memory(4, "ring")
+    for queue in (0, 1):
+        m.add(y=torch.zeros(2, 9).long(), row=numbered(2, 9, 9 * queue), queue=torch.full((2, 9), queue))
+    assert m.rows()["row"].sort(1).values.tolist() == [[7, 8, 16, 17]] * 2 and list(m.rows()) == ["y", "row"]
+
+
+def test_a_ring_draws_no_random_numbers_to_fill() -> None:
+    m = memory(4, "ring")
+    fill(m, 2, [3, 9])
+    assert m.random.count == 0
+
+
+def test_ages_and_queues_fit_into_one_number() -> None:
+    # a thousand tasks of ten classes: neighbouring ages must differ beside the largest number of a queue
+    last = 2**15 - 1
+    age = torch.tensor([1.0, 2.0], dtype=torch.float64)
+    assert (last + (1 - age / ROWS)).diff().item() == -1 / ROWS
+
+
 def test_sampling_without_replacement_is_uniform_and_repeats_no_row() -> None:
     S = 2000
     m = memory(10, seeds=range(S))
@@ -171,7 +225,7 @@ def test_a_sample_is_never_more_than_is_held() -> None:
         memory(3).sample(1)
 
 
-@pytest.mark.parametrize("policy", ["reservoir", "class_balanced"])
+@pytest.mark.parametrize("policy", POLICIES)
 def test_a_seed_is_independent_of_its_companions(policy: str) -> None:
     many, one = memory(6, policy, (4, 7, 9)), memory(6, policy, (7,))
     for m, S in ((many, 3), (one, 1)):
@@ -180,7 +234,7 @@ def test_a_seed_is_independent_of_its_companions(policy: str) -> None:
     assert torch.equal(many.sample(3)["row"][1], one.sample(3)["row"][0])
 
 
-@pytest.mark.parametrize("policy", ["reservoir", "class_balanced"])
+@pytest.mark.parametrize("policy", POLICIES)
 def test_a_restored_memory_goes_on_as_the_original(policy: str) -> None:
     a = memory(6, policy)
     fill(a, 2, [5, 8])
@@ -208,3 +262,5 @@ def test_bad_settings_are_refused() -> None:
         memory(1, "fifo")
     with pytest.raises(ValueError, match="class_balanced"):
         memory(1, "class_balanced").add(y=torch.zeros(2, 3))
+    with pytest.raises(ValueError, match="policy=ring: needs classes"):
+        memory(1, "ring").add(y=torch.zeros(2, 3))

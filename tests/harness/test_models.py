@@ -31,10 +31,12 @@ MODELS: dict[str, Model] = {
     "tanh": MLP(IMAGE, 3, (7, 5), "tanh"),
     "crelu": MLP(IMAGE, 3, (7, 5), "crelu"),
     "layer_norm": MLP(IMAGE, 3, (7, 5), layer_norm=True),
+    "fourier": MLP(IMAGE, 3, (7, 5), "fourier"),
     "crelu_layer_norm": MLP(IMAGE, 3, (7, 5), "crelu", layer_norm=True),
     "mlp_dropout": MLP(IMAGE, 3, (7, 5), dropout=0.4),
     "cnn": CNN(IMAGE, 3, (4, 3), (6,)),
-    "cnn_crelu": CNN(IMAGE, 3, (4, 3), (6,), 5, "crelu", 0.4),
+    "cnn_crelu": CNN(IMAGE, 3, (4, 3), (6,), 5, "crelu", dropout=0.4),
+    "cnn_layer_norm": CNN(IMAGE, 3, (4, 3), (6,), 3, "fourier", layer_norm=True),
     "cnn_no_hidden": CNN(IMAGE, 3, (4,), (), activation="crelu"),
     "resnet_batch": ResNet18(IMAGE, 3, 2),
     "resnet_group": ResNet18(IMAGE, 3, 4, "group", 2),
@@ -99,6 +101,11 @@ class CReLU(nn.Module):
         return torch.cat([F.relu(x), F.relu(-x)], 1)
 
 
+class Fourier(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([torch.sin(x), torch.cos(x)], 1)
+
+
 class Block(nn.Module):
     """He et al.'s basic block."""
 
@@ -145,6 +152,14 @@ PLAIN: dict[str, Any] = {
         *(nn.Linear(72, 7), nn.LayerNorm(7), CReLU()),
         *(nn.Linear(14, 5), nn.LayerNorm(5), CReLU()),
         nn.Linear(10, 3),
+    ),
+    "fourier": lambda: nn.Sequential(
+        *(nn.Flatten(), nn.Linear(72, 7), Fourier(), nn.Linear(14, 5), Fourier(), nn.Linear(10, 3))
+    ),
+    "cnn_layer_norm": lambda: nn.Sequential(
+        *(nn.Conv2d(2, 4, 3, padding=1), nn.GroupNorm(1, 4), Fourier(), nn.MaxPool2d(2)),
+        *(nn.Conv2d(8, 3, 3, padding=1), nn.GroupNorm(1, 3), Fourier(), nn.MaxPool2d(2)),
+        *(nn.Flatten(), nn.Linear(6, 6), nn.LayerNorm(6), Fourier(), nn.Linear(12, 3)),
     ),
     "cnn": lambda: nn.Sequential(
         *(nn.Conv2d(2, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
@@ -455,6 +470,22 @@ def test_crelu_gives_two_channels_a_unit() -> None:
     assert params["fc2.weight"].shape == (1, 5, 14) and model.units[0].size == 7
 
 
+def test_a_fourier_unit_is_a_point_on_the_circle() -> None:
+    model = MODELS["fourier"]
+    params, _ = start(model, 1)
+    x, _, t = data(1)
+    act = model(params, {}, x, t).acts["fc1"]
+    close(act[:, :, :7].square() + act[:, :, 7:].square(), torch.ones(1, 6, 7).double())  # no unit is ever dormant
+
+
+@pytest.mark.parametrize("activation", ["crelu", "fourier"])
+def test_presets_with_two_channels_a_unit_have_the_parameters_of_relu(activation: str) -> None:
+    widths = OmegaConf.load(CONF.parent / "experiment" / f"{activation.replace('fourier', 'fourier_features')}.yaml")
+    nets = MLP((64,), 10, (100, 100)), MLP((64,), 10, widths.model.widths, activation)
+    relu, other = (sum(v.numel() for v in net.init(key(0))[0].values()) for net in nets)
+    assert abs(other / relu - 1) < 0.01
+
+
 def test_stream_act_is_the_output_of_the_stages_last_block() -> None:
     model = MODELS["resnet_batch"]
     params, buffers = start(model, 1)
@@ -725,7 +756,11 @@ def test_module_may_read_the_task() -> None:
     ("name", "cls", "options"),
     [
         ("mlp", MLP, {"widths": [6], "activation": "crelu", "layer_norm": True, "dropout": 0.1}),
-        ("cnn", CNN, {"channels": [3], "hidden": [], "kernel": 5, "activation": "tanh", "dropout": 0.1}),
+        (
+            "cnn",
+            CNN,
+            {"channels": [3], "hidden": [], "kernel": 5, "activation": "tanh", "layer_norm": True, "dropout": 0.1},
+        ),
         ("resnet18", ResNet18, {"width": 4, "norm": "group", "groups": 4}),
     ],
 )

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +10,11 @@ from torch import Tensor
 
 from harness import paths
 from harness.models.layers import batch_norm
-from harness.types import Net, Out
+from harness.models.mlp import MLP
+from harness.optim import SGD
+from harness.random import RandomStream, keys
+from harness.types import Net, Out, Params
+from tests.toy import gaussian
 
 F64 = torch.float64
 
@@ -99,7 +104,7 @@ def bn_net() -> tuple[Net, Tensor, Tensor]:
 def test_refresh_gives_exactly_the_statistics_of_the_rows() -> None:
     net, x, t = bn_net()
     kept = {k: v.clone() for k, v in net.buffers.items()}
-    renewed = paths.refresh(net, x, t)
+    renewed = paths.refresh(net, [(x, t, None)])
     z = x @ net.params["w"]
     torch.testing.assert_close(renewed.buffers["mean"], z.mean(1))
     torch.testing.assert_close(renewed.buffers["var"], z.var(1))  # unbiased, as training tracks it
@@ -115,8 +120,8 @@ def test_refresh_undoes_the_variance_collapse_between_two_independent_nets() -> 
         {**net.params, "w": torch.randn(2, 3, 4, dtype=F64, generator=torch.Generator().manual_seed(s))} for s in (1, 2)
     ]
     mid = Net({**net.params, "w": (ends[0]["w"] + ends[1]["w"]) / 2}, net.buffers, net.apply)
-    stale = Net(mid.params, paths.refresh(Net(ends[0], net.buffers, net.apply), x, t).buffers, net.apply)
-    fresh = paths.refresh(mid, x, t)
+    stale = Net(mid.params, paths.refresh(Net(ends[0], net.buffers, net.apply), [(x, t, None)]).buffers, net.apply)
+    fresh = paths.refresh(mid, [(x, t, None)])
     spread = fresh(x, t).logits.var(1, correction=1)
     torch.testing.assert_close(spread, net.params["gain"] ** 2, rtol=1e-3, atol=0)
     assert (stale(x, t).logits.var(1) - net.params["gain"] ** 2).abs().max() > 0.05
@@ -125,4 +130,63 @@ def test_refresh_undoes_the_variance_collapse_between_two_independent_nets() -> 
 def test_refresh_leaves_a_net_without_statistics_alone() -> None:
     net, x, t = bn_net()
     plain = Net(net.params, {}, net.apply)
-    assert paths.refresh(plain, x, t) is plain
+    assert paths.refresh(plain, [(x, t, None)]) is plain
+
+
+def test_refresh_is_the_mean_over_batches() -> None:
+    net, x, t = bn_net()
+    parts = [(x[:, i : i + 10], t[:, i : i + 10], None) for i in (0, 10, 20)]
+    found = paths.refresh(net, parts).buffers
+    each = [paths.refresh(net, [part]).buffers for part in parts]
+    for k in ("mean", "var"):
+        torch.testing.assert_close(found[k], torch.stack([one[k] for one in each]).mean(0))
+
+
+class Toy:
+    """A model whose running mean has a momentum of 0.3, beside a counter that is a floating number."""
+
+    stochastic = False
+
+    def __call__(self, params: Params, buffers: Params, x: Tensor, t: Tensor, **_: object) -> Out:
+        new = {"mean": 0.7 * buffers["mean"] + 0.3 * x.mean(1), "count": buffers["count"] + 1}
+        return Out(x, {}, new)
+
+
+def test_remeasure_averages_what_training_would_average() -> None:
+    """For b <- (1 - m) b + m s the result is the mean of s, whatever m and the buffers were."""
+    made = gaussian(lambda s: MLP(s.shape, s.outputs, (5,)), SGD(lr=0.1), rows=400)
+    task = made.stream.tasks[0]
+    task.train.data.add_(10)  # type: ignore[attr-defined]
+    made.model = Toy()  # type: ignore[assignment]
+    made.apply = made.model.__call__
+    made.buffers = {"mean": torch.full((2, 4), 99.0).double(), "count": torch.full((2,), 5.0).double()}
+    random = RandomStream(keys([0, 1], "remeasure"))
+    got = paths.remeasure(made, made.params, task, random, size=8)
+    rows = task.train.take(torch.arange(400).expand(2, 400))[0]
+    assert ((got["mean"] - rows.mean(1)).abs() < 5 * rows.std(1) / 400**0.5).all()  # 50 batches of 8
+    assert torch.equal(got["count"], made.buffers["count"])  # no running average: kept
+    assert random.count == 50
+    made.buffers = {}
+    assert paths.remeasure(made, made.params, task, random) == {} and random.count == 50
+
+
+def test_follow_is_in_place_and_copies_counters() -> None:
+    slow = {"w": torch.tensor([1.0, 2.0], dtype=F64), "n": torch.tensor([3])}
+    kept = slow["w"]
+    paths.follow(slow, {"w": torch.tensor([2.0, 0.0], dtype=F64), "n": torch.tensor([7])}, 0.25)
+    assert slow["w"] is kept and kept.tolist() == [1.25, 1.5] and slow["n"].tolist() == [7]
+    paths.follow({}, {}, 0.5)
+
+
+def test_competing_rows_of_the_read_out() -> None:
+    made = gaussian(lambda s: MLP(s.shape, s.outputs, (5,)), SGD(lr=0.1), tasks=2)
+    assert paths.competing(made) == {}
+    masks = torch.tensor([[[True, False], [False, True]]])
+    for scenario, after in (("task", [[False, True]]), ("class", [[True, True]])):
+        made.stream = replace(made.stream, scenario=scenario, masks=masks)
+        made.enter(made.stream.tasks[0])
+        found = paths.competing(made)
+        assert found["head.weight"][0, :, 0].tolist() == [True, False]
+        assert found["head.bias"][:1].tolist() == [[True, False]]
+        made.enter(made.stream.tasks[1])
+        assert paths.competing(made)["head.bias"][:1].tolist() == after

@@ -1,5 +1,7 @@
 """Sources of rows and the order that they are visited in, against loops over single rows."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -126,6 +128,22 @@ def test_a_union_keeps_each_row_s_transform() -> None:
     ]  # fmt: skip
     x, _, _ = union(parts).take(torch.arange(4)[None])
     assert x[0].tolist() == [[0, 1, 2, 3], [4, 5, 6, 7], [3, 2, 1, 0], [7, 6, 5, 4]]
+
+
+def test_a_row_s_class_is_renamed_by_its_transform_id_and_padding_stays() -> None:
+    names = torch.tensor([[[0, 1, 2], [2, 0, 1]], [[1, 2, 0], [0, 2, 1]]])  # [S, T, C]
+    y = torch.tensor([[0, 1, 2], [2, 1, 0]])
+    per_row = torch.tensor([[0, 1, 1], [1, 0, 0]])
+    base = Rows(torch.zeros(3, 1), y.clone(), y, torch.zeros(2, 1).long(), torch.tensor([3, 2]))
+    rows = replace(base, transform_id=per_row, relabel=names)
+    expected = [[int(names[s, per_row[s, i], y[s, i]]) for i in range(3)] for s in range(2)]
+    back = torch.tensor([[2, 1, 0], [1, 0, 1]])
+    assert rows.take(back)[1].tolist() == [[expected[s][i] for i in back[s].tolist()] for s in range(2)]
+    assert rows.labels().tolist() == [expected[0], [*expected[1][:2], -1]]
+    one = replace(rows, transform_id=per_row[:, :1])
+    assert one.take(back)[1].tolist() == [
+        [int(names[s, per_row[s, 0], y[s, i]]) for i in back[s].tolist()] for s in range(2)
+    ]
 
 
 def test_a_union_over_other_data_is_refused() -> None:

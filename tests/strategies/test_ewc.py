@@ -14,11 +14,10 @@ from harness.learner import Budget, Learner
 from harness.loop import Blind, prepare, train
 from harness.models.mlp import MLP
 from harness.optim import SGD
-from harness.penalty import quadratic
 from harness.rows import Rows
 from harness.strategy import Chain
 from harness.types import Params, Stream, Task
-from strategies.ewc import EWC
+from strategies.ewc import EWC, OnlineEWC
 
 DEFAULT: dict[str, Any] = {"strength": 3.0, "mode": "separate", "gamma": 1.0, "fisher": "exact", "samples": None}
 
@@ -166,16 +165,16 @@ def test_parameters_without_information_stay_finite() -> None:
     assert value.isfinite().all() and all(g.isfinite().all() for g in grad.values())
 
 
-def test_quadratic_has_the_gradient_that_autograd_finds() -> None:
-    draw = torch.Generator().manual_seed(0)
-    shapes = {"a": (2, 3, 4), "b": (2, 5), "c": (2, 2, 2, 2, 2)}
-    p, anchor, weight = (
-        {k: torch.randn(s, generator=draw, dtype=torch.float64).requires_grad_() for k, s in shapes.items()}
-        for _ in range(3)
-    )
-    torch.autograd.gradcheck(
-        lambda *v: quadratic(dict(zip(p, v)), tree.detach(anchor), tree.detach(weight)), [*p.values()]
-    )
+def test_online_ewc_is_ewc_with_mode_online() -> None:
+    runs = []
+    for part in (OnlineEWC(strength=3.0, gamma=0.5, fisher="exact", samples=None), ewc(mode="online", gamma=0.5)):
+        made = learner()
+        consolidated(made, part)
+        runs.append(made.params)
+    separate = learner()
+    consolidated(separate, ewc(gamma=0.5))
+    assert all(torch.equal(v, runs[1][k]) for k, v in runs[0].items())
+    assert not torch.equal(separate.params["fc1.weight"], runs[0]["fc1.weight"])
 
 
 @pytest.mark.parametrize(

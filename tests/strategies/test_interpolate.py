@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -14,11 +15,10 @@ from harness.loop import Blind, prepare, train
 from harness.models.mlp import MLP
 from harness.models.resnet18 import ResNet18
 from harness.optim import SGD
-from harness.random import RandomStream, keys
 from harness.rows import Rows
 from harness.strategy import Chain, Strategy
 from harness.types import Params, Stream, Task
-from strategies.interpolate import Interpolate, statistics
+from strategies.interpolate import Interpolate
 
 
 def learner(x: Tensor, model: object, tasks: int = 3, n: int = 16) -> Learner:
@@ -91,26 +91,16 @@ def test_batch_norm_statistics_are_measured_at_the_merged_net() -> None:
     assert ((made.buffers[var] / z.var(2)).log().abs() < 0.25).all()
 
 
-def test_statistics_average_what_training_would_average() -> None:
-    """For b <- (1 - m) b + m s the result is the mean of s, whatever m and the buffers were."""
-
-    class Toy:
-        stochastic = False
-
-        def __call__(self, params: Params, buffers: Params, x: Tensor, t: Tensor, **_: object) -> object:
-            new = {"mean": 0.7 * buffers["mean"] + 0.3 * x.mean(1), "count": buffers["count"] + 1}
-            return type("Out", (), {"buffers": new})
-
-    x = torch.randn(40, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    made = learner(x + 10, MLP((4,), 3, (5,)), n=400)
-    made.model, made.apply = Toy(), Toy()  # type: ignore[assignment]
-    task = made.stream.tasks[0]
-    buffers = {"mean": torch.full((2, 4), 99.0).double(), "count": torch.full((2,), 5.0).double()}
-    random = RandomStream(keys([0, 1], "interpolate"))
-    got = statistics(made, made.params, buffers, task, random, size=8)
-    rows = task.train.take(torch.arange(400).expand(2, 400))[0]
-    assert ((got["mean"] - rows.mean(1)).abs() < 5 * rows.std(1) / 400**0.5).all()  # 50 batches of 8
-    assert torch.equal(got["count"], buffers["count"])  # no running average: kept
+def test_read_out_rows_that_compete_for_the_first_time_are_kept() -> None:
+    # halving a new class's row towards an initialisation that was never trained is no average of two nets
+    made = mlp()
+    masks = torch.tensor([[[True, False, False], [False, True, False], [False, False, True]]])
+    made.stream = replace(made.stream, scenario="class", masks=masks)
+    history = run(made, Interpolate(weight_new=0.25))
+    for i, ((_, old), (new, merged)) in enumerate(pairwise(history), 1):
+        half = 0.75 * old["head.weight"] + 0.25 * new["head.weight"]
+        assert torch.equal(merged["head.weight"][:, i:], new["head.weight"][:, i:])
+        torch.testing.assert_close(merged["head.weight"][:, :i], half[:, :i], rtol=1e-12, atol=1e-14)
 
 
 @pytest.mark.parametrize("weight", [-0.1, 1.1])

@@ -1,6 +1,8 @@
-"""Joint training: what it trains on, for how long, and from where."""
+"""Joint and cumulative training: what they train on, for how long, and from where."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from harness.optim import SGD, Optimizer
 from harness.rows import Rows
 from harness.strategy import Chain, Strategy
 from harness.types import Batch, Params, Stream, Task
+from strategies.cumulative import Cumulative
 from strategies.joint import Joint
 
 SIZES = (12, 6, 18)
@@ -58,9 +61,9 @@ def run(part: Strategy, made: Learner | None = None) -> tuple[Watch, Learner]:
     return watch, made
 
 
-@pytest.mark.parametrize("restart", [True, False])
-def test_an_epoch_is_a_pass_over_the_union(restart: bool) -> None:
-    watch, _ = run(Joint(restart=restart, steps="proportional"))
+@pytest.mark.parametrize("kind", [Joint, Cumulative])
+def test_an_epoch_is_a_pass_over_the_union(kind: Any) -> None:
+    watch, _ = run(kind(steps="proportional"))
     for now in range(3):
         rows = torch.cat([b.x for b in watch.seen[now]], 1)[..., 0]
         expected = sorted(100.0 * i + j for i in range(now + 1) for j in range(SIZES[i]))
@@ -69,22 +72,44 @@ def test_an_epoch_is_a_pass_over_the_union(restart: bool) -> None:
             assert torch.equal(b.y, (b.x[..., 0] // 100).long()) and torch.equal(b.t, b.y)
 
 
-def test_equal_steps_are_those_of_naive() -> None:
-    watch, _ = run(Joint(restart=True, steps="equal"))
+@pytest.mark.parametrize("kind", [Joint, Cumulative])
+def test_equal_steps_are_those_of_naive(kind: Any) -> None:
+    watch, _ = run(kind(steps="equal"))
     assert [len(watch.seen[i]) for i in range(3)] == [2, 1, 3]
     last = torch.cat([b.y for b in watch.seen[2]], 1)
     assert last.unique().numel() > 1
 
 
-def test_the_first_task_is_that_of_naive() -> None:
-    joint, naive = run(Joint(restart=True, steps="proportional"))[0], run(Strategy())[0]
+@pytest.mark.parametrize(("steps", "expected"), [("proportional", [2, 3, 6]), ("equal", [2, 1, 3])])
+@pytest.mark.parametrize("kind", [Joint, Cumulative])
+def test_the_budget_is_that_of_the_docstring(kind: Any, steps: str, expected: list[int]) -> None:
+    watch, _ = run(kind(steps=steps))  # 12, 6 and 18 rows, batches of 6
+    assert [len(watch.seen[i]) for i in range(3)] == expected
+
+
+def test_the_variant_stands_in_the_name() -> None:
+    names = [kind(steps=s).name for kind in (Joint, Cumulative) for s in ("proportional", "equal")]
+    assert names == ["Joint", "Joint[equal]", "Cumulative", "Cumulative[equal]"]
+
+
+@pytest.mark.parametrize("kind", [Joint, Cumulative])
+def test_generated_rows_are_refused(kind: Any) -> None:
+    made = learner()
+    object.__setattr__(made.stream.tasks[1], "train", object())
+    with pytest.raises(ValueError, match=rf"^{kind.__name__.lower()}: rows of toy are generated"):
+        prepare(made, Chain([kind(steps="equal")]))
+
+
+@pytest.mark.parametrize("kind", [Joint, Cumulative])
+def test_the_first_task_is_that_of_naive(kind: Any) -> None:
+    joint, naive = run(kind(steps="proportional"))[0], run(Strategy())[0]
     for a, b in zip(joint.seen[0], naive.seen[0]):
         assert torch.equal(a.x, b.x)
     assert all(torch.equal(v, naive.first[0][k]) for k, v in joint.first[0].items())
 
 
-def test_restart_begins_each_later_task_afresh() -> None:
-    watch, _ = run(Joint(restart=True, steps="equal"))
+def test_joint_begins_each_later_task_afresh() -> None:
+    watch, _ = run(Joint(steps="equal"))
     nets = [watch.first[i]["fc1.weight"] for i in range(3)]
     for a, b in ((0, 1), (1, 2), (0, 2)):  # other draws each time, for both seeds
         assert ((nets[a] - nets[b]).abs().amax((1, 2)) > 0.05).all()
@@ -92,25 +117,28 @@ def test_restart_begins_each_later_task_afresh() -> None:
     # a fresh net's weights are uniform on (-1, 1) for fan in 1, whatever the last one had become
     huge = learner()
     tree.assign(huge.params, tree.scale(huge.params, 1e6))
-    watch, _ = run(Joint(restart=True, steps="equal"), huge)
+    watch, _ = run(Joint(steps="equal"), huge)
     assert watch.first[0]["fc1.weight"].abs().max() > 1 > watch.first[1]["fc1.weight"].abs().max()
 
 
-def test_without_restart_it_goes_on_from_the_last_net() -> None:
-    watch, _ = run(Joint(restart=False, steps="proportional"))
+def test_cumulative_goes_on_from_the_last_net_and_optimizer() -> None:
+    made = learner(SGD(lr=1e-3, momentum=0.9))
+    made.optimizer.reset = lambda *a: pytest.fail("the optimizer was reset")  # type: ignore[method-assign]
+    watch, _ = run(Cumulative(steps="proportional"), made)
     for i in (1, 2):
         assert all(torch.equal(v, watch.last[i - 1][k]) for k, v in watch.first[i].items())
 
 
-def test_restart_clears_the_optimizer() -> None:
+def test_joint_clears_the_optimizer() -> None:
     made = learner(SGD(lr=1e-3, momentum=0.9))
     resets = []
     original = made.optimizer.reset
     made.optimizer.reset = lambda *a: (resets.append(made.now), original(*a))[1]  # type: ignore[method-assign]
-    run(Joint(restart=True, steps="equal"), made)
+    run(Joint(steps="equal"), made)
     assert resets == [1, 2]
 
 
-def test_bad_values_are_named() -> None:
-    with pytest.raises(ValueError, match=r"joint\.steps=double"):
-        Joint(restart=True, steps="double")
+@pytest.mark.parametrize("kind", [Joint, Cumulative])
+def test_bad_values_are_named(kind: Any) -> None:
+    with pytest.raises(ValueError, match=rf"^{kind.__name__.lower()}\.steps=double: choose one of"):
+        kind(steps="double")

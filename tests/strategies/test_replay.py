@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -143,6 +144,29 @@ def test_sampling_with_replacement_repeats_rows() -> None:
     assert all(b.x.shape[1] == B + 10 for _, b in batches[1:])
 
 
+def test_a_ring_holds_the_newest_rows_of_each_class_of_each_task() -> None:
+    # in a domain stream all tasks share their two outputs, and none of them may push out the others' rows
+    made = learner(scenario="domain")
+    sources = [replace(task.train, y=task.train.y % 2, t=task.train.t * 0) for task in made.stream.tasks]
+    tasks = tuple(replace(task, train=source) for task, source in zip(made.stream.tasks, sources))
+    object.__setattr__(made.stream, "tasks", tasks)
+    part = replay(policy="ring")
+    batches = run(part, made)
+    for s in range(2):
+        fresh = [(now, *row) for now, b in batches for row in zip(b.x[s, :B, 0].tolist(), b.y[s, :B].tolist())]
+        newest = [[x for now, x, y in fresh if (now, y) == (i, c)][-2:] for i in range(3) for c in range(2)]
+        assert sorted(part.memory.rows()["x"][s, :, 0].tolist()) == sorted(x for queue in newest for x in queue)
+    assert list(part.memory.rows()) == ["x", "y", "t"]  # the number of the queue is not kept
+
+
+def test_a_ring_has_a_queue_for_each_task_of_a_regression() -> None:
+    made, part = learner(), replay(policy="ring")
+    made.now = 1
+    prepare(made, Chain([part]))
+    part.offer(made, torch.zeros(2, 3, 1), torch.zeros(2, 3, 6), torch.zeros(2, 3).long())
+    assert (part.memory._rank[:, :3].floor() == 6).all()
+
+
 def test_class_balanced_refuses_regression() -> None:
     made = learner()
     object.__setattr__(made.stream, "loss", "mse")
@@ -155,7 +179,7 @@ def test_class_balanced_refuses_regression() -> None:
     [
         ({"capacity": -3}, "replay.capacity=-3: must be at least 1"),
         ({"batch_size": 0}, "replay.batch_size=0"),
-        ({"policy": "ring"}, "replay.policy=ring"),
+        ({"policy": "queue"}, "replay.policy=queue"),
         ({"weighting": "half"}, "replay.weighting=half"),
         ({"fill": "never"}, "replay.fill=never"),
     ],

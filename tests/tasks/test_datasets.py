@@ -117,6 +117,20 @@ def test_unit_inputs_are_the_pixels_scaled_to_one(tmp_path: Path) -> None:
     np.testing.assert_allclose(data.x[:40, 0].numpy() * 255, content[0], atol=1e-4)
 
 
+def test_padding_is_black_on_every_side_and_changes_neither_the_image_nor_the_split(tmp_path: Path) -> None:
+    write(tmp_path / "MNIST" / "raw", arrays())
+    plain, padded = (load("mnist", tmp_path, pad=p) for p in (0, 2))
+
+    assert padded.shape == (1, 32, 32)
+    assert torch.equal(padded.x[:, :, 2:-2, 2:-2], plain.x)
+    around = torch.ones(32, 32, dtype=torch.bool)
+    around[2:-2, 2:-2] = False
+    assert torch.allclose(padded.x[:, :, around], torch.tensor(-0.1307 / 0.3081))
+    assert torch.equal(padded.val, plain.val) and padded.digest != plain.digest
+    with pytest.raises(ValueError, match=r"dataset\.pad=-1: "):
+        load("mnist", tmp_path, pad=-1)
+
+
 def test_no_validation_leaves_an_empty_index_and_all_of_train(tmp_path: Path) -> None:
     write(tmp_path / "MNIST" / "raw", arrays())
 

@@ -1,0 +1,52 @@
+"""Gates on hidden units: a learner's forward pass with every unit multiplied by a factor of its row's task."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from harness.types import Buffers, Gates, Out, Params
+
+if TYPE_CHECKING:
+    from harness.learner import Learner
+
+Gating = Callable[[Params, Tensor, bool], Gates]  # parameters, task ids [S, B], train -> factors
+
+
+class Gated:
+    """A forward pass under gates; wrapped twice, the factors multiply."""
+
+    def __init__(self, inner: Callable[..., Out], gating: Gating) -> None:
+        self.inner, self.gating = inner, gating
+
+    def __call__(
+        self,
+        params: Params,
+        buffers: Buffers,
+        x: Tensor,
+        t: Tensor,
+        *,
+        train: bool = False,
+        key: Tensor | None = None,
+        record: bool = False,
+        gates: Gates | None = None,
+    ) -> Out:
+        own = self.gating(params, t, train)
+        both = {k: v * gates[k] if gates and k in gates else v for k, v in own.items()}
+        return self.inner(params, buffers, x, t, train=train, key=key, record=record, gates={**(gates or {}), **both})
+
+
+def gate(learner: Learner, method: str, gating: Gating) -> None:
+    """Put gates on the learner's hidden units: `Out.acts` are the gated ones, which the next layer reads.
+
+    Raises ValueError for a model without hidden units, or whose forward pass takes no gates.
+    """
+    name = type(learner.model).__name__
+    if "gates" not in inspect.signature(learner.apply).parameters:
+        raise ValueError(f"{method}: {name} takes no gates on its units; use model=mlp, cnn or resnet18")
+    if not learner.model.units:
+        raise ValueError(f"{method}: {name} has no hidden units to gate; give it a hidden layer")
+    learner.apply = Gated(learner.apply, gating)

@@ -1,0 +1,48 @@
+"""Adaptive sharpness-aware minimisation.
+
+Kwon, Kim, Park & Choi (2021), ASAM: Adaptive sharpness-aware minimization for scale-invariant learning of deep neural
+networks, ICML.
+"""
+
+from __future__ import annotations
+
+from harness import tree
+from harness.learner import Learner
+from harness.strategy import Strategy
+from harness.types import Aux, Batch, GradFn, Params
+
+
+class ASAM(Strategy):
+    """ASAM: SAM with a neighbourhood that scales with each weight, so that rescaling changes nothing (Kwon 2021).
+
+        e = rho T² g / |T g|,   T = |w| + eta for weights and norm gains, 1 for biases and norm shifts
+        the optimizer receives g(θ + e)
+
+    g is the gradient of the whole objective: replayed rows and the penalties of other strategies included. The
+    norm is over all parameters of a seed. Both passes see the same rows and dropout masks. Costs two gradients a step.
+
+    Differences from the paper:
+    * Batch norm normalises by the batch in both passes; running statistics move once, by the pass at θ.
+    * T is that of the authors' code. Other SAM code's `adaptive` takes T = |w| for biases as well: another method.
+    """
+
+    family = "optimization-based"
+    order = {"grad": 20}
+
+    def __init__(self, *, rho: float, eta: float) -> None:
+        if rho < 0:
+            raise ValueError(f"asam.rho={rho}: must be at least 0")
+        if eta < 0:
+            raise ValueError(f"asam.eta={eta}: must be at least 0")
+        self.rho, self.eta = rho, eta
+
+    def grad(self, learner: Learner, inner: GradFn) -> GradFn:
+        def gradient(params: Params, batch: Batch) -> tuple[Params, Aux]:
+            grads, aux = inner(params, batch)
+            scale = {k: v.abs() + self.eta for k, v in params.items() if "weight" in k or k.endswith("gain")}
+            scaled = {k: g * scale[k] if k in scale else g for k, g in grads.items()}  # T g
+            ascent = {k: g * scale[k] if k in scale else g for k, g in scaled.items()}  # T² g
+            uphill = tree.add(params, ascent, self.rho / (tree.norm(scaled) + 1e-12))
+            return inner(uphill, batch)[0], aux
+
+        return gradient

@@ -1,0 +1,322 @@
+"""Avalanche's own strategies under our stream, budget and measures.
+
+Carta, Pellegrini, Cossu, Hemati & Lomonaco 2023, "Avalanche: a PyTorch library for deep continual learning",
+JMLR 24(363).
+"""
+
+from __future__ import annotations
+
+import inspect
+import io
+import itertools
+import random as python_random
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from harness import random
+from harness.learner import Learner, mask_logits
+from harness.rows import order
+from harness.strategy import Strategy
+from harness.trackers import warn
+from harness.types import Buffers, Out, Params, Stream, Task
+from tasks.avalanche import benchmark, rows
+
+OWN_LOSS = ("ER_ACE", "DER")  # they pass over the criterion, hence over every mask
+OWN_ROWS = ("Cumulative", "GDumb")  # they train on other rows than the task's
+WORK = (
+    "Naive", "Cumulative", "FromScratchTraining", "Replay", "GDumb", "MIR", "AGEM", *OWN_LOSS, "EWC", "MAS", "LwF",
+    "SynapticIntelligence",
+)  # fmt: skip
+FAIL = {  # with Avalanche 0.6 and torch 2.15
+    "GEM": "it needs quadprog, which is no dependency; use AGEM",
+    "BiC": "it passes verbose to torch's MultiStepLR, which no longer has it",
+    "GSS_greedy": "it takes the maximum of an empty list",
+    "ICaRL": "it needs a feature extractor and a classifier apart",
+    "CoPE": "it answers by prototypes, which are not in the network",
+    "LFL": "it needs a network that returns features",
+    "GenerativeReplay": "its generator is made for 28x28 images",
+    "JointTraining": "it takes the whole stream at once; use strategy=joint or Cumulative",
+}
+GIVEN = (  # arguments that are the run's own
+    "model", "optimizer", "criterion", "train_mb_size", "train_epochs", "eval_mb_size", "device", "plugins",
+    "evaluator", "eval_every", "peval_mode",
+)  # fmt: skip
+
+
+class Avalanche(Strategy):
+    """Avalanche: trains by a strategy of the library Avalanche 0.6, for comparison with ours (Carta 2023).
+
+    Our loop takes no step; at the end of a task one Avalanche strategy for each seed trains on the seed's rows,
+    from the same initial weights, with the same optimizer, batch size and steps, in the same order as naive would
+    (Replay shuffles by itself; Cumulative and GDumb choose their rows: an epoch is then a pass over those).
+    Weights and batch-norm statistics come back, so that all boundary measures and tables are as for our own.
+
+    * Heads are masks here as everywhere: the criterion is our masked cross-entropy. With scenario=task the net
+      is a MultiTaskModule whose outputs of other tasks are 0. ER_ACE and DER compute cross-entropy themselves
+      over all outputs, hence are refused where outputs are masked.
+    * Resuming: Avalanche's state is no tree of tensors, so that a resumed run trains the past tasks again and
+      refuses to go on unless their weights are those of the checkpoint.
+    * No curve within a task, no time of a step, and its memories are not in the column `memory`.
+    * Costs: seeds one after the other, Avalanche's own time, and a copy of each seed's stream.
+
+    Faults of Avalanche that are left as they are, since this is for comparison: SynapticIntelligence is naive on
+    a CPU, MAS estimates and LwF distils in training mode, EWC's strength shrinks as batches grow.
+    """
+
+    family = "control"
+    alone = True
+    transient = ("agents", "experiences", "trained")
+
+    def __init__(self, *, name: str, options: dict[str, Any]) -> None:
+        if name in FAIL:
+            raise ValueError(f"avalanche.name={name}: does not run here, since {FAIL[name]}")
+        if name not in WORK:
+            raise ValueError(f"avalanche.name={name}: choose one of {', '.join(WORK)}")
+        for key in options:
+            if key in GIVEN:
+                raise ValueError(f"avalanche.options.{key}: is the run's own; set train, optimizer or model instead")
+        self.method, self.options = name, dict(options)
+
+    @property
+    def name(self) -> str:
+        return f"Avalanche[{self.method}]"
+
+    def setup(self, learner: Learner) -> None:
+        if self.method in OWN_LOSS and _masked(learner.stream):
+            raise ValueError(
+                f"avalanche.name={self.method}: its loss lets all outputs compete; "
+                "use scenario=domain, or scenario=class with classes=all"
+            )
+        if self.method == "SynapticIntelligence" and learner.dtype != torch.float32:
+            raise ValueError("avalanche.name=SynapticIntelligence: keeps its state in float32; use dtype=float32")
+        if self.method == "SynapticIntelligence" and learner.device.type == "cpu":
+            warn("avalanche.name=SynapticIntelligence: on a CPU its importances stay 0, which makes it naive")
+        self.trained = 0  # tasks that the agents below have seen
+        with _apart(0):
+            self.experiences = [benchmark(learner.stream, s).train_stream for s in range(learner.S)]
+            self.agents = [self.agent(learner, s) for s in range(learner.S)]
+
+    def agent(self, learner: Learner, s: int) -> Any:
+        """Seed s's strategy, with a network that starts from the seed's weights."""
+        from avalanche.training import supervised
+        from avalanche.training.plugins import EvaluationPlugin
+
+        base = getattr(supervised, self.method)
+        known = [k for k in inspect.signature(base).parameters if k not in (*GIVEN, "base_kwargs", "kwargs")]
+        for key in self.options:
+            if key not in known:
+                there = f"there is {', '.join(known)}" if known else "it has none"
+                raise ValueError(f"avalanche.options.{key}: no argument of {self.method}; {there}")
+        net = network(learner, s)
+        return _fed(base, learner)(
+            model=net,
+            optimizer=_optimizer(learner, net),
+            criterion=Criterion(learner.stream, s),
+            train_mb_size=learner.budget.batch_size,
+            eval_mb_size=learner.budget.batch_size,
+            device=learner.device,
+            evaluator=EvaluationPlugin(),
+            **self.options,
+        )
+
+    def begin(self, learner: Learner, task: Task) -> Task:
+        if self.trained < task.index:  # a resumed run
+            for past in learner.stream.tasks[self.trained : task.index]:
+                self.train(learner, past)
+            for s, agent in enumerate(self.agents):
+                for k, v in agent.model.named_parameters():
+                    if not torch.allclose(v, learner.params[k][s], rtol=0, atol=0, equal_nan=True):
+                        raise ValueError(
+                            "avalanche: training the past tasks again did not lead to the checkpoint's weights; "
+                            "start again with force=true"
+                        )
+        return replace(task, nominal=0)
+
+    def end(self, learner: Learner, task: Task) -> None:
+        self.train(learner, task)
+        buffers = {k: v.clone() for k, v in learner.buffers.items()}
+        with torch.no_grad():
+            for s, agent in enumerate(self.agents):
+                for k, v in agent.model.named_parameters():
+                    learner.params[k][s] = v
+                for k, v in agent.model.named_buffers():
+                    buffers[k][s] = v
+        learner.buffers = buffers
+
+    def train(self, learner: Learner, task: Task) -> None:
+        """One experience of every seed's strategy."""
+        size, planned = learner.budget.batch_size, learner.budget.of(task)
+        where = random.fold(learner.key("order"), task.index)
+        for s, (agent, seed) in enumerate(zip(self.agents, random.fold(self.random.base, task.index).tolist())):
+            position = order(where[s : s + 1], task.train.size[s : s + 1], 0, planned * size)[0]
+            experience = self.experiences[s][task.index]
+            agent.feed = None if self.method in OWN_ROWS else Feed(task, s, position.split(size))
+            agent._criterion.now = task.index
+            with _apart(seed, learner.device):
+                try:
+                    agent.train(experience, eval_streams=[], reset_optimizer_state=learner.optimizer.reset_each_task)
+                except Exception as error:
+                    raise ValueError(
+                        f"avalanche.name={self.method}: failed at seed {learner.seeds[s]}, task {task.index}: {error}"
+                    ) from error
+        self.trained = task.index + 1
+
+
+class Feed:
+    """The batches that naive would train on, as Avalanche takes them: lists of inputs, targets, task labels."""
+
+    def __init__(self, task: Task, s: int, positions: Sequence[Tensor]) -> None:
+        self.x, self.y = rows(task.train, s)
+        self.t = task.train.take(torch.zeros(len(task.train.size), 1, dtype=torch.int64, device=self.x.device))[2][s]
+        self.positions = positions
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def __iter__(self) -> Iterator[list[Tensor]]:
+        for p in self.positions:
+            yield [self.x[p], self.y[p], self.t.expand(len(p))]
+
+
+def _fed(base: Any, learner: Learner) -> Any:
+    """Avalanche's strategy with our batches and number of steps."""
+
+    class Fed(base):  # type: ignore[misc]
+        feed: Feed | None = None
+        dataloader: Any
+
+        def make_train_dataloader(self, **how: Any) -> None:
+            super().make_train_dataloader(**how)
+            if self.feed is not None:
+                self.dataloader = self.feed
+
+        def training_epoch(self, **how: Any) -> None:
+            """All of the budget at once: a loader of its own is gone through as often as there are epochs."""
+            loader, budget = self.dataloader, learner.budget
+            if loader is not self.feed:
+                count = budget.steps or budget.epochs * len(loader)
+                self.dataloader = itertools.islice(itertools.chain.from_iterable(itertools.repeat(loader)), count)
+            super().training_epoch(**how)
+
+    return Fed
+
+
+class Network(nn.Module):
+    """One seed's parameters and buffers as a module, under their own names."""
+
+    def __init__(self, learner: Learner, s: int) -> None:
+        super().__init__()
+        for k, v in learner.params.items():
+            self._owner(k).register_parameter(k.rpartition(".")[2], nn.Parameter(v[s].detach().clone()))
+        for k, v in learner.buffers.items():
+            self._owner(k).register_buffer(k.rpartition(".")[2], v[s].detach().clone())
+        masks = learner.stream.masks
+        self.heads: Any = None if masks is None else masks[s % len(masks)]  # [T, C]
+        apply, stochastic = learner.apply, learner.model.stochastic
+
+        def run(params: Params, buffers: Buffers, x: Tensor, t: Tensor, train: bool) -> Out:
+            key = torch.randint(2**62, (1,)).to(x.device) if train and stochastic else None
+            params, buffers = ({k: v[None] for k, v in part.items()} for part in (params, buffers))
+            return apply(params, buffers, x[None], t[None], train=train, key=key)
+
+        self.run = run  # a function: copies of the module share it
+
+    def _owner(self, name: str) -> nn.Module:
+        module: nn.Module = self
+        for part in name.split(".")[:-1]:
+            if part not in module._modules:
+                module.add_module(part, nn.Module())
+            module = module.get_submodule(part)
+        return module
+
+    def logits(self, x: Tensor, t: Tensor) -> Tensor:
+        out = self.run(dict(self.named_parameters()), dict(self.named_buffers()), x, t, self.training)
+        if self.training:
+            with torch.no_grad():
+                for k, v in self.named_buffers():
+                    v.copy_(out.buffers[k][0])
+        return out.logits[0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.logits(x, torch.zeros(len(x), dtype=torch.int64, device=x.device))
+
+
+def network(learner: Learner, s: int) -> nn.Module:
+    """Seed s's network; with scenario=task one that Avalanche hands the task labels to."""
+    if learner.stream.scenario != "task":
+        return Network(learner, s)
+    from avalanche.models import MultiTaskModule
+
+    class Heads(Network, MultiTaskModule):  # type: ignore[misc]
+        known_train_tasks_labels: Any
+
+        def forward(self, x: Tensor, task_labels: Tensor | None = None) -> Any:
+            """Logits, 0 at other tasks' outputs; without labels every known task's, in a dict."""
+            known = sorted(self.known_train_tasks_labels)
+            if task_labels is None:
+                z = self.logits(x, torch.zeros(len(x), dtype=torch.int64, device=x.device))
+                return {t: z.where(self.heads[t], 0) for t in known}
+            return self.logits(x, task_labels).where(self.heads[task_labels], 0)
+
+    return Heads(learner, s)
+
+
+class Criterion(nn.Module):
+    """Our masked cross-entropy, where the targets tell the task."""
+
+    def __init__(self, stream: Stream, s: int) -> None:
+        super().__init__()
+        self.now, self.reduction = 0, "mean"  # MIR sets the reduction
+        self.scenario, masked = stream.scenario, _masked(stream)
+        self.masks = stream.masks[s % len(stream.masks)] if masked and stream.masks is not None else None  # [T, C]
+
+    def forward(self, logits: Tensor, y: Tensor) -> Tensor:
+        mask = None
+        if self.masks is not None:
+            task = self.masks.long().argmax(0)  # of each output
+            mask = self.masks[task[y]] if self.scenario == "task" else self.masks[: self.now + 1].any(0)
+        return F.cross_entropy(mask_logits(logits, mask), y, reduction=self.reduction)
+
+
+def _masked(stream: Stream) -> bool:
+    return stream.scenario == "task" or (stream.scenario == "class" and stream.classes != "all")
+
+
+def _optimizer(learner: Learner, net: nn.Module) -> torch.optim.Optimizer:
+    """torch's optimizer of the same name and settings, which ours equals."""
+    ours = learner.optimizer
+    how = {k: v for k, v in ours.settings().items() if k != "name"} | {"weight_decay": ours.weight_decay}
+    theirs = getattr(torch.optim, type(ours).__name__, None)
+    if theirs is None or ours.schedule != "constant":
+        raise ValueError(
+            f"avalanche: {type(ours).__name__} with optimizer.schedule={ours.schedule} cannot be handed over; "
+            "use sgd, adam or adamw with schedule=constant"
+        )
+    made: torch.optim.Optimizer = theirs(net.parameters(), **how)
+    return made
+
+
+@contextmanager
+def _apart(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
+    """Global generators that start from `seed` and are put back; no warnings, no output."""
+    devices = [device] if torch.device(device).type == "cuda" else []
+    before = python_random.getstate(), np.random.get_state()
+    # recorded, since Avalanche switches some warnings on again
+    with torch.random.fork_rng(devices), warnings.catch_warnings(record=True), redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        torch.manual_seed(seed)
+        python_random.seed(seed)
+        np.random.seed(seed % 2**32)
+        try:
+            yield
+        finally:
+            python_random.setstate(before[0])
+            np.random.set_state(before[1])

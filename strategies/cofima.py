@@ -1,0 +1,61 @@
+"""Continual Fisher-weighted model averaging.
+
+Marouf, Roy, Tartaglione & Lathuilière (2024), Weighted ensemble models are strong continual learners, ECCV.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from harness import paths, tree
+from harness.fisher import KINDS, diagonal
+from harness.learner import Learner
+from harness.strategy import Strategy
+from harness.types import Task
+
+
+class CoFiMA(Strategy):
+    """CoFiMA: after each task the weights are averaged with the last boundary's, each by its Fisher (Marouf 2024).
+
+        θ <- [(1 - a) F_prev θ_prev + a F θ] / [(1 - a) F_prev + a F],   a = weight_new
+
+    θ_prev is the merged net of the last boundary, F the diagonal Fisher information of the net as trained on this task,
+    F_prev that of the last one. Training goes on from the merged net; the first task's is kept as it is. With F = 1
+    it is CoMA, here `interpolate`. Batch-norm statistics are measured anew on the task's rows. Memory: two copies.
+
+    Differences from the paper:
+    * Where neither net has any information the new weight is kept; the authors' code divides 0 by 0 there. A new
+      class's read-out has none in the old net, so that it is the new one, where their code makes it F θ.
+    * F is that of samples (harness.fisher), theirs of means over batches in training mode. They clip it at 1e-4 from
+      above, on that scale; `clip` does so on this one.
+    * They start from a pretrained net and calibrate the classifier after each merge, which is left out.
+    """
+
+    family = "optimization-based"
+    order = {"end": 0}
+
+    def __init__(self, *, weight_new: float, fisher: str, samples: int | None, clip: float | None) -> None:
+        if not 0 <= weight_new <= 1:
+            raise ValueError(f"cofima.weight_new={weight_new}: must be in [0, 1]")
+        if fisher not in KINDS:
+            raise ValueError(f"cofima.fisher={fisher}: choose one of {', '.join(KINDS)}")
+        if samples is not None and samples < 1:
+            raise ValueError(f"cofima.samples={samples}: must be at least 1, or null for all training rows")
+        if clip is not None and clip <= 0:
+            raise ValueError(f"cofima.clip={clip}: must be above 0, or null for none")
+        self.weight_new, self.fisher, self.samples, self.clip = weight_new, fisher, samples, clip
+
+    def setup(self, learner: Learner) -> None:
+        self.previous, self.weight = tree.copy(learner.params), tree.zeros(learner.params)
+
+    @torch.no_grad()
+    def end(self, learner: Learner, task: Task) -> None:
+        new = diagonal(learner, task.train, self.fisher, self.random, samples=self.samples)
+        if self.clip is not None:
+            new = {k: f.clamp(max=self.clip) for k, f in new.items()}
+        for k, f in new.items():
+            ratio = paths.share(self.weight_new * f, (1 - self.weight_new) * self.weight[k])
+            learner.params[k].copy_(self.previous[k].lerp(learner.params[k], ratio))
+        if task.index:
+            learner.buffers = paths.remeasure(learner, learner.params, task, self.random)
+        self.previous, self.weight = tree.copy(learner.params), new

@@ -1,0 +1,57 @@
+"""Training on all tasks so far, from the last net on.
+
+Ash & Adams (2020), On warm-starting neural network training, NeurIPS, on what a warm start costs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from harness.learner import Learner
+from harness.rows import Rows, union
+from harness.strategy import Strategy
+from harness.types import Task
+
+STEPS = ("proportional", "equal")
+
+
+class Cumulative(Strategy):
+    """Cumulative training: one net goes on, task t trains on the union of all tasks so far (Ash & Adams 2020).
+
+        θ <- θ - lr ∇ Σ_{i <= t} n_i L_i(θ) / Σ_{i <= t} n_i
+
+    Replay with a memory of everything. It breaks the rule that old data are gone. The net and the optimizer's state
+    are those of the last boundary; a warm start may generalise worse than `joint`, which starts afresh.
+
+    Budget, of T equal tasks of k steps:
+        steps=proportional   (t + 1) k for task t, T (T + 1) k / 2 in all: each epoch is a pass over the union, and
+                             the last net has seen task 0 T times as often as the last task.
+        steps=equal          k for task t, T k in all: as many as naive.
+    `name` says which where it is not the default.
+
+    Differences from the paper: there half of one data set comes first and then all of it, each to convergence.
+    """
+
+    family = "control"
+    order = {"begin": 0}
+
+    def __init__(self, *, steps: str) -> None:
+        if steps not in STEPS:
+            raise ValueError(f"cumulative.steps={steps}: choose one of {', '.join(STEPS)}")
+        self.steps = steps
+
+    @property
+    def name(self) -> str:
+        return "Cumulative" if self.steps == "proportional" else f"Cumulative[{self.steps}]"
+
+    def setup(self, learner: Learner) -> None:
+        if not all(isinstance(t.train, Rows) for t in learner.stream.tasks):
+            raise ValueError(
+                f"cumulative: rows of {learner.stream.name} are generated, so that no union of them is a task"
+            )
+
+    def begin(self, learner: Learner, task: Task) -> Task:
+        tasks = learner.stream.tasks[: task.index + 1]
+        train = union([t.train for t in tasks if isinstance(t.train, Rows)])
+        nominal = sum(t.nominal for t in tasks) if self.steps == "proportional" else task.nominal
+        return replace(task, train=train, nominal=nominal) if task.index else task

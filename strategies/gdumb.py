@@ -1,0 +1,78 @@
+"""GDumb.
+
+Prabhu, Torr & Dokania (2020), GDumb: a simple approach that questions our progress in continual learning. ECCV.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import torch
+
+from harness import rows, tree
+from harness.learner import Learner
+from harness.memory import Memory, pick
+from harness.strategy import Strategy
+from harness.types import Task
+
+
+class GDumb(Strategy):
+    """GDumb: collect a class-balanced memory, and train a fresh network on it alone when asked (Prabhu 2020).
+
+        θ_t = SGD from a new initialisation on  mean_memory(nll),   equal shares of the classes in the memory
+
+    It learns nothing from the stream: no step is taken during a task. Nothing but the memory is carried over,
+    so that a method which is no better has used its other means in vain.
+
+    Budget: at each boundary `epochs` passes over the memory in steps of batch_size rows (ceil(rows /
+    batch_size) a pass), whatever the run's train.epochs, by the run's optimizer, started afresh, and its
+    schedule. Memory: capacity rows per seed.
+
+    Differences from the paper:
+    * The run's optimizer in place of SGD with momentum, warm restarts (0.05 to 0.0005, T0 = 1, doubling) and early
+      stopping; neither CutMix nor other augmentation, nor weight decay, nor clipped gradients.
+    * Inside a class every row seen is held with the same probability; the greedy sampler keeps the first
+      rows of a class until another class needs their room. The counts of the classes are equal to within one row.
+    * A task's rows are offered at its end, in random order: the memory is the same function of them.
+    * Classes are outputs: tasks that share their outputs share one quota.
+    * Strategies beside it in the list do not see its steps.
+    """
+
+    family = "replay"
+    order = {"end": 0}
+
+    def __init__(self, *, capacity: int, epochs: int, batch_size: int) -> None:
+        for key, value in (("capacity", capacity), ("epochs", epochs), ("batch_size", batch_size)):
+            if value < 1:
+                raise ValueError(f"gdumb.{key}={value}: must be at least 1")
+        self.capacity, self.epochs, self.batch_size = capacity, epochs, batch_size
+
+    def setup(self, learner: Learner) -> None:
+        if learner.stream.loss == "mse":
+            raise ValueError("gdumb: balances classes, which regression has not; choose replay")
+        self.memory = Memory(self.capacity, "class_balanced", self.random)
+
+    def begin(self, learner: Learner, task: Task) -> Task:
+        return replace(task, nominal=0)
+
+    def end(self, learner: Learner, task: Task) -> None:
+        for position in rows.order(self.random.key(), task.train.size, 0, task.nominal).split(1000, 1):
+            x, y, t = task.train.take(position)
+            self.memory.add(x=x, y=y, t=t)
+        params, buffers = learner.fresh(self.random.key())
+        tree.assign(learner.params, params)
+        learner.buffers = buffers
+        learner.optimizer.reset()
+        held, gradient = self.memory.rows(), learner.value_and_grad(Strategy().loss)
+        count = len(self.memory)
+        size = min(self.batch_size, count)
+        learner.steps, learner.planned = 0, self.epochs * math.ceil(count / size)
+        order = rows.order(self.random.key(), torch.full_like(task.train.size, count), 0, learner.planned * size)
+        for position in order.split(size, 1):
+            batch = learner.make_batch(**pick(held, position))
+            if learner.model.stochastic:
+                batch = replace(batch, key=self.random.key())
+            grads, aux = gradient(learner.params, batch)
+            learner.update(grads, aux.out)
+        learner.planned = 0  # as `begin` had it

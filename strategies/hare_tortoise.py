@@ -1,0 +1,58 @@
+"""Hare and tortoise networks.
+
+Lee, Cho, Kim, Kim, Min, Choo & Lyle (2024), Slow and steady wins the race: maintaining plasticity with hare and
+tortoise networks, ICML.
+"""
+
+from __future__ import annotations
+
+import math
+
+from harness import paths, tree
+from harness.learner import Learner
+from harness.strategy import Strategy
+from harness.types import Net, Step
+
+
+class HareTortoise(Strategy):
+    """Hare and tortoise: a fast net is reset to its own slow moving average now and then (Lee 2024).
+
+        tortoise <- decay tortoise + (1 - decay) hare   after every update of the hare
+        hare     <- tortoise                            every `period` epochs
+
+    The hare is what the optimizer trains, the tortoise what is deployed. Batch-norm statistics are averaged and reset
+    alike. Epochs are counted in steps, over the whole stream. Memory: one copy of the net.
+
+    Differences from the paper:
+    * A reset copies values. The authors' code makes both nets share storage until the next update.
+    * Their code counts epochs within a task from 0, hence also resets after the first; here after `period` whole ones.
+    * The optimizer keeps its state at a reset, as in their code; reset_optimizer=true drops it.
+    """
+
+    family = "plasticity"
+    order = {"step": 90, "deploy": 0}
+
+    def __init__(self, *, decay: float, period: int, reset_optimizer: bool) -> None:
+        if not 0 <= decay < 1:
+            raise ValueError(f"hare_tortoise.decay={decay}: must be in [0, 1)")
+        if period < 1:
+            raise ValueError(f"hare_tortoise.period={period}: must be at least 1 epoch")
+        self.decay, self.period, self.reset_optimizer = decay, period, reset_optimizer
+        self.epochs = 0.0  # of the hare
+
+    def setup(self, learner: Learner) -> None:
+        self.params, self.buffers = tree.copy(learner.params), tree.copy(learner.buffers)
+
+    def step(self, learner: Learner, step: Step) -> None:
+        paths.follow(self.params, learner.params, 1 - self.decay)
+        paths.follow(self.buffers, learner.buffers, 1 - self.decay)
+        self.epochs += 1 / math.ceil(learner.stream.tasks[learner.now].nominal / learner.budget.batch_size)
+        if self.epochs > self.period - 1e-6:
+            self.epochs = 0.0
+            tree.assign(learner.params, self.params)
+            learner.buffers = tree.copy(self.buffers)
+            if self.reset_optimizer:
+                learner.optimizer.reset()
+
+    def deploy(self, learner: Learner, net: Net) -> Net:
+        return Net(self.params, self.buffers, net.apply)

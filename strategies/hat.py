@@ -1,0 +1,133 @@
+"""Hard attention to the task.
+
+Serrà, Surís, Miron & Karatzoglou (2018), Overcoming catastrophic forgetting with hard attention to the task, ICML.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from harness.gating import gate
+from harness.learner import Learner
+from harness.random import normal
+from harness.strategy import Strategy
+from harness.surgery import spread
+from harness.types import Aux, Batch, Gates, GradFn, Out, Params, Step, Task
+
+LIMIT = 6.0  # |e| at most, thres_emb of the authors' code
+COSH = 50.0  # |s e| at most where its cosh is taken, thres_cosh of the authors' code
+
+
+class HAT(Strategy):
+    """HAT: each task learns which hidden units it uses, and what past tasks use is frozen (Serrà 2018).
+
+        h_l <- a_l,t h_l,   a_l,t = σ(s e_l,t)       e: a learned embedding of task t for each unit, from N(0, 1)
+        s = 1 / s_max + (s_max - 1 / s_max) b / B    at batch b = 0 ... B - 1 of each epoch; s_max in evaluation
+        loss += strength Σ_l,i a_l,i (1 - c_l,i) / Σ_l,i (1 - c_l,i)         c: maximum of the past tasks' a
+        de *= s_max / s (cosh(s e) + 1) / (cosh(e) + 1);  |e| <= 6 after each update
+        Δw_ij *= 1 - min(c_l,i, c_l-1,j),  Δb_i *= 1 - c_l,i                 after each update
+
+    Read-out rows of past tasks count as units with c = 1, inputs likewise. Only the current task's e moves. The
+    constraint is on the update, hence holds under momentum, Adam and weight decay alike. For nets without norms:
+    statistics or gains shared by the tasks would change what past tasks compute.
+    Cost: a copy of the parameters for c and one for the update, an e for each task and unit. It stands first in a list.
+
+    Differences from the paper:
+    * Where a step budget ends within an epoch, so does the annealing; anneal=task spans the task's steps instead.
+    * The gate precedes dropout, in the code it follows. Its clipping of gradient norms at 10000 is left out.
+    * The learning rate and its decay are the run's own.
+    """
+
+    family = "context-dependent"
+    scenarios = ("task",)
+    why = "each task has its own attention"
+    needs = frozenset({"before"})
+    order = {"grad": 90, "step": 0}
+
+    def __init__(self, *, strength: float, s_max: float, anneal: str) -> None:
+        if strength < 0:
+            raise ValueError(f"hat.strength={strength}: must be at least 0")
+        if s_max < 1:
+            raise ValueError(f"hat.s_max={s_max}: must be at least 1")
+        if anneal not in ("epoch", "task"):
+            raise ValueError(f"hat.anneal={anneal}: choose one of epoch, task")
+        self.strength, self.s_max, self.anneal = strength, s_max, anneal
+        self.s = 1 / s_max
+
+    def setup(self, learner: Learner) -> None:
+        model, like = learner.model, next(iter(learner.params.values()))
+        if any(u.norm for u in model.units) or learner.buffers or not model.head:
+            kind = type(model).__name__
+            raise ValueError(f"hat: {kind} has norms, or no declared head; use model=mlp or cnn without layer_norm")
+        gate(learner, "hat", self.gating)
+        self.rows = torch.arange(learner.S, device=learner.device)[:, None]
+        self.used = like.new_zeros(learner.S, model.outputs)
+        self.past = {u.act: like.new_zeros(learner.S, u.size) for u in model.units}
+        self.frozen = {k: torch.zeros_like(v) for k, v in learner.params.items()}
+        for u in model.units:
+            e = normal(self.random.key(), len(learner.stream.tasks), u.size, dtype=learner.dtype)
+            learner.params[f"hat.{u.act}"] = e  # [S, T, H]
+
+    def gating(self, params: Params, t: Tensor, train: bool) -> Gates:
+        s = self.s if train else self.s_max
+        return {act: torch.sigmoid(s * params[f"hat.{act}"][self.rows, t]) for act in self.past}
+
+    def batch(self, learner: Learner, batch: Batch) -> Batch:
+        task, steps = learner.stream.tasks[learner.now], learner.planned
+        if self.anneal == "epoch":
+            steps = min(steps, math.ceil(task.nominal / learner.budget.batch_size))
+        self.s = 1 / self.s_max + (self.s_max - 1 / self.s_max) * (learner.steps % steps) / steps
+        return batch
+
+    def loss(self, learner: Learner, params: Params, batch: Batch, out: Out) -> Tensor:
+        attention = {act: torch.sigmoid(self.s * params[f"hat.{act}"][:, learner.now]) for act in self.past}
+        free = sum(((1 - c).sum(1) for c in self.past.values()), self.used.new_zeros(learner.S))
+        new = torch.stack([(attention[act] * (1 - c)).sum(1) for act, c in self.past.items()]).sum(0)
+        return self.strength * new / free.clamp(min=1e-9)
+
+    def grad(self, learner: Learner, inner: GradFn) -> GradFn:
+        def compensated(params: Params, batch: Batch) -> tuple[Params, Aux]:
+            grads, aux = inner(params, batch)
+            for name in (f"hat.{act}" for act in self.past):
+                e = params[name]
+                ratio = ((self.s * e).clamp(-COSH, COSH).cosh() + 1) / (e.cosh() + 1)
+                grads[name] = grads[name] * (self.s_max / self.s) * ratio
+            return grads, aux
+
+        return compensated
+
+    def step(self, learner: Learner, step: Step) -> None:
+        assert step.before is not None
+        for k, v in self.frozen.items():
+            learner.params[k].lerp_(step.before[k], v)
+        for name in (f"hat.{act}" for act in self.past):
+            new = learner.params[name][:, learner.now].clamp(-LIMIT, LIMIT)
+            learner.params[name].copy_(step.before[name])
+            learner.params[name][:, learner.now] = new
+
+    @torch.no_grad()
+    def end(self, learner: Learner, task: Task) -> None:
+        for act, c in self.past.items():
+            self.past[act] = c.maximum(torch.sigmoid(self.s_max * learner.params[f"hat.{act}"][:, task.index]))
+        now = torch.full((learner.S, 1), task.index, device=learner.device)
+        mask = learner.stream.mask(now, task.index)
+        self.used = torch.ones_like(self.used) if mask is None else self.used.maximum(mask[:, 0].to(self.used))
+        self.freeze(learner)
+
+    def freeze(self, learner: Learner) -> None:
+        """min(c of the unit that a weight writes, c of the unit that it reads); 1 for what is no unit."""
+        written: Params = {
+            k: self.used.view(*self.used.shape, *[1] * (learner.params[k].dim() - 2)) for k in learner.model.head
+        }
+        read: Params = {}
+        for u in learner.model.units:
+            c = self.past[u.act]
+            written |= {s.name: spread(s, c, learner.params[s.name]) for s in u.producers}
+            for s in u.consumers:  # a CReLU's copies are two blocks of one weight
+                read[s.name] = read.get(s.name, torch.zeros_like(c[0, 0])) + spread(s, c, learner.params[s.name])
+        for k, v in self.frozen.items():
+            one = v.new_ones(())
+            v.copy_(written.get(k, one).minimum(read.get(k, one)))

@@ -1,0 +1,41 @@
+"""L2 regularisation towards the weights of the last task, the control of Kirkpatrick et al. (2017)."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from harness import tree
+from harness.learner import Learner
+from harness.penalty import distance
+from harness.strategy import Strategy
+from harness.types import Batch, Out, Params, Task
+
+
+class L2(Strategy):
+    """L2 transfer: the same spring on every weight, to where the last task ended (Kirkpatrick 2017, a control).
+
+        penalty = strength / 2 |θ - θ*|²        θ*: weights after the last task; none during the first
+
+    Online EWC with all Fisher information 1: what is left of it when no weight matters more than another.
+    Gradient descent on the penalty is stable while lr * strength < 2. Memory: one copy of the parameters.
+
+    Differences from the paper:
+    * The paper gives neither strength nor anchors; here the last task's weights are the only anchor.
+    """
+
+    family = "parameter regularization"
+    order = {"end": 50}
+
+    def __init__(self, *, strength: float) -> None:
+        if strength < 0:
+            raise ValueError(f"l2.strength={strength}: must be at least 0")
+        self.strength = strength
+
+    def setup(self, learner: Learner) -> None:
+        self.anchor = tree.copy(learner.params)
+
+    def loss(self, learner: Learner, params: Params, batch: Batch, out: Out) -> Tensor | float:
+        return self.strength / 2 * distance(params, self.anchor) if learner.now else 0.0
+
+    def end(self, learner: Learner, task: Task) -> None:
+        tree.assign(self.anchor, learner.params)

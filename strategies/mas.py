@@ -1,0 +1,59 @@
+"""Memory aware synapses.
+
+Aljundi, Babiloni, Elhoseiny, Rohrbach & Tuytelaars (2018), Memory aware synapses: learning what (not) to forget, ECCV.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from harness import tree
+from harness.fisher import sensitivity
+from harness.learner import Learner
+from harness.penalty import quadratic
+from harness.strategy import Strategy
+from harness.types import Batch, Out, Params, Task
+
+
+class MAS(Strategy):
+    """Memory aware synapses: a spring on each weight, as stiff as the outputs are sensitive to it (Aljundi 2018).
+
+        penalty = strength Σ_i Ω_i (θ_i - θ*_i)²        θ*: weights after the last task
+        F_i     = mean_x |∂ ‖z(x)‖² / ∂θ_i|             z: the logits that compete for the row; no label is read
+        Ω       <- Ω + F                                alpha=null, as the authors' code
+        Ω       <- alpha Ω + (1 - alpha) F              otherwise, with Ω = F after the first task (as Avalanche)
+
+    Gradient descent on the penalty is stable while lr * strength * max Ω < 1. Memory: two copies of the parameters.
+
+    Differences from the paper:
+    * The mean is over rows, in evaluation mode. The authors' code and Avalanche take the absolute value of a
+      batch's summed gradient, which shrinks as rows cancel; they agree with this at batch size 1.
+    * Outputs that do not compete (of other tasks' heads, of classes not seen yet) do not count.
+    * Beside cbp or redo a replaced unit keeps its importance and its anchor.
+    """
+
+    family = "parameter regularization"
+    order = {"end": 50}
+
+    def __init__(self, *, strength: float, alpha: float | None, samples: int | None) -> None:
+        if strength < 0:
+            raise ValueError(f"mas.strength={strength}: must be at least 0")
+        if alpha is not None and not 0 <= alpha <= 1:
+            raise ValueError(f"mas.alpha={alpha}: must be in [0, 1], or null for a sum")
+        if samples is not None and samples < 1:
+            raise ValueError(f"mas.samples={samples}: must be at least 1, or null for all training rows")
+        self.strength, self.alpha, self.samples = strength, alpha, samples
+
+    def setup(self, learner: Learner) -> None:
+        self.anchor, self.importance = tree.copy(learner.params), tree.zeros(learner.params)
+
+    def loss(self, learner: Learner, params: Params, batch: Batch, out: Out) -> Tensor:
+        return self.strength * quadratic(params, self.anchor, self.importance)
+
+    @torch.no_grad()
+    def end(self, learner: Learner, task: Task) -> None:
+        old, new = (1.0, 1.0) if self.alpha is None or task.index == 0 else (self.alpha, 1 - self.alpha)
+        for k, f in sensitivity(learner, task.train, self.random, samples=self.samples).items():
+            self.importance[k].mul_(old).add_(f, alpha=new)
+        tree.assign(self.anchor, learner.params)

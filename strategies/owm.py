@@ -1,0 +1,73 @@
+"""Orthogonal weights modification.
+
+Zeng, Chen, Cui & Yu (2019), Continual learning of context-dependent processing in neural networks, Nature Machine
+Intelligence 1.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from harness import rows, tree
+from harness.learner import Learner
+from harness.projection import constrain, free, layer_inputs
+from harness.strategy import Strategy
+from harness.types import Step, Task
+
+
+class OWM(Strategy):
+    """OWM: each layer's weights move away from the mean inputs of past batches (Zeng 2019).
+
+        update of W <- update P,   P = (I + Σ_i r_i r_iᵀ / α_i)⁻¹
+        r_i: the layer's input, averaged over the i-th batch of a past task; α_i = alpha decay^(i / n)
+
+    This is the closed form of the paper's recursion, which starts from P = I, once a task is over:
+
+        k = P r_i / (α_i + r_iᵀ P r_i);   P <- P - k r_iᵀ P
+
+    A direction of squared length s²/α in the sum keeps 1 / (1 + s²/α) of its update. A bias is the weight of
+    an input that is always 1. For a convolution every patch position is an r_i. With a head per task, its
+    outputs move freely in that task and never again. Acts on the update, hence under any optimizer.
+    Memory: twice fan in squared for each layer.
+
+    Differences from the paper and its code:
+    * One pass over each task's rows, in batches of batch_size, once it is over, as the paper's equations say. The
+      code updates P at every training step and projects the step itself with it.
+    * One alpha for all layers; the code tunes one for each.
+    * The update is projected, not the gradient. Norm gains and shifts stay put after the first task; batch norm's
+      running statistics go on moving.
+    """
+
+    family = "optimization-based"
+    needs = frozenset({"before"})
+    order = {"step": 0, "end": 50}
+
+    def __init__(self, *, alpha: float, decay: float, batch_size: int) -> None:
+        if alpha <= 0:
+            raise ValueError(f"owm.alpha={alpha}: must be above 0")
+        if not 0 < decay <= 1:
+            raise ValueError(f"owm.decay={decay}: must be in (0, 1]")
+        if batch_size < 1:
+            raise ValueError(f"owm.batch_size={batch_size}: must be at least 1")
+        self.alpha, self.decay, self.batch_size = alpha, decay, batch_size
+
+    def setup(self, learner: Learner) -> None:
+        self.allowed = free(learner, "owm", bias=True)  # P
+        self.inverse = {k: v.double() for k, v in self.allowed.items()}  # I + Σ r rᵀ / α
+
+    def step(self, learner: Learner, step: Step) -> None:
+        if learner.now and step.before is not None:
+            constrain(learner, step.before, self.allowed)
+
+    @torch.no_grad()
+    def end(self, learner: Learner, task: Task) -> None:
+        n = math.ceil(task.nominal / self.batch_size)
+        position = rows.order(self.random.key(), task.train.size, 0, n * self.batch_size)
+        for i, found in enumerate(layer_inputs(learner, task, position, self.batch_size, bias=True)):
+            mean = {k: r.double().mean(1) for k, r in found.items()}  # [S, L, fan in]
+            outer = {k: r.mT @ r for k, r in mean.items()}
+            self.inverse = tree.add(self.inverse, outer, self.alpha**-1 * self.decay ** -(i / n))
+        for k, v in self.inverse.items():
+            self.allowed[k] = torch.linalg.inv_ex(v)[0].to(learner.dtype)  # a diverged seed fails no other

@@ -1,0 +1,43 @@
+"""Sharpness-aware minimisation.
+
+Foret, Kleiner, Mobahi & Neyshabur (2021), Sharpness-aware minimization for efficiently improving generalization, ICLR.
+In continual learning: Mehta, Patil, Chandar & Strubell (2023), An empirical investigation of the role of pre-training
+in lifelong learning, JMLR 24.
+"""
+
+from __future__ import annotations
+
+from harness import tree
+from harness.learner import Learner
+from harness.strategy import Strategy
+from harness.types import Aux, Batch, GradFn, Params
+
+
+class SAM(Strategy):
+    """SAM: step with the gradient found a little uphill, which prefers flat minima (Foret 2021).
+
+        e = rho g(θ) / |g(θ)|,   the optimizer receives g(θ + e)
+
+    g is the gradient of the whole objective: replayed rows and the penalties of other strategies included. The
+    norm is over all parameters of a seed. Both passes see the same rows and dropout masks. Costs two gradients a step.
+
+    Differences from the paper:
+    * Batch norm normalises by the batch in both passes; running statistics move once, by the pass at θ.
+    * The neighbourhood is that of the whole batch: one e for all its rows (the paper's m-sharpness with m = batch).
+    """
+
+    family = "optimization-based"
+    order = {"grad": 20}
+
+    def __init__(self, *, rho: float) -> None:
+        if rho < 0:
+            raise ValueError(f"sam.rho={rho}: must be at least 0")
+        self.rho = rho
+
+    def grad(self, learner: Learner, inner: GradFn) -> GradFn:
+        def gradient(params: Params, batch: Batch) -> tuple[Params, Aux]:
+            grads, aux = inner(params, batch)
+            uphill = tree.add(params, grads, self.rho / (tree.norm(grads) + 1e-12))
+            return inner(uphill, batch)[0], aux
+
+        return gradient

@@ -1,0 +1,82 @@
+"""A network for each task.
+
+Van de Ven, Tuytelaars & Tolias (2022), Three types of incremental learning, Nature Machine Intelligence 4.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from harness import tree
+from harness.learner import Learner
+from harness.random import fold
+from harness.strategy import Strategy
+from harness.types import Buffers, Net, Out, Params, Task
+
+
+class Separate(Strategy):
+    """Separate networks: each task has a net of its own, which nothing later touches (van de Ven 2022).
+
+        begin of task i:  θ <- a fresh initialisation θ_i, a fresh optimizer;   end:  keep θ_i
+        deployed:         each row goes through its task's net, a future task's through that task's initialisation
+
+    There is neither forgetting nor transfer. Cost: one net for each task of the stream, all held from the start.
+
+    Differences from the paper:
+    * There each net is smaller, 100 units a layer beside 400 (split MNIST), for an equal number of parameters.
+      Here each is the whole model: give a smaller one (model.widths) for an equal total.
+    """
+
+    family = "context-dependent"
+    scenarios = ("task",)
+    why = "a row's task says which net it goes through"
+
+    def setup(self, learner: Learner) -> None:
+        key, apply = self.random.key(), learner.apply
+        first = Net(tree.copy(learner.params), tree.copy(learner.buffers), apply)
+        later = range(1, len(learner.stream.tasks))
+        self.nets = [first, *(Net(*learner.fresh(fold(key, i)), apply) for i in later)]
+
+    def begin(self, learner: Learner, task: Task) -> Task:
+        if task.index:
+            tree.assign(learner.params, self.nets[task.index].params)
+            learner.buffers = tree.copy(self.nets[task.index].buffers)
+            learner.optimizer.reset()
+        return task
+
+    def end(self, learner: Learner, task: Task) -> None:
+        self.nets[task.index] = Net(tree.copy(learner.params), tree.copy(learner.buffers), learner.apply)
+
+    def deploy(self, learner: Learner, net: Net) -> Net:
+        now = learner.now
+
+        def route(
+            params: Params,
+            buffers: Buffers,
+            x: Tensor,
+            t: Tensor,
+            *,
+            train: bool = False,
+            key: Tensor | None = None,
+            record: bool = False,
+        ) -> Out:
+            nets = {i: Net(params, buffers, net.apply) if i == now else self.nets[i] for i in t.unique().tolist()}
+            outs = {i: own(x, t, record=record) for i, own in nets.items()}  # most often one
+            return next(iter(outs.values())) if len(outs) == 1 else _by_task(t, outs)
+
+        return Net(net.params, net.buffers, route)
+
+
+def _by_task(t: Tensor, outs: dict[int, Out]) -> Out:
+    """Each row of its own task's output."""
+
+    def pick(parts: dict[int, Tensor]) -> Tensor:
+        whole = torch.zeros_like(next(iter(parts.values())))
+        for i, part in parts.items():
+            whole = torch.where((t == i).view(*t.shape, *[1] * (part.dim() - 2)), part, whole)
+        return whole
+
+    first = next(iter(outs.values()))
+    acts = {k: pick({i: out.acts[k] for i, out in outs.items()}) for k in first.acts}
+    return Out(pick({i: out.logits for i, out in outs.items()}), acts, first.buffers)

@@ -1,0 +1,85 @@
+"""Synaptic intelligence.
+
+Zenke, Poole & Ganguli (2017), Continual learning through synaptic intelligence, ICML. Variants are told apart
+by the authors' code, github.com/ganguli-lab/pathint.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from harness import tree
+from harness.learner import Learner
+from harness.penalty import quadratic
+from harness.strategy import Strategy
+from harness.types import Aux, Batch, GradFn, Out, Params, Step, Task
+
+GRADIENTS = ("task", "total")
+
+
+class SI(Strategy):
+    """Synaptic intelligence: a spring on each weight, as stiff as what it added to the fall of the loss (Zenke 2017).
+
+        penalty = strength Σ_i Ω_i (θ_i - θ*_i)²                  θ*: weights after the last task
+        ω_i    <- ω_i - g_i (θ_i(after) - θ_i(before))            each step, with the update that was made
+        Ω_i    <- max(0, Ω_i + ω_i / ((θ_i - θ*_i)² + xi))        each boundary; then ω = 0
+
+    In small steps Σ ω is the decrease of the loss. The update is what the optimizer did, momentum and all.
+
+        gradient=task    g is that of the loss without this penalty (the authors' code)
+        gradient=total   g contains it (van de Ven's code, Avalanche, Mammoth)
+
+    Memory: four copies of the parameters, and one of those before the step.
+
+    Differences from the paper:
+    * max(0, ...) is in the authors' code only: a negative stiffness has no minimum.
+    * Beside cbp or redo a replaced unit keeps its importance and its anchor.
+    """
+
+    family = "parameter regularization"
+    needs = frozenset({"before"})
+    order = {"grad": 0, "step": 0, "end": 50}
+    transient = ("seen",)
+
+    def __init__(self, *, strength: float, xi: float, gradient: str) -> None:
+        if strength < 0:
+            raise ValueError(f"si.strength={strength}: must be at least 0")
+        if xi <= 0:
+            raise ValueError(f"si.xi={xi}: must be above 0, since weights that did not move are divided by it")
+        if gradient not in GRADIENTS:
+            raise ValueError(f"si.gradient={gradient}: choose one of {', '.join(GRADIENTS)}")
+        self.strength, self.xi, self.gradient = strength, xi, gradient
+
+    def setup(self, learner: Learner) -> None:
+        self.anchor = tree.copy(learner.params)
+        self.importance, self.path = tree.zeros(learner.params), tree.zeros(learner.params)
+        self.seen: Params = {}
+
+    def loss(self, learner: Learner, params: Params, batch: Batch, out: Out) -> Tensor:
+        return self.strength * quadratic(params, self.anchor, self.importance)
+
+    def grad(self, learner: Learner, inner: GradFn) -> GradFn:
+        def gradient(params: Params, batch: Batch) -> tuple[Params, Aux]:
+            grads, aux = inner(params, batch)
+            self.seen = self.seen or grads  # a sharpness-aware step calls again, elsewhere
+            return grads, aux
+
+        return gradient
+
+    def step(self, learner: Learner, step: Step) -> None:
+        assert step.before is not None
+        for k, g in self.seen.items():
+            before = step.before[k]
+            if self.gradient == "task":
+                g = g - 2 * self.strength * self.importance[k] * (before - self.anchor[k])
+            self.path[k].addcmul_(g, learner.params[k] - before, value=-1)
+        self.seen = {}
+
+    @torch.no_grad()
+    def end(self, learner: Learner, task: Task) -> None:
+        for k, path in self.path.items():
+            shift = learner.params[k] - self.anchor[k]
+            self.importance[k].add_(path / (shift.square() + self.xi)).relu_()
+            path.zero_()
+        tree.assign(self.anchor, learner.params)

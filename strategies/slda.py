@@ -1,0 +1,97 @@
+"""Streaming linear discriminant analysis.
+
+Hayes & Kanan (2020), Lifelong machine learning with deep streaming linear discriminant analysis, CVPR workshops.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from harness import templates
+from harness.learner import Learner
+from harness.strategy import Strategy
+from harness.types import Net, Task
+
+FEATURES = ("frozen", "input")
+
+
+class SLDA(Strategy):
+    """SLDA: class means and one covariance of fixed features, updated row by row (Hayes & Kanan 2020).
+
+        logit_c = w_c z + b_c,   w_c = Λ μ_c,   b_c = -½ μ_c Λ μ_c,   Λ = [(1 - shrinkage) Σ + shrinkage I]⁻¹
+
+    μ_c is the running mean of class c, Σ the covariance within classes, shared by all of them. For a batch of
+    n_c rows of class c with mean m_c and scatter s_c about it (Welford; Chan, Golub & LeVeque 1983)
+
+        NΣ <- NΣ + Σ_c s_c + N_c n_c / (N_c + n_c) (m_c - μ_c)(m_c - μ_c)ᵀ,   then N_c, μ_c
+
+    which is exactly the covariance of all rows seen, in whatever batches and order they came.
+
+        features=frozen   z: what the head reads in the net as trained on the first task; later tasks take no step
+        features=input    z: the flattened input; no step is taken at all
+
+    Holds C means and a D x D matrix; solves one D x D system per evaluation. The pass over a task's rows is
+    made once, at its end.
+
+    Differences from the paper:
+    * The deep features there come from ImageNet; here from the first task (its base initialisation), or none.
+    * Its update weighs a row by t / (t + 1), t all rows seen, and the first row of a class enters Σ with all its
+      length; the exact weight is N_c / (N_c + 1), and a first row adds nothing.
+    * A class that was not seen has no logit to speak of; its code leaves its mean at 0.
+    """
+
+    family = "template-based"
+    order = {"begin": 90, "deploy": 50}
+
+    def __init__(self, *, features: str, shrinkage: float) -> None:
+        if features not in FEATURES:
+            raise ValueError(f"slda.features={features}: choose one of {', '.join(FEATURES)}")
+        if not 0 < shrinkage <= 1:
+            raise ValueError(f"slda.shrinkage={shrinkage}: must be in (0, 1]")
+        self.features, self.shrinkage = features, shrinkage
+
+    def setup(self, learner: Learner) -> None:
+        self.layer, width = templates.head_layer(learner, "slda")
+        if self.features == "input":
+            self.layer, width = templates.INPUT, math.prod(learner.stream.shape)
+        self.mean = torch.zeros(learner.S, learner.stream.outputs, width, dtype=torch.float64, device=learner.device)
+        self.count = self.mean.new_zeros(self.mean.shape[:2])
+        self.scatter = self.mean.new_zeros(learner.S, width, width)
+
+    def begin(self, learner: Learner, task: Task) -> Task:
+        return replace(task, nominal=0) if task.index or self.features == "input" else task
+
+    def end(self, learner: Learner, task: Task) -> None:
+        for batch in learner.scan(task.train):
+            z = templates.features(learner.net, self.layer, batch.x, batch.t)
+            self.update(z.double(), batch.y, (batch.w > 0).double())
+
+    def update(self, z: Tensor, y: Tensor, w: Tensor) -> None:
+        """Take in rows z [S, B, D] of classes y [S, B]; w [S, B] is 0 on padding, else 1."""
+        total, n = templates.class_sums(z, y, w, self.mean.shape[1])
+        mean = total / n.clamp_min(1)[:, :, None]
+        inside = (z - mean.gather(1, y[:, :, None].expand_as(z))) * w[:, :, None]
+        away = (mean - self.mean) * (self.count * n / (self.count + n).clamp_min(1)).sqrt()[:, :, None]
+        self.scatter += inside.mT @ inside + away.mT @ away
+        self.count += n
+        self.mean += (mean - self.mean) * (n / self.count.clamp_min(1))[:, :, None]
+
+    @torch.no_grad()
+    def deploy(self, learner: Learner, net: Net) -> Net:
+        if not bool(self.count.sum()):
+            return net
+        weight, bias = (v.to(learner.dtype) for v in self.discriminant())
+        return templates.readout(net, self.layer, lambda z: z @ weight.mT + bias[:, None])
+
+    def discriminant(self) -> tuple[Tensor, Tensor]:
+        """Weights [S, C, D] and biases [S, C]."""
+        eye = torch.eye(self.mean.shape[2], dtype=self.mean.dtype, device=self.mean.device)
+        covariance = self.scatter / self.count.sum(1).clamp_min(1)[:, None, None]
+        shrunk = (1 - self.shrinkage) * covariance + self.shrinkage * eye
+        weight = torch.linalg.solve_ex(shrunk, self.mean.mT)[0].mT
+        bias = -0.5 * (weight * self.mean).sum(2)
+        return weight, bias.masked_fill(self.count == 0, -templates.FAR)

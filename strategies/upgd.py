@@ -1,0 +1,84 @@
+"""Utility-based perturbed gradient descent.
+
+Elsayed & Mahmood (2024), Addressing loss of plasticity and catastrophic forgetting in continual learning, ICLR.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from harness import tree
+from harness.learner import Learner
+from harness.random import fold, normal
+from harness.strategy import Strategy
+from harness.types import Params, Step
+
+UTILITIES = ("global", "local")
+
+
+class UPGD(Strategy):
+    """UPGD: useful weights move little, useless ones are also perturbed (Elsayed & Mahmood 2024).
+
+        U <- decay U - (1 - decay) g θ                                     first-order utility of each weight
+        s = sigmoid(U / max over all weights of U)                         utility=global
+        s = sigmoid(U / |U| over a unit's incoming weights)                utility=local
+        θ <- θ (1 - lr weight_decay) + scale (1 - s) (Δ - lr sigma ξ),     ξ ~ N(0, 1)
+
+    g is the gradient that the optimizer received, Δ the update that it made. Under plain SGD Δ = -lr g, which is the
+    paper's UPGD-W (its correction of U by 1 / (1 - decay^n) cancels in s). Under Adam Δ is Adam's, as in its AdaUPGD;
+    with momentum the velocity is that of plain training, and the step it makes is gated. sigma's lr is the optimizer's
+    current one. Leave optimizer.weight_decay at 0: it would be gated too.
+
+    A weight without utility has s = ½, so that scale=2 moves it by exactly Δ. Holds one number for each parameter.
+    Draws one per parameter and step, which for a small net takes several times as long as the step; sigma=0 draws none.
+
+    Differences from the paper:
+    * scale=2 is the formula of the authors' README; their experiments' code (core/optim) has 1.
+    * Where no weight has positive utility, max U is not above 0 and the authors' code divides by it, which turns
+      the order round or gives NaN. Here all such weights have s at most ½.
+    * utility=local takes a convolution's whole filter; their code normalises over its last axis alone.
+    """
+
+    family = "plasticity"
+    needs = frozenset({"before"})
+    order = {"step": -10}  # what others see of the update is what was really made
+
+    def __init__(self, *, utility: str, decay: float, sigma: float, weight_decay: float, scale: float) -> None:
+        if utility not in UTILITIES:
+            raise ValueError(f"upgd.utility={utility}: choose one of {', '.join(UTILITIES)}")
+        if not 0 <= decay < 1:
+            raise ValueError(f"upgd.decay={decay}: must be in [0, 1)")
+        for key, value in (("sigma", sigma), ("weight_decay", weight_decay)):
+            if value < 0:
+                raise ValueError(f"upgd.{key}={value}: must be at least 0")
+        if scale <= 0:
+            raise ValueError(f"upgd.scale={scale}: must be above 0")
+        self.utility, self.decay, self.sigma = utility, decay, sigma
+        self.weight_decay, self.scale = weight_decay, scale
+
+    def setup(self, learner: Learner) -> None:
+        self.trace = tree.zeros(learner.params)
+
+    def step(self, learner: Learner, step: Step) -> None:
+        assert step.before is not None
+        lr, key = learner.optimizer.lr, self.random.key()
+        for k, u in self.trace.items():
+            u.mul_(self.decay).addcmul_(step.grads[k], step.before[k], value=self.decay - 1)
+        scaled = self.scaled(self.trace)
+        for k in self.trace:
+            old = step.before[k]
+            move = learner.params[k] - old
+            if self.sigma:
+                move -= lr * self.sigma * normal(fold(key, k), *old.shape[1:], dtype=old.dtype)
+            gate = self.scale * torch.sigmoid(-scaled[k])  # scale (1 - s)
+            learner.params[k].copy_(old * (1 - lr * self.weight_decay) + gate * move)
+
+    def scaled(self, u: Params) -> Params:
+        """Utility as the sigmoid takes it."""
+        tiny = torch.finfo(next(iter(u.values())).dtype).tiny
+        if self.utility == "local":
+            return {k: F.normalize(v.flatten(min(2, v.dim() - 1)), dim=-1, eps=tiny).view_as(v) for k, v in u.items()}
+        top: Tensor = torch.stack([v.flatten(1).amax(1) for v in u.values()]).amax(0)
+        return tree.scale(u, 1 / top.clamp_min(tiny))

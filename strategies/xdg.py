@@ -1,0 +1,56 @@
+"""Context-dependent gating.
+
+Masse, Grant & Freedman (2018), Alleviating catastrophic forgetting using context-dependent gating and synaptic
+stabilization, PNAS 115.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from harness.gating import gate
+from harness.learner import Learner
+from harness.random import uniform
+from harness.strategy import Strategy
+from harness.types import Gates, Params
+
+
+class XdG(Strategy):
+    """XdG: each task silences a random share of the hidden units, always the same ones (Masse 2018).
+
+        h_l <- g_l,t h_l,   g_l,t in {0, 1}: floor(share n) of layer l's n units are 0, drawn once for each task t
+
+    Gates act in training and evaluation, by the task id of each row. A silenced unit neither passes on anything nor has
+    a gradient from that row; nothing protects it from the tasks that use it, hence `strategy=[xdg,si]` in the paper.
+    State: a bit for each task and unit.
+
+    Differences from the paper:
+    * Exactly floor(share n) units of each layer are silent, as in van de Ven et al. (2022); in the authors' code each
+      one is with probability `share`.
+    * All hidden units are gated, channels of convolutions too; in the paper the fully connected ones. A channel of a
+      residual stream is silent in its whole stage.
+    * Batch-norm statistics are shared by the tasks.
+    """
+
+    family = "context-dependent"
+    scenarios = ("task",)
+    why = "the gates of a row are those of its task"
+    transient = ("gates",)
+
+    def __init__(self, *, share: float) -> None:
+        if not 0 <= share < 1:
+            raise ValueError(f"xdg.share={share}: must be in [0, 1)")
+        self.share = share
+
+    def setup(self, learner: Learner) -> None:
+        tasks, self.gates = len(learner.stream.tasks), dict[str, Tensor]()
+        rows = torch.arange(learner.S, device=learner.device)[:, None]
+        for unit in learner.model.units:
+            rank = uniform(self.random.key(), tasks, unit.size).argsort(-1).argsort(-1)
+            self.gates[unit.act] = (rank >= int(self.share * unit.size)).to(learner.dtype)  # [S, T, H]
+
+        def gating(params: Params, t: Tensor, train: bool) -> Gates:
+            return {act: g[rows, t] for act, g in self.gates.items()}
+
+        gate(learner, "xdg", gating)

@@ -1,0 +1,60 @@
+"""Permuted labels: the same inputs in every task, each task with its own names for the classes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from harness import random
+from harness.types import Stream
+from tasks.datasets import Dataset
+from tasks.stream import check, digest, drawn, whole
+
+VERSION = 1
+
+
+def label_permuted(
+    *,
+    dataset: Dataset,
+    seeds: Sequence[int],
+    scenario: str = "domain",
+    classes: str = "seen",
+    n_tasks: int,
+    fixed: bool,
+    identity_first: bool = False,
+    pin: int | None = None,
+    device: torch.device | str = "cpu",
+) -> Stream:
+    """Label-permuted data set (Elsayed & Mahmood 2024): in task t, class c is called permutation_t[c].
+
+    The permutations are drawn for each seed (one set for all with `fixed`); `identity_first` leaves the
+    first task as it is. What was learnt about the inputs stays useful, what the read-out says becomes
+    wrong. Nobody can know old and new names at once: the stream measures plasticity, on the new task or
+    online; accuracy on past tasks falls below chance where the last one is learnt.
+
+    Raises ValueError for scenarios other than domain and for fewer than one task. With outputs of its own
+    for each task (task, class) a permutation would only rename them.
+    """
+    check("label_permuted", n_tasks, scenario, classes)
+    if scenario != "domain":
+        raise ValueError(
+            f"scenario={scenario}: label_permuted needs outputs that all tasks share, since with its own for each task "
+            "a permutation only renames them; use scenario=domain"
+        )
+    data, c = dataset.to(device), dataset.classes
+    key = random.fold(random.keys(drawn(seeds, fixed, pin), "stream", device), "label_permuted")
+    permutation = torch.stack([random.permutation(random.fold(key, t), c) for t in range(n_tasks)], 1)  # [S, T, C]
+    if identity_first:
+        permutation[:, 0] = torch.arange(c, device=permutation.device)
+    return whole(
+        data,
+        seeds,
+        n_tasks,
+        scenario,
+        classes,
+        name=f"label_permuted_{dataset.name}",
+        version=VERSION,
+        hash=digest("label_permuted", VERSION, scenario, dataset.digest, permutation),
+        relabel=permutation,
+    )

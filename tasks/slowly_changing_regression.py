@@ -1,0 +1,121 @@
+"""Slowly-changing regression: bits of which most are held for a while, a target that never changes. No data set.
+
+Dohare et al. (2024), Loss of plasticity in deep continual learning, Nature 632: the bit-flipping problem.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from harness import random
+from harness.rows import Rows
+from harness.types import Stream, Task
+from tasks.datasets import Dataset
+from tasks.stream import check, digest, drawn
+
+VERSION = 1
+FREE = 10  # most bits that may be drawn for each row: a task's inputs are listed
+
+
+def slowly_changing_regression(
+    *,
+    dataset: Dataset | None = None,
+    seeds: Sequence[int],
+    scenario: str = "domain",
+    classes: str = "seen",
+    n_tasks: int,
+    fixed: bool,
+    rows: int = 10_000,
+    bits: int = 20,
+    held: int = 15,
+    change: str = "all",
+    units: int = 100,
+    beta: float = 0.7,
+    pin: int | None = None,
+    device: torch.device | str = "cpu",
+) -> Stream:
+    """Slowly-changing regression (Dohare et al. 2024): only the inputs drift, a target network stays.
+
+    An input has `bits` bits. The first `held` of them stay throughout a task and are drawn anew for the
+    next (change=all, the authors' code) or all but one are kept (change=one, their text); the others are
+    drawn for each row. The target is a net of `units` linear threshold units over the bits x, its weights
+    w, b, v, v0 being -1 or +1, the same for the whole stream:
+
+        y = v0 + Σ_i v_i [w_i x + b_i > τ_i],   τ_i = β (bits + 1) - (bits - Σ_j w_ij + b_i) / 2
+
+    A learner with fewer units cannot represent it and has to track it; the loss is the squared error, the
+    score its negative. Training rows are independent draws; the test rows are the task's 2^(bits - held)
+    inputs, once each, hence no unseen ones: what is published is the error before each update (online).
+
+    `dataset` and `classes` are not used. Raises ValueError for scenarios other than domain, since one
+    shared output is all there is, and for settings out of range.
+    """
+    check("slowly_changing_regression", n_tasks, scenario, classes)
+    if scenario != "domain":
+        raise ValueError(
+            f"scenario={scenario}: slowly_changing_regression has one output, which all tasks share, and no classes; "
+            "use scenario=domain"
+        )
+    if not 1 <= bits - held <= FREE or held < 1:
+        raise ValueError(f"tasks.held={held}: must leave 1 to {FREE} of the {bits} bits to each row, and hold one")
+    if change not in ("all", "one"):
+        raise ValueError(f"tasks.change={change}: must be all or one")
+    if rows < 1 or units < 1:
+        raise ValueError(f"tasks.rows={rows}, tasks.units={units}: each must be at least 1")
+    s, free = len(seeds), 2 ** (bits - held)
+    key = random.fold(random.keys(drawn(seeds, fixed, pin), "stream", device), "slowly_changing_regression")
+
+    def sign(name: str, *shape: int) -> Tensor:
+        return random.rademacher(random.fold(key, name), *shape)
+
+    w, b, v, v0 = sign("w", units, bits), sign("b", units), sign("v", units, 1), sign("v0", 1, 1)
+    threshold = beta * (bits + 1) - (bits - w.sum(2) + b) / 2
+
+    still = _held(random.fold(key, "held"), n_tasks, held, change)  # [S, T, held]
+    each = torch.arange(free, device=still.device)[:, None] >> torch.arange(bits - held, device=still.device) & 1
+    x = torch.cat(  # [S, T, free, bits]
+        [still[:, :, None].expand(-1, -1, free, -1), each.float().expand(s, n_tasks, -1, -1)], 3
+    )
+    fires = torch.baddbmm((b - threshold)[:, None], x.flatten(1, 2), w.mT) > 0
+    y = (torch.bmm(fires.float(), v) + v0).view(s, n_tasks, free, 1)
+    data, zero = x.flatten(0, 2), torch.zeros(s, 1, dtype=torch.int64, device=still.device)
+    first = torch.arange(s, device=still.device)[:, None] * n_tasks * free  # of each seed's rows in data
+
+    def source(code: Tensor, t: int) -> Rows:
+        target = y[:, t].gather(1, code[..., None])
+        return Rows(data, first + t * free + code, target, zero, torch.full_like(zero[:, 0], code.shape[1]))
+
+    def task(t: int) -> Task:
+        train = source(random.integers(random.fold(random.fold(key, "rows"), t), free, rows), t)
+        whole = source(torch.arange(free, device=still.device).expand(s, -1), t)
+        return Task(t, train, whole, whole, nominal=rows)
+
+    settings = f"{n_tasks} {rows} {bits} {held} {units} {beta}"
+    return Stream(
+        name="slowly_changing_regression",
+        version=VERSION,
+        scenario=scenario,
+        tasks=tuple(task(t) for t in range(n_tasks)),
+        shape=(bits,),
+        outputs=1,
+        seeds=tuple(seeds),
+        hash=digest("slowly_changing_regression", VERSION, settings, still.long(), y.long()),
+        classes=classes,
+        loss="mse",
+    )
+
+
+def _held(key: Tensor, n_tasks: int, held: int, change: str) -> Tensor:
+    """The bits that each task holds: [S, T, held]."""
+    if change == "all":
+        return torch.stack([random.rademacher(random.fold(key, t), held) for t in range(n_tasks)], 1).clamp_min(0)
+    now = random.rademacher(random.fold(key, 0), held).clamp_min(0)
+    found = [now]
+    for t in range(1, n_tasks):
+        flipped = random.integers(random.fold(key, t), held, 1)
+        now = now.scatter(1, flipped, 1 - now.gather(1, flipped))
+        found.append(now)
+    return torch.stack(found, 1)

@@ -1,0 +1,158 @@
+"""Presets: each composes, tunes only keys that its strategies have, and runs."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.utils import get_class, instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from harness import catalogue
+from harness.catalogue import CONF
+from harness.checks import check
+from harness.run import from_config
+
+PRESETS = list(catalogue.options("experiment"))
+STRATEGIES = set(catalogue.options("strategy"))
+SCENARIOS = ("task", "domain", "class")
+HELPERS = "preset"  # the one key under `tuned` that names no strategy: tables that others are read from
+# what makes any preset small
+SMALL = [
+    "seeds=[0,1]", "tasks.n_tasks=2", "train.steps=2", "train.batch_size=4", "eval.samples=20", "tracker.mode=disabled",
+    "gap=false", "control=false", "metrics=off", "threads=1", "device=cpu",
+]  # fmt: skip
+SLIM = {"mlp": ["model.widths=[6]"], "cnn": [], "resnet18": ["model.width=4"]}
+
+
+def composed(*overrides: str) -> DictConfig:
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        return compose("config", list(overrides))
+
+
+@cache
+def resolved(*overrides: str) -> dict[str, Any]:
+    """As plain dicts; remembered, so read only."""
+    plain = OmegaConf.to_container(composed(*overrides), resolve=True)
+    assert isinstance(plain, dict)
+    return {str(k): v for k, v in plain.items()}
+
+
+def tuned(preset: str, *overrides: str) -> dict[str, dict[str, Any]]:
+    """Strategy -> key -> value."""
+    whole = resolved(f"experiment={preset}", *overrides)["tuned"]
+    return {name: keys for name, keys in whole.items() if name != HELPERS}
+
+
+@cache
+def node(name: str) -> dict[str, Any]:
+    """A strategy's own file."""
+    return dict(OmegaConf.load(CONF / "strategy" / f"{name}.yaml")[name])
+
+
+def defined(scenario: str, preset: str) -> list[str]:
+    """Strategies that the preset tunes and that are defined for the scenario."""
+    return [name for name in tuned(preset) if scenario in get_class(node(name)["_target_"]).scenarios]
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_preset_composes_in_every_scenario_and_its_values_are_in_range(preset: str) -> None:
+    for scenario in SCENARIOS:
+        check(resolved(f"experiment={preset}", f"scenario={scenario}"))
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_what_a_preset_tunes_are_keys_of_strategies_there_are_and_values_they_take(preset: str) -> None:
+    for name, values in tuned(preset).items():
+        assert name in STRATEGIES, f"{preset} tunes {name}, which is no strategy"
+        known = set(node(name)) - {"_target_"}
+        assert set(values) <= known, f"{preset} tunes {name}.{set(values) - known}; it has {known}"
+    for scenario in SCENARIOS if tuned(preset) else ():
+        names = defined(scenario, preset)
+        whole = resolved(f"experiment={preset}", f"strategy=[{','.join(names)}]", f"scenario={scenario}")
+        for name in names:
+            for key, value in whole["tuned"][name].items():
+                assert whole["strategy"][name][key] == value
+            instantiate(whole["strategy"][name])  # refuses values out of range
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_preset_s_tables_name_strategies_there_are_and_reach_the_run(preset: str) -> None:
+    tables = resolved(f"experiment={preset}")["tuned"].get(HELPERS, {})
+    for name in set(tables) & {"lr", "weight_decay"}:
+        assert set(tables[name]) <= STRATEGIES
+        plain = resolved(f"experiment={preset}", "strategy=reset")["optimizer"][name]
+        for strategy, value in tables[name].items():
+            joined = resolved(f"experiment={preset}", f"strategy=[{strategy},ema]")["optimizer"][name]
+            assert joined == value, "the first strategy's counts"
+        assert resolved(f"experiment={preset}", "strategy=[ema,naive]")["optimizer"][name] == plain
+        typed = resolved(f"experiment={preset}", f"strategy={strategy}", f"optimizer.{name}=0.123")
+        assert typed["optimizer"][name] == 0.123
+    for scenario in set(tables) & set(SCENARIOS):
+        assert set(tables[scenario]) == set(tables["task"])
+
+
+def fitting(preset: str) -> list[str]:
+    """A data set that is there, in place of one that may have to be downloaded."""
+    return [] if resolved(f"experiment={preset}")["dataset"]["name"] == "digits" else ["dataset=digits"]
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_preset_runs_two_tiny_tasks(preset: str, tmp_path: Path) -> None:
+    target = resolved(f"experiment={preset}")["model"]["_target_"].rpartition(".")[2].lower()
+    cfg = composed(f"experiment={preset}", *fitting(preset), *SMALL, *SLIM[target], f"results={tmp_path}")
+    folder = from_config(cfg, progress=False)
+    assert (folder / "DONE").exists() and (folder / "accuracy.parquet").exists()
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_preset_starts_with_what_it_reproduces(preset: str) -> None:
+    """The first comment is its line in `ls`."""
+    lines = (CONF / "experiment" / f"{preset}.yaml").read_text().splitlines()
+    assert lines[0] == "# @package _global_" and lines[1].startswith("# ") and len(lines[1]) > 30
+    assert all(len(line) <= 120 for line in lines)
+
+
+PUBLISHED = {  # preset -> settings of the paper, by dotted key
+    "nmi2022_split_mnist": {"model.widths": [400, 400], "optimizer.lr": 0.001, "train.steps": 2000},
+    "van_de_ven_2018_permuted_mnist": {"dataset.pad": 2, "model.widths": [1000, 1000], "optimizer.lr": 1e-4},
+    "der_split_mnist": {"train.batch_size": 10, "model.widths": [100, 100], "optimizer.lr": 0.03},
+    "der_permuted_mnist": {"tasks.n_tasks": 20, "train.batch_size": 128, "optimizer.lr": 0.2},
+    "der_rotated_mnist": {"tasks.angles": "uniform", "tasks.spread": 180.0, "optimizer.lr": 0.2},
+    "der_split_cifar10": {"train.epochs": 50, "train.batch_size": 32, "dataset.name": "cifar10"},
+    "mcsgd_permuted_mnist": {"model.dropout": 0.25, "train.batch_size": 16, "optimizer.gamma": 0.7},
+    "mcsgd_rotated_mnist": {"tasks.angles": "steps", "train.batch_size": 64, "optimizer.lr": 0.08},
+    "mcsgd_split_cifar100": {"tasks.n_tasks": 20, "scenario": "task", "model.width": 20},
+    "l2_init_permuted_mnist": {"tasks.n_tasks": 500, "train.steps": 625, "train.batch_size": 16},
+    "upgd_input_permuted_mnist": {"tasks.n_tasks": 200, "train.steps": 5000, "model.widths": [300, 150]},
+    "upgd_label_permuted_emnist": {"tasks.n_tasks": 400, "train.steps": 2500, "train.batch_size": 1},
+    "online_permuted_mnist": {"tasks.n_tasks": 800, "train.batch_size": 1, "optimizer.lr": 0.003},
+    "slowly_changing_regression": {"tasks.n_tasks": 100, "tasks.held": 15, "model.widths": [5]},
+}
+
+
+@pytest.mark.parametrize("preset", PUBLISHED)
+def test_settings_are_the_published_ones(preset: str) -> None:
+    cfg = OmegaConf.create(resolved(f"experiment={preset}"))
+    for key, value in PUBLISHED[preset].items():
+        assert OmegaConf.select(cfg, key) == value, key
+
+
+def test_strengths_follow_the_scenario() -> None:
+    found = {
+        scenario: resolved("experiment=nmi2022_split_mnist", "strategy=[ewc,si]", f"scenario={scenario}")["strategy"]
+        for scenario in SCENARIOS
+    }
+    assert {k: v["ewc"]["strength"] for k, v in found.items()} == {"task": 1e5, "domain": 1e10, "class": 1e9}
+    assert {k: v["si"]["strength"] for k, v in found.items()} == {"task": 10, "domain": 5e4, "class": 5e3}
+    pinned = "strategy.ewc.strength=7"
+    assert resolved("experiment=nmi2022_split_mnist", "strategy=ewc", pinned)["strategy"]["ewc"]["strength"] == 7
+
+
+def test_a_misspelt_key_under_tuned_would_be_seen() -> None:
+    """The check above, on a preset that is wrong."""
+    whole = resolved("experiment=der_permuted_mnist", "+tuned.der.alhpa=1")["tuned"]["der"]
+    assert not set(whole) <= set(node("der"))
