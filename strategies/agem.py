@@ -1,17 +1,13 @@
-"""Averaged gradient episodic memory.
-
-Chaudhry, Ranzato, Rohrbach & Elhoseiny (2019), Efficient lifelong learning with A-GEM, ICLR.
-"""
-
-from __future__ import annotations
+"""Chaudhry, Ranzato, Rohrbach & Elhoseiny (2019), Efficient lifelong learning with A-GEM, ICLR."""
 
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from harness import rows, tree
+from harness import require, rows, tree
 from harness.learner import Learner
+from harness.memory import pick
 from harness.random import permutation
 from harness.strategy import Strategy
 from harness.types import Aux, Batch, GradFn, Params, Task
@@ -22,23 +18,19 @@ class AGEM(Strategy):
 
         g~ = g - (g·r / r·r) r   where g·r < 0,   g otherwise;   r: gradient on rows of the memory
 
-    g is the gradient of the whole objective, r that of the task loss on batch_size random rows of the memory,
-    under the current task's mask. Each seed has its own r and its own decision. The memory holds per_task
-    random rows of every past task. The batch is drawn from all rows of all tasks together, so that any number
-    of tasks can share it; a memory smaller than the batch is read whole. Costs a second gradient.
+    g is the gradient of the whole objective, r that of the task loss on batch_size random rows of the memory, under the
+    current task's mask. Each seed has its own r and its own decision. The memory holds per_task random rows of every
+    past task; the batch is drawn from all of them together, so that any number of tasks can share it.
 
     Differences from the paper:
-    * The gradient is projected, as there; momentum and Adam may still move uphill on the memory.
-    * Rows are drawn once a task is over, at random rather than class by class.
+    * Rows are drawn once a task is over, at random. Momentum and Adam may still move uphill on the memory.
     """
 
     family = "optimization-based"
     order = {"grad": 40}
 
     def __init__(self, *, per_task: int, batch_size: int) -> None:
-        for key, value in (("per_task", per_task), ("batch_size", batch_size)):
-            if value < 1:
-                raise ValueError(f"agem.{key}={value}: must be at least 1")
+        require.at_least(1, "agem", per_task=per_task, batch_size=batch_size)
         self.per_task, self.batch_size = per_task, batch_size
         self.memory: dict[str, Tensor] = {}  # x, y, t: [S, rows, ...]
 
@@ -46,11 +38,8 @@ class AGEM(Strategy):
         if not self.memory:
             return batch
         chosen = permutation(self.random.key(), self.memory["t"].shape[1])[:, : self.batch_size]
-        seeds = torch.arange(learner.S, device=learner.device)[:, None]
-        held = learner.make_batch(**{k: v[seeds, chosen] for k, v in self.memory.items()})
-        if learner.model.stochastic:
-            held = replace(held, key=self.random.key())
-        return replace(batch, extra={**batch.extra, "agem": held})
+        held = learner.make_batch(**pick(self.memory, chosen))
+        return replace(batch, extra={**batch.extra, "agem": replace(held, key=self.random.key())})  # for dropout
 
     def grad(self, learner: Learner, inner: GradFn) -> GradFn:
         def gradient(params: Params, batch: Batch) -> tuple[Params, Aux]:
@@ -62,12 +51,11 @@ class AGEM(Strategy):
         return gradient
 
     def end(self, learner: Learner, task: Task) -> None:
-        count = min(self.per_task, task.nominal)
-        new = dict(zip("xyt", task.train.take(rows.order(self.random.key(), task.train.size, 0, count))))
+        position = rows.order(self.random.key(), task.train.size, 0, min(self.per_task, task.nominal))
+        new = dict(zip("xyt", task.train.take(position)))
         self.memory = {k: torch.cat([self.memory[k], v], 1) if self.memory else v for k, v in new.items()}
 
 
 def project(g: Params, r: Params) -> Params:
     """The nearest vector to `g` that does not point against `r`, for each seed."""
-    share = tree.dot(g, r).clamp(max=0) / tree.dot(r, r).clamp_min(torch.finfo(next(iter(r.values())).dtype).tiny)
-    return tree.add(g, r, -share)
+    return tree.add(g, r, -tree.dot(g, r).clamp(max=0) / tree.dot(r, r).clamp_min(1e-30))

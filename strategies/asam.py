@@ -1,12 +1,8 @@
-"""Adaptive sharpness-aware minimisation.
-
-Kwon, Kim, Park & Choi (2021), ASAM: Adaptive sharpness-aware minimization for scale-invariant learning of deep neural
-networks, ICML.
+"""Kwon, Kim, Park & Choi (2021), ASAM: Adaptive sharpness-aware minimization for scale-invariant learning of deep
+neural networks, ICML.
 """
 
-from __future__ import annotations
-
-from harness import tree
+from harness import require, tree
 from harness.learner import Learner
 from harness.strategy import Strategy
 from harness.types import Aux, Batch, GradFn, Params
@@ -30,10 +26,7 @@ class ASAM(Strategy):
     order = {"grad": 20}
 
     def __init__(self, *, rho: float, eta: float) -> None:
-        if rho < 0:
-            raise ValueError(f"asam.rho={rho}: must be at least 0")
-        if eta < 0:
-            raise ValueError(f"asam.eta={eta}: must be at least 0")
+        require.at_least(0, "asam", rho=rho, eta=eta)
         self.rho, self.eta = rho, eta
 
     def grad(self, learner: Learner, inner: GradFn) -> GradFn:

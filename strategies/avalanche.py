@@ -4,8 +4,6 @@ Carta, Pellegrini, Cossu, Hemati & Lomonaco 2023, "Avalanche: a PyTorch library 
 JMLR 24(363).
 """
 
-from __future__ import annotations
-
 import inspect
 import io
 import itertools
@@ -21,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from harness import random
+from harness import random, require
 from harness.learner import Learner, mask_logits
 from harness.rows import order
 from harness.strategy import Strategy
@@ -78,8 +76,7 @@ class Avalanche(Strategy):
     def __init__(self, *, name: str, options: dict[str, Any]) -> None:
         if name in FAIL:
             raise ValueError(f"avalanche.name={name}: does not run here, since {FAIL[name]}")
-        if name not in WORK:
-            raise ValueError(f"avalanche.name={name}: choose one of {', '.join(WORK)}")
+        require.one_of(WORK, "avalanche", name=name)
         for key in options:
             if key in GIVEN:
                 raise ValueError(f"avalanche.options.{key}: is the run's own; set train, optimizer or model instead")

@@ -1,16 +1,11 @@
-"""Continual backpropagation: replace a few of the least useful mature units at every step.
-
-Dohare et al. (2024), Loss of plasticity in deep continual learning, Nature 632.
-"""
-
-from __future__ import annotations
+"""Dohare et al. (2024), Loss of plasticity in deep continual learning, Nature 632."""
 
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from harness import surgery
+from harness import require, surgery
 from harness.learner import Learner
 from harness.random import uniform
 from harness.strategy import Strategy
@@ -55,12 +50,9 @@ class CBP(Strategy):
     transient = ("units", "spans", "deck")
 
     def __init__(self, *, rate: float, maturity: int, decay: float, utility: str, bias_transfer: bool) -> None:
-        if not 0 <= rate <= 1:
-            raise ValueError(f"cbp.rate={rate}: must be in [0, 1]")
-        if maturity < 0:
-            raise ValueError(f"cbp.maturity={maturity}: must be at least 0")
-        if not 0 <= decay < 1:
-            raise ValueError(f"cbp.decay={decay}: must be in [0, 1)")
+        require.within("[0, 1]", "cbp", rate=rate)
+        require.at_least(0, "cbp", maturity=maturity)
+        require.within("[0, 1)", "cbp", decay=decay)
         if utility not in UTILITIES:
             raise ValueError(f"cbp.utility={utility}: must be one of {', '.join(UTILITIES)}")
         self.rate, self.maturity, self.decay = rate, maturity, decay

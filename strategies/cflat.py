@@ -1,11 +1,6 @@
-"""C-Flat: continual flatness.
+"""Bian, Li, Yuan, Wang & Sun (2024), Make continual learning stronger via C-Flat, NeurIPS."""
 
-Bian, Li, Yuan, Wang & Sun (2024), Make continual learning stronger via C-Flat, NeurIPS.
-"""
-
-from __future__ import annotations
-
-from harness import tree
+from harness import require, tree
 from harness.learner import Learner
 from harness.strategy import Strategy
 from harness.types import Aux, Batch, GradFn, Params
@@ -35,10 +30,7 @@ class CFlat(Strategy):
     order = {"grad": 20}
 
     def __init__(self, *, rho: float, strength: float) -> None:
-        if rho < 0:
-            raise ValueError(f"cflat.rho={rho}: must be at least 0")
-        if strength < 0:
-            raise ValueError(f"cflat.strength={strength}: must be at least 0")
+        require.at_least(0, "cflat", rho=rho, strength=strength)
         self.rho, self.strength = rho, strength
 
     def grad(self, learner: Learner, inner: GradFn) -> GradFn:

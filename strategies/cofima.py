@@ -1,13 +1,8 @@
-"""Continual Fisher-weighted model averaging.
-
-Marouf, Roy, Tartaglione & Lathuilière (2024), Weighted ensemble models are strong continual learners, ECCV.
-"""
-
-from __future__ import annotations
+"""Marouf, Roy, Tartaglione & Lathuilière (2024), Weighted ensemble models are strong continual learners, ECCV."""
 
 import torch
 
-from harness import paths, tree
+from harness import paths, require, tree
 from harness.fisher import KINDS, diagonal
 from harness.learner import Learner
 from harness.strategy import Strategy
@@ -35,14 +30,10 @@ class CoFiMA(Strategy):
     order = {"end": 0}
 
     def __init__(self, *, weight_new: float, fisher: str, samples: int | None, clip: float | None) -> None:
-        if not 0 <= weight_new <= 1:
-            raise ValueError(f"cofima.weight_new={weight_new}: must be in [0, 1]")
-        if fisher not in KINDS:
-            raise ValueError(f"cofima.fisher={fisher}: choose one of {', '.join(KINDS)}")
-        if samples is not None and samples < 1:
-            raise ValueError(f"cofima.samples={samples}: must be at least 1, or null for all training rows")
-        if clip is not None and clip <= 0:
-            raise ValueError(f"cofima.clip={clip}: must be above 0, or null for none")
+        require.within("[0, 1]", "cofima", weight_new=weight_new)
+        require.one_of(KINDS, "cofima", fisher=fisher)
+        require.at_least(1, "cofima", null="all training rows", samples=samples)
+        require.above(0, "cofima", null="none", clip=clip)
         self.weight_new, self.fisher, self.samples, self.clip = weight_new, fisher, samples, clip
 
     def setup(self, learner: Learner) -> None:

@@ -1,12 +1,8 @@
-"""Training on all tasks so far, from the last net on.
-
-Ash & Adams (2020), On warm-starting neural network training, NeurIPS, on what a warm start costs.
-"""
-
-from __future__ import annotations
+"""Ash & Adams (2020), On warm-starting neural network training, NeurIPS, on what a warm start costs."""
 
 from dataclasses import replace
 
+from harness import require
 from harness.learner import Learner
 from harness.rows import Rows, union
 from harness.strategy import Strategy
@@ -36,8 +32,7 @@ class Cumulative(Strategy):
     order = {"begin": 0}
 
     def __init__(self, *, steps: str) -> None:
-        if steps not in STEPS:
-            raise ValueError(f"cumulative.steps={steps}: choose one of {', '.join(STEPS)}")
+        require.one_of(STEPS, "cumulative", steps=steps)
         self.steps = steps
 
     @property

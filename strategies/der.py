@@ -1,15 +1,12 @@
-"""Dark experience replay.
-
-Buzzega, Boschini, Porrello, Abati & Calderara (2020), Dark experience for general continual learning: a
-strong, simple baseline. NeurIPS. Authors' code: aimagelab/mammoth.
+"""Buzzega, Boschini, Porrello, Abati & Calderara (2020), Dark experience for general continual learning: a strong,
+simple baseline. NeurIPS. Authors' code: aimagelab/mammoth.
 """
-
-from __future__ import annotations
 
 from dataclasses import replace
 
 from torch import Tensor
 
+from harness import require
 from harness.learner import Learner
 from harness.memory import Memory
 from harness.strategy import Strategy
@@ -21,16 +18,13 @@ class DER(Strategy):
 
         L = mean_fresh(nll) + alpha mean_memory,c (f_c(x) - z_c)²
 
-    z are the outputs (before the softmax) of the step in which the row was fresh: those of the training
-    pass that it was learned by. Labels are not replayed. The memory is a reservoir, offered each fresh
-    batch after its update. As in the authors' code, the square is averaged over all outputs, not summed
-    as in their formula, and under scenario=task too the outputs of all heads are compared.
-
-    Memory: capacity rows and their outputs per seed. Each step passes up to batch_size rows more than naive does.
+    z are the outputs (before the softmax) of the step in which the row was fresh: those of the training pass that it
+    was learned by. Labels are not replayed. The memory is a reservoir, offered each fresh batch after its update. As in
+    the authors' code, the square is averaged over all outputs, not summed as in their formula, and under scenario=task
+    too the outputs of all heads are compared. Memory: capacity rows and their outputs per seed.
 
     Differences from the paper:
-    * Memory and fresh rows pass the net together, hence share the statistics of batch norm; the authors'
-      code passes them one after the other.
+    * Memory and fresh rows pass the net in one batch, with one batch norm; the authors' code passes them in turn.
     * Inputs are kept as the net saw them; the authors augment remembered images anew.
     * In class streams the authors let all outputs compete from the start (classes=all here, not the default).
     """
@@ -39,11 +33,8 @@ class DER(Strategy):
     order = {"batch": 50}
 
     def __init__(self, *, capacity: int, batch_size: int, alpha: float) -> None:
-        for key, value in (("capacity", capacity), ("batch_size", batch_size)):
-            if value < 1:
-                raise ValueError(f"der.{key}={value}: must be at least 1")
-        if alpha < 0:
-            raise ValueError(f"der.alpha={alpha}: must be at least 0")
+        require.at_least(1, "der", capacity=capacity, batch_size=batch_size)
+        require.at_least(0, "der", alpha=alpha)
         self.capacity, self.batch_size, self.alpha = capacity, batch_size, alpha
 
     def setup(self, learner: Learner) -> None:

@@ -1,12 +1,8 @@
-"""Exponential moving average of the weights.
-
-Soutif-Cormerais, Carta & van de Weijer (2023), Improving online continual learning performance and stability with
+"""Soutif-Cormerais, Carta & van de Weijer (2023), Improving online continual learning performance and stability with
 temporal ensembles, CoLLAs.
 """
 
-from __future__ import annotations
-
-from harness import paths, tree
+from harness import paths, require, tree
 from harness.learner import Learner
 from harness.strategy import Strategy
 from harness.types import Net, Step
@@ -31,8 +27,7 @@ class EMA(Strategy):
     order = {"step": 90, "deploy": 0}
 
     def __init__(self, *, decay: float, warmup: bool) -> None:
-        if not 0 <= decay < 1:
-            raise ValueError(f"ema.decay={decay}: must be in [0, 1)")
+        require.within("[0, 1)", "ema", decay=decay)
         self.decay, self.warmup = decay, warmup
         self.count = 0  # updates
 

@@ -1,15 +1,12 @@
-"""Experience replay with asymmetric cross-entropy.
-
-Caccia, Aljundi, Asadi, Tuytelaars, Pineau & Belilovsky (2022), New insights on reducing abrupt
-representation change in online continual learning. ICLR. Authors' code: pclucas14/AML.
+"""Caccia, Aljundi, Asadi, Tuytelaars, Pineau & Belilovsky (2022), New insights on reducing abrupt representation
+change in online continual learning. ICLR. Authors' code: pclucas14/AML.
 """
-
-from __future__ import annotations
 
 from dataclasses import replace
 
 import torch
 
+from harness import require
 from harness.learner import Learner
 from harness.memory import Memory
 from harness.strategy import Strategy
@@ -22,16 +19,16 @@ class ERACE(Strategy):
         L = mean_fresh(nll over C_fresh) + mean_memory(nll over all that compete)
         C_fresh = classes in the fresh batch, and classes that no batch has shown yet
 
-    Only classes seen before, and not in this batch, are left out. As in the authors' code the two means are
-    summed, and in the first task nothing is left out and nothing is replayed. The memory is a reservoir, offered
-    each fresh batch after its update. What competes for replayed rows is the stream's: classes=seen or all.
+    Only classes seen before, and not in this batch, are left out. As in the authors' code the two means are summed, and
+    in the first task nothing is left out and nothing is replayed. The memory is a reservoir, offered each fresh batch
+    after its update. What competes for replayed rows is the stream's: classes=seen or all.
 
     Memory: capacity rows per seed. Each step trains on up to batch_size rows more than naive does.
 
     Differences from the paper:
-    * A class counts as unseen until a batch has shown it. The authors' code takes the classes from the highest
-      seen number on, which is the same where classes come in the order of their numbers, but that it lets the
-      highest one compete always.
+    * A class counts as unseen until a batch has shown it. The authors' code takes the classes from the highest seen
+      number on, which is the same where classes come in the order of their numbers, but that it lets the highest one
+      compete always.
     * Memory and fresh rows pass the net together, hence share the statistics of batch norm.
     * Multi-epoch streams are allowed; the paper's see each row once.
     """
@@ -42,14 +39,10 @@ class ERACE(Strategy):
     order = {"batch": 50}
 
     def __init__(self, *, capacity: int, batch_size: int) -> None:
-        for key, value in (("capacity", capacity), ("batch_size", batch_size)):
-            if value < 1:
-                raise ValueError(f"er_ace.{key}={value}: must be at least 1")
+        require.at_least(1, "er_ace", capacity=capacity, batch_size=batch_size)
         self.capacity, self.batch_size = capacity, batch_size
 
     def setup(self, learner: Learner) -> None:
-        if learner.stream.loss == "mse":
-            raise ValueError("er_ace: masks classes, which regression has not; choose replay")
         self.memory = Memory(self.capacity, "reservoir", self.random)
         self.seen = torch.zeros(learner.S, learner.stream.outputs, dtype=torch.bool, device=learner.device)
 

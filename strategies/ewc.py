@@ -1,15 +1,11 @@
-"""Elastic weight consolidation.
-
-Kirkpatrick et al. (2017), Overcoming catastrophic forgetting in neural networks, PNAS 114; online: Schwarz et al.
+"""Kirkpatrick et al. (2017), Overcoming catastrophic forgetting in neural networks, PNAS 114; online: Schwarz et al.
 (2018), Progress & compress: a scalable framework for continual learning, ICML.
 """
-
-from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from harness import tree
+from harness import require, tree
 from harness.fisher import KINDS, diagonal
 from harness.learner import Learner
 from harness.penalty import quadratic
@@ -44,16 +40,11 @@ class EWC(Strategy):
     order = {"end": 50}
 
     def __init__(self, *, strength: float, mode: str, gamma: float, fisher: str, samples: int | None) -> None:
-        if strength < 0:
-            raise ValueError(f"ewc.strength={strength}: must be at least 0")
-        if mode not in MODES:
-            raise ValueError(f"ewc.mode={mode}: choose one of {', '.join(MODES)}")
-        if not 0 <= gamma <= 1:
-            raise ValueError(f"ewc.gamma={gamma}: must be in [0, 1]")
-        if fisher not in KINDS:
-            raise ValueError(f"ewc.fisher={fisher}: choose one of {', '.join(KINDS)}")
-        if samples is not None and samples < 1:
-            raise ValueError(f"ewc.samples={samples}: must be at least 1, or null for all training rows")
+        require.at_least(0, "ewc", strength=strength)
+        require.one_of(MODES, "ewc", mode=mode)
+        require.within("[0, 1]", "ewc", gamma=gamma)
+        require.one_of(KINDS, "ewc", fisher=fisher)
+        require.at_least(1, "ewc", null="all training rows", samples=samples)
         self.strength, self.mode, self.gamma = strength, mode, gamma
         self.fisher, self.samples = fisher, samples
 

@@ -1,16 +1,11 @@
-"""Function distance regularisation.
-
-Benjamin, Rolnick & Kording (2019), Measuring and regularizing networks in function space, ICLR.
-"""
-
-from __future__ import annotations
+"""Benjamin, Rolnick & Kording (2019), Measuring and regularizing networks in function space, ICLR."""
 
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from harness import random, rows
+from harness import random, require, rows
 from harness.learner import Learner, mask_logits
 from harness.strategy import Strategy
 from harness.types import Batch, Out, Params, Task, cat
@@ -37,11 +32,8 @@ class FDR(Strategy):
     order = {"batch": 50, "end": 50}
 
     def __init__(self, *, strength: float, capacity: int, batch_size: int, squared: bool) -> None:
-        if strength < 0:
-            raise ValueError(f"fdr.strength={strength}: must be at least 0")
-        for key, value in (("capacity", capacity), ("batch_size", batch_size)):
-            if value < 1:
-                raise ValueError(f"fdr.{key}={value}: must be at least 1")
+        require.at_least(0, "fdr", strength=strength)
+        require.at_least(1, "fdr", capacity=capacity, batch_size=batch_size)
         self.strength, self.capacity, self.batch_size, self.squared = strength, capacity, batch_size, squared
         self.share = 0  # rows of each task held
 

@@ -1,14 +1,10 @@
-"""A net that stops learning after the first task.
-
-The "freezing" baseline of Masana et al. (2022), Class-incremental learning: survey and performance evaluation on
+"""The "freezing" baseline of Masana et al. (2022), Class-incremental learning: survey and performance evaluation on
 image classification, TPAMI 45.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 
-from harness import tree
+from harness import require, tree
 from harness.learner import Learner
 from harness.strategy import Strategy
 from harness.types import Step, Task
@@ -35,8 +31,7 @@ class Frozen(Strategy):
     order = {"begin": 90, "step": 90}
 
     def __init__(self, *, head: str) -> None:
-        if head not in HEADS:
-            raise ValueError(f"frozen.head={head}: choose one of {', '.join(HEADS)}")
+        require.one_of(HEADS, "frozen", head=head)
         self.head = head
 
     def setup(self, learner: Learner) -> None:

@@ -1,16 +1,11 @@
-"""GDumb.
-
-Prabhu, Torr & Dokania (2020), GDumb: a simple approach that questions our progress in continual learning. ECCV.
-"""
-
-from __future__ import annotations
+"""Prabhu, Torr & Dokania (2020), GDumb: a simple approach that questions our progress in continual learning. ECCV."""
 
 import math
 from dataclasses import replace
 
 import torch
 
-from harness import rows, tree
+from harness import require, rows, tree
 from harness.learner import Learner
 from harness.memory import Memory, pick
 from harness.strategy import Strategy
@@ -43,9 +38,7 @@ class GDumb(Strategy):
     order = {"end": 0}
 
     def __init__(self, *, capacity: int, epochs: int, batch_size: int) -> None:
-        for key, value in (("capacity", capacity), ("epochs", epochs), ("batch_size", batch_size)):
-            if value < 1:
-                raise ValueError(f"gdumb.{key}={value}: must be at least 1")
+        require.at_least(1, "gdumb", capacity=capacity, epochs=epochs, batch_size=batch_size)
         self.capacity, self.epochs, self.batch_size = capacity, epochs, batch_size
 
     def setup(self, learner: Learner) -> None:

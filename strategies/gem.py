@@ -1,16 +1,11 @@
-"""Gradient episodic memory.
-
-Lopez-Paz & Ranzato (2017), Gradient episodic memory for continual learning, NeurIPS.
-"""
-
-from __future__ import annotations
+"""Lopez-Paz & Ranzato (2017), Gradient episodic memory for continual learning, NeurIPS."""
 
 from dataclasses import replace
 from typing import Any
 
 import torch
 
-from harness import rows
+from harness import require, rows
 from harness.learner import Learner
 from harness.projection import nonnegative_qp
 from harness.strategy import Strategy
@@ -41,10 +36,8 @@ class GEM(Strategy):
     order = {"grad": 40}
 
     def __init__(self, *, per_task: int, margin: float) -> None:
-        if per_task < 1:
-            raise ValueError(f"gem.per_task={per_task}: must be at least 1")
-        if margin < 0:
-            raise ValueError(f"gem.margin={margin}: must be at least 0")
+        require.at_least(1, "gem", per_task=per_task)
+        require.at_least(0, "gem", margin=margin)
         self.per_task, self.margin = per_task, margin
         self.memory: list[dict[str, Any]] = []  # of each past task: x, y, t
 

@@ -1,10 +1,6 @@
-"""Generative classifier.
-
-van de Ven, Li & Tolias (2021), Class-incremental learning with generative classifiers. CVPR Workshops.
-Code: GMvandeVen/continual-learning.
+"""van de Ven, Li & Tolias (2021), Class-incremental learning with generative classifiers. CVPR Workshops. Code:
+GMvandeVen/continual-learning.
 """
-
-from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness import random
+from harness import random, require
 from harness.learner import Learner
 from harness.models.vae import VAE, vae_for
 from harness.optim import Adam
@@ -60,11 +56,8 @@ class GenerativeClassifier(Strategy):
         likelihood: str,
         lr: float,
     ) -> None:
-        for key, value in (("steps", steps), ("batch_size", batch_size), ("samples", samples)):
-            if value < 1:
-                raise ValueError(f"generative_classifier.{key}={value}: must be at least 1")
-        if lr <= 0:
-            raise ValueError(f"generative_classifier.lr={lr}: must be above 0")
+        require.at_least(1, "generative_classifier", steps=steps, batch_size=batch_size, samples=samples)
+        require.above(0, "generative_classifier", lr=lr)
         self.steps, self.batch_size, self.samples, self.lr = steps, batch_size, samples, lr
         self.widths, self.latent, self.likelihood = tuple(widths), latent, likelihood
         VAE((1,), latent, self.widths, likelihood)  # names a bad value before a run begins

@@ -1,12 +1,8 @@
-"""Generative replay.
-
-Shin, Lee, Kim & Kim (2017), Continual learning with deep generative replay. NeurIPS.
-van de Ven & Tolias (2018), Generative replay with feedback connections as a general strategy for continual
-learning. arXiv:1809.10635. van de Ven, Siegelmann & Tolias (2020), Brain-inspired replay for continual
-learning with artificial neural networks. Nature Communications 11:4069. Code: GMvandeVen/continual-learning.
+"""Shin, Lee, Kim & Kim (2017), Continual learning with deep generative replay. NeurIPS. van de Ven & Tolias (2018),
+Generative replay with feedback connections as a general strategy for continual learning. arXiv:1809.10635. van de
+Ven, Siegelmann & Tolias (2020), Brain-inspired replay for continual learning with artificial neural networks.
+Nature Communications 11:4069. Code: GMvandeVen/continual-learning.
 """
-
-from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,7 +10,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from harness import random, tree
+from harness import random, require, tree
 from harness.learner import Learner, mask_logits
 from harness.models.vae import VAE, vae_for
 from harness.optim import Adam
@@ -62,10 +58,8 @@ class GenerativeReplay(Strategy):
         likelihood: str,
         lr: float,
     ) -> None:
-        if batch_size < 1:
-            raise ValueError(f"generative_replay.batch_size={batch_size}: must be at least 1")
-        if targets not in TARGETS:
-            raise ValueError(f"generative_replay.targets={targets}: choose one of {', '.join(TARGETS)}")
+        require.at_least(1, "generative_replay", batch_size=batch_size)
+        require.one_of(TARGETS, "generative_replay", targets=targets)
         for key, value in (("temperature", temperature), ("lr", lr)):
             if value <= 0:
                 raise ValueError(f"generative_replay.{key}={value}: must be above 0")

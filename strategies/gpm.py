@@ -1,19 +1,12 @@
-"""Gradient projection memory.
-
-Saha, Garg & Roy (2021), Gradient projection memory for continual learning, ICLR.
-"""
-
-from __future__ import annotations
+"""Saha, Garg & Roy (2021), Gradient projection memory for continual learning, ICLR."""
 
 import torch
 
-from harness import rows, tree
+from harness import require, rows, tree
 from harness.learner import Learner
 from harness.projection import constrain, free, layer_inputs
 from harness.strategy import Strategy
 from harness.types import Step, Task
-
-CHUNK = 64  # rows whose patches are held at once
 
 
 class GPM(Strategy):
@@ -21,15 +14,13 @@ class GPM(Strategy):
 
         update of W <- update (I - M Mᵀ),   M: orthonormal, [fan in, directions kept]
 
-    After a task, with C = Σ r rᵀ over the layer's inputs r at `samples` training rows (patches of a convolution)
-    and C^ = (I - M Mᵀ) C (I - M Mᵀ), the leading eigenvectors of C^ join M, as few as make M hold the share
-    threshold + growth * task of tr C. W r is constant from then on for r in the span of M. By induction over
-    layers so is the net's output at rows whose inputs all lie in it; for others it moves by what the threshold
-    leaves out.
-
-    All parameters that are no layer's weight (biases, norm gains and shifts) stay put after the first task, as
-    in the authors' code. With a head per task, its outputs move freely in that task and never again.
-    Acts on the update, hence under any optimizer. Memory: fan in squared for each layer.
+    After a task, with C = Σ r rᵀ over the layer's inputs r at `samples` training rows (patches of a convolution), the
+    leading eigenvectors of C^ = (I - M Mᵀ) C (I - M Mᵀ) join M, as few as make M hold the share (threshold + growth per
+    task) of tr C. W r is constant from then on for r in the span of M. By induction over layers so is the net's output
+    at rows whose inputs all lie in it; for others it moves by what the threshold leaves out. All parameters that are no
+    layer's weight (biases, norm gains and shifts) stay put after the first task, as in the authors' code. With a head
+    per task, its outputs move freely in that task and never again. Acts on the update, hence under any optimizer.
+    Memory: fan in squared for each layer.
 
     Differences from the paper:
     * The update is projected, not the gradient: the same for SGD, which the paper uses, and right for others.
@@ -42,12 +33,9 @@ class GPM(Strategy):
     order = {"step": 0, "end": 50}
 
     def __init__(self, *, threshold: float, growth: float, samples: int) -> None:
-        if not 0 <= threshold <= 1:
-            raise ValueError(f"gpm.threshold={threshold}: must be in [0, 1]")
-        if growth < 0:
-            raise ValueError(f"gpm.growth={growth}: must be at least 0")
-        if samples < 1:
-            raise ValueError(f"gpm.samples={samples}: must be at least 1")
+        require.within("[0, 1]", "gpm", threshold=threshold)
+        require.at_least(0, "gpm", growth=growth)
+        require.at_least(1, "gpm", samples=samples)
         self.threshold, self.growth, self.samples = threshold, growth, samples
 
     def setup(self, learner: Learner) -> None:
@@ -61,7 +49,7 @@ class GPM(Strategy):
     def end(self, learner: Learner, task: Task) -> None:
         C = {k: torch.zeros_like(v, dtype=torch.float64) for k, v in self.allowed.items()}
         position = rows.order(self.random.key(), task.train.size, 0, min(self.samples, task.nominal))
-        for found in layer_inputs(learner, task, position, CHUNK, bias=False):
+        for found in layer_inputs(learner, task, position, 64, bias=False):
             C = tree.add(C, {k: r.flatten(1, 2).double().mT @ r.flatten(1, 2).double() for k, r in found.items()})
         share = min(1.0, self.threshold + self.growth * task.index)
         for k, c in C.items():

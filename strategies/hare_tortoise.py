@@ -1,14 +1,10 @@
-"""Hare and tortoise networks.
-
-Lee, Cho, Kim, Kim, Min, Choo & Lyle (2024), Slow and steady wins the race: maintaining plasticity with hare and
+"""Lee, Cho, Kim, Kim, Min, Choo & Lyle (2024), Slow and steady wins the race: maintaining plasticity with hare and
 tortoise networks, ICML.
 """
 
-from __future__ import annotations
-
 import math
 
-from harness import paths, tree
+from harness import paths, require, tree
 from harness.learner import Learner
 from harness.strategy import Strategy
 from harness.types import Net, Step
@@ -33,8 +29,7 @@ class HareTortoise(Strategy):
     order = {"step": 90, "deploy": 0}
 
     def __init__(self, *, decay: float, period: int, reset_optimizer: bool) -> None:
-        if not 0 <= decay < 1:
-            raise ValueError(f"hare_tortoise.decay={decay}: must be in [0, 1)")
+        require.within("[0, 1)", "hare_tortoise", decay=decay)
         if period < 1:
             raise ValueError(f"hare_tortoise.period={period}: must be at least 1 epoch")
         self.decay, self.period, self.reset_optimizer = decay, period, reset_optimizer

@@ -1,15 +1,13 @@
-"""Hard attention to the task.
-
-Serrà, Surís, Miron & Karatzoglou (2018), Overcoming catastrophic forgetting with hard attention to the task, ICML.
+"""Serrà, Surís, Miron & Karatzoglou (2018), Overcoming catastrophic forgetting with hard attention to the task,
+ICML.
 """
-
-from __future__ import annotations
 
 import math
 
 import torch
 from torch import Tensor
 
+from harness import require
 from harness.gating import gate
 from harness.learner import Learner
 from harness.random import normal
@@ -48,10 +46,8 @@ class HAT(Strategy):
     order = {"grad": 90, "step": 0}
 
     def __init__(self, *, strength: float, s_max: float, anneal: str) -> None:
-        if strength < 0:
-            raise ValueError(f"hat.strength={strength}: must be at least 0")
-        if s_max < 1:
-            raise ValueError(f"hat.s_max={s_max}: must be at least 1")
+        require.at_least(0, "hat", strength=strength)
+        require.at_least(1, "hat", s_max=s_max)
         if anneal not in ("epoch", "task"):
             raise ValueError(f"hat.anneal={anneal}: choose one of epoch, task")
         self.strength, self.s_max, self.anneal = strength, s_max, anneal

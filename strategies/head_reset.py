@@ -1,10 +1,6 @@
-"""Head reset: a new read-out for every task, the body goes on.
-
-A control of Dohare et al. (2024), Loss of plasticity in deep continual learning, Nature 632; Nikishin
-et al. (2022), The primacy bias in deep reinforcement learning, ICML, reset last layers likewise.
+"""A control of Dohare et al. (2024), Loss of plasticity in deep continual learning, Nature 632; Nikishin et al.
+(2022), The primacy bias in deep reinforcement learning, ICML, reset last layers likewise.
 """
-
-from __future__ import annotations
 
 import torch
 

@@ -1,9 +1,4 @@
-"""iCaRL: incremental classifier and representation learning.
-
-Rebuffi, Kolesnikov, Sperl & Lampert (2017), iCaRL: incremental classifier and representation learning, CVPR.
-"""
-
-from __future__ import annotations
+"""Rebuffi, Kolesnikov, Sperl & Lampert (2017), iCaRL: incremental classifier and representation learning, CVPR."""
 
 from dataclasses import replace
 
@@ -11,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from harness import templates, tree
+from harness import require, templates, tree
 from harness.learner import Learner
 from harness.random import integers
 from harness.strategy import Strategy
@@ -49,9 +44,7 @@ class ICaRL(Strategy):
     order = {"batch": 50, "deploy": 50}
 
     def __init__(self, *, capacity: int, batch_size: int) -> None:
-        for key, value in (("capacity", capacity), ("batch_size", batch_size)):
-            if value < 1:
-                raise ValueError(f"icarl.{key}={value}: must be at least 1")
+        require.at_least(1, "icarl", capacity=capacity, batch_size=batch_size)
         self.capacity, self.batch_size = capacity, batch_size
 
     def setup(self, learner: Learner) -> None:

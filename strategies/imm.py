@@ -1,13 +1,8 @@
-"""Incremental moment matching.
-
-Lee, Kim, Jun, Ha & Zhang (2017), Overcoming catastrophic forgetting by incremental moment matching, NeurIPS.
-"""
-
-from __future__ import annotations
+"""Lee, Kim, Jun, Ha & Zhang (2017), Overcoming catastrophic forgetting by incremental moment matching, NeurIPS."""
 
 import torch
 
-from harness import paths, tree
+from harness import paths, require, tree
 from harness.fisher import KINDS, diagonal
 from harness.learner import Learner
 from harness.strategy import Strategy
@@ -40,14 +35,10 @@ class IMM(Strategy):
     order = {"end": 50, "deploy": 0}
 
     def __init__(self, *, mode: str, alpha: float | None, fisher: str, samples: int | None) -> None:
-        if mode not in MODES:
-            raise ValueError(f"imm.mode={mode}: choose one of {', '.join(MODES)}")
-        if alpha is not None and not 0 < alpha <= 1:
-            raise ValueError(f"imm.alpha={alpha}: must be in (0, 1], or null for equal shares")
-        if fisher not in KINDS:
-            raise ValueError(f"imm.fisher={fisher}: choose one of {', '.join(KINDS)}")
-        if samples is not None and samples < 1:
-            raise ValueError(f"imm.samples={samples}: must be at least 1, or null for all training rows")
+        require.one_of(MODES, "imm", mode=mode)
+        require.within("(0, 1]", "imm", null="equal shares", alpha=alpha)
+        require.one_of(KINDS, "imm", fisher=fisher)
+        require.at_least(1, "imm", null="all training rows", samples=samples)
         self.mode, self.alpha, self.fisher, self.samples = mode, alpha, fisher, samples
         self.count = 0  # tasks merged
 

@@ -1,11 +1,11 @@
-"""Interpolation of the weights at each boundary."""
-
-from __future__ import annotations
+"""Wortsman et al. (2022), Robust fine-tuning of zero-shot models, CVPR; at every boundary: Marouf et al. (2024),
+Weighted ensemble models are strong continual learners, ECCV.
+"""
 
 import torch
 from torch import Tensor
 
-from harness import paths, tree
+from harness import paths, require, tree
 from harness.learner import Learner
 from harness.strategy import Strategy
 from harness.types import Params, Task
@@ -32,8 +32,7 @@ class Interpolate(Strategy):
     order = {"end": 0}
 
     def __init__(self, *, weight_new: float) -> None:
-        if not 0 <= weight_new <= 1:
-            raise ValueError(f"interpolate.weight_new={weight_new}: must be in [0, 1]")
+        require.within("[0, 1]", "interpolate", weight_new=weight_new)
         self.weight_new = weight_new
         self.previous: Params | None = None
         self.trained: dict[str, Tensor] = {}  # read-out rows that some earlier task trained; empty: all

@@ -1,10 +1,8 @@
 """Joint training on all tasks so far, from scratch."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
-from harness import tree
+from harness import require, tree
 from harness.learner import Learner
 from harness.rows import Rows, union
 from harness.strategy import Strategy
@@ -37,8 +35,7 @@ class Joint(Strategy):
     order = {"begin": 0}
 
     def __init__(self, *, steps: str) -> None:
-        if steps not in STEPS:
-            raise ValueError(f"joint.steps={steps}: choose one of {', '.join(STEPS)}")
+        require.one_of(STEPS, "joint", steps=steps)
         self.steps = steps
 
     @property

@@ -1,14 +1,11 @@
-"""Kronecker-factored elastic weight consolidation.
-
-Ritter, Botev & Barber (2018), Online structured Laplace approximations for overcoming catastrophic forgetting, NeurIPS.
+"""Ritter, Botev & Barber (2018), Online structured Laplace approximations for overcoming catastrophic forgetting,
+NeurIPS.
 """
-
-from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from harness import kronecker, tree
+from harness import kronecker, require, tree
 from harness.fisher import KINDS
 from harness.learner import Learner
 from harness.penalty import quadratic
@@ -21,15 +18,14 @@ class KFACEWC(Strategy):
 
         penalty = strength / 2 Σ_layers tr(G D A Dᵀ) + strength / 2 Σ_rest F_i (θ_i - θ*_i)²      D = [W, b] - [W*, b*]
 
-    A ⊗ G is the layer's Fisher information, of inputs and output gradients (harness.kronecker; Martens & Grosse
-    2015), bias included. θ* are the weights after the last task, which makes it the online Laplace
-    approximation. Norm parameters have no such factors: theirs is the diagonal F of EWC.
-
-    Costs one product G D A per layer and step. Memory: two square matrices per layer, a copy of the parameters.
+    A ⊗ G is the layer's Fisher information, of inputs and output gradients (harness.kronecker; Martens & Grosse 2015),
+    bias included. θ* are the weights after the last task, which makes it the online Laplace approximation. Norm
+    parameters have no such factors: theirs is the diagonal F of EWC. Costs one product G D A per layer and step.
+    Memory: two square matrices per layer, a copy of the parameters.
 
     Differences from the paper:
-    * The sum over tasks of Kronecker products is none. Kept is the nearest one in Frobenius norm (Van Loan &
-      Pitsianis 1993), so that memory does not grow; after one task it is exact.
+    * The sum over tasks of Kronecker products is none. Kept is the nearest one in Frobenius norm (Van Loan & Pitsianis
+      1993), so that memory does not grow; after one task it is exact.
     * No prior precision: before the first boundary there is no penalty.
     """
 
@@ -37,12 +33,9 @@ class KFACEWC(Strategy):
     order = {"end": 50}
 
     def __init__(self, *, strength: float, fisher: str, samples: int | None) -> None:
-        if strength < 0:
-            raise ValueError(f"kfac_ewc.strength={strength}: must be at least 0")
-        if fisher not in KINDS:
-            raise ValueError(f"kfac_ewc.fisher={fisher}: choose one of {', '.join(KINDS)}")
-        if samples is not None and samples < 1:
-            raise ValueError(f"kfac_ewc.samples={samples}: must be at least 1, or null for all training rows")
+        require.at_least(0, "kfac_ewc", strength=strength)
+        require.one_of(KINDS, "kfac_ewc", fisher=fisher)
+        require.at_least(1, "kfac_ewc", null="all training rows", samples=samples)
         self.strength, self.fisher, self.samples = strength, fisher, samples
 
     def setup(self, learner: Learner) -> None:

@@ -1,10 +1,8 @@
 """L2 regularisation towards the weights of the last task, the control of Kirkpatrick et al. (2017)."""
 
-from __future__ import annotations
-
 from torch import Tensor
 
-from harness import tree
+from harness import require, tree
 from harness.learner import Learner
 from harness.penalty import distance
 from harness.strategy import Strategy
@@ -27,8 +25,7 @@ class L2(Strategy):
     order = {"end": 50}
 
     def __init__(self, *, strength: float) -> None:
-        if strength < 0:
-            raise ValueError(f"l2.strength={strength}: must be at least 0")
+        require.at_least(0, "l2", strength=strength)
         self.strength = strength
 
     def setup(self, learner: Learner) -> None:

@@ -1,14 +1,8 @@
-"""L2-Init: regularise towards the initial parameters.
-
-Kumar, Marklund & Van Roy (2023), Maintaining plasticity in continual learning via regenerative
-regularization.
-"""
-
-from __future__ import annotations
+"""Kumar, Marklund & Van Roy (2023), Maintaining plasticity in continual learning via regenerative regularization."""
 
 from torch import Tensor
 
-from harness import tree
+from harness import require, tree
 from harness.learner import Learner
 from harness.penalty import distance
 from harness.strategy import Strategy
@@ -32,8 +26,7 @@ class L2Init(Strategy):
     family = "plasticity"
 
     def __init__(self, *, strength: float) -> None:
-        if strength < 0:
-            raise ValueError(f"l2_init.strength={strength}: must be at least 0")
+        require.at_least(0, "l2_init", strength=strength)
         self.strength = strength
 
     def setup(self, learner: Learner) -> None:

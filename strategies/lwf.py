@@ -1,17 +1,14 @@
-"""Learning without forgetting.
-
-Li & Hoiem (2017), Learning without forgetting, TPAMI 40; weightings of van de Ven & Tolias (2018), arXiv:1809.10635,
-and van de Ven, Tuytelaars & Tolias (2022), Three types of incremental learning, Nature Machine Intelligence 4.
+"""Li & Hoiem (2017), Learning without forgetting, TPAMI 40; weightings of van de Ven & Tolias (2018),
+arXiv:1809.10635, and van de Ven, Tuytelaars & Tolias (2022), Three types of incremental learning, Nature Machine
+Intelligence 4.
 """
-
-from __future__ import annotations
 
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from harness import tree
+from harness import require, tree
 from harness.learner import Learner
 from harness.strategy import Strategy
 from harness.types import Batch, Net, Out, Params, Task
@@ -42,12 +39,9 @@ class LwF(Strategy):
     order = {"batch": 40}
 
     def __init__(self, *, strength: float, temperature: float, t_squared: bool, weighting: str) -> None:
-        if strength < 0:
-            raise ValueError(f"lwf.strength={strength}: must be at least 0")
-        if temperature <= 0:
-            raise ValueError(f"lwf.temperature={temperature}: must be above 0")
-        if weighting not in WEIGHTINGS:
-            raise ValueError(f"lwf.weighting={weighting}: choose one of {', '.join(WEIGHTINGS)}")
+        require.at_least(0, "lwf", strength=strength)
+        require.above(0, "lwf", temperature=temperature)
+        require.one_of(WEIGHTINGS, "lwf", weighting=weighting)
         self.strength, self.temperature, self.t_squared, self.weighting = strength, temperature, t_squared, weighting
 
     def setup(self, learner: Learner) -> None:

@@ -1,14 +1,11 @@
-"""Memory aware synapses.
-
-Aljundi, Babiloni, Elhoseiny, Rohrbach & Tuytelaars (2018), Memory aware synapses: learning what (not) to forget, ECCV.
+"""Aljundi, Babiloni, Elhoseiny, Rohrbach & Tuytelaars (2018), Memory aware synapses: learning what (not) to forget,
+ECCV.
 """
-
-from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from harness import tree
+from harness import require, tree
 from harness.fisher import sensitivity
 from harness.learner import Learner
 from harness.penalty import quadratic
@@ -37,12 +34,9 @@ class MAS(Strategy):
     order = {"end": 50}
 
     def __init__(self, *, strength: float, alpha: float | None, samples: int | None) -> None:
-        if strength < 0:
-            raise ValueError(f"mas.strength={strength}: must be at least 0")
-        if alpha is not None and not 0 <= alpha <= 1:
-            raise ValueError(f"mas.alpha={alpha}: must be in [0, 1], or null for a sum")
-        if samples is not None and samples < 1:
-            raise ValueError(f"mas.samples={samples}: must be at least 1, or null for all training rows")
+        require.at_least(0, "mas", strength=strength)
+        require.within("[0, 1]", "mas", null="a sum", alpha=alpha)
+        require.at_least(1, "mas", null="all training rows", samples=samples)
         self.strength, self.alpha, self.samples = strength, alpha, samples
 
     def setup(self, learner: Learner) -> None:

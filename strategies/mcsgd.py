@@ -1,13 +1,13 @@
-"""Mode connectivity SGD."""
-
-from __future__ import annotations
+"""Mirzadeh, Farajtabar, Gorur, Pascanu & Ghasemzadeh (2021), Linear mode connectivity in multitask and continual
+learning, ICLR.
+"""
 
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from harness import paths, rows, tree
+from harness import paths, require, rows, tree
 from harness.learner import Learner
 from harness.memory import Memory
 from harness.sampling import stratified
@@ -66,8 +66,7 @@ class MCSGD(Strategy):
         for key, value in counts.items():
             if value < 1:
                 raise ValueError(f"mcsgd.{key}={value}: must be at least 1")
-        if lr <= 0:
-            raise ValueError(f"mcsgd.lr={lr}: must be above 0")
+        require.above(0, "mcsgd", lr=lr)
         for key, share in (("momentum", momentum), ("init", init)):
             if not 0 <= share <= 1:
                 raise ValueError(f"mcsgd.{key}={share}: must be in [0, 1]")

@@ -1,15 +1,11 @@
-"""Maximally interfered retrieval.
-
-Aljundi, Caccia, Belilovsky, Caccia, Lin, Charlin & Tuytelaars (2019), Online continual learning with maximally
+"""Aljundi, Caccia, Belilovsky, Caccia, Lin, Charlin & Tuytelaars (2019), Online continual learning with maximally
 interfered retrieval. NeurIPS. Authors' code: optimass/Maximally_Interfered_Retrieval.
 """
-
-from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from harness import tree
+from harness import require, tree
 from harness.learner import Learner
 from harness.memory import Memory, pick
 from harness.strategy import Strategy
@@ -22,26 +18,24 @@ class MIR(Strategy):
         θ' = θ - lr ∇ mean_fresh(nll)                       a virtual step, lr as it is now
         L  = mean_fresh(nll) + mean_top(nll),   top = the batch_size rows of largest nll(θ') - nll(θ)
 
-    among `candidates` rows drawn from a reservoir, which is offered each fresh batch after its update. This is
-    the paper's MI-1. Losses are compared in evaluation mode (no dropout, running statistics), under the
-    current task's mask.
+    among `candidates` rows drawn from a reservoir, which is offered each fresh batch after its update. This is the
+    paper's MI-1. Losses are compared in evaluation mode (no dropout, running statistics), under the current task's
+    mask.
 
     Memory: capacity rows per seed. Time: one more gradient of the fresh rows, two passes of the candidates.
 
     Differences from the paper:
-    * Candidates come from the whole memory, as in the paper's algorithm; the authors' code leaves out the
-      current task's rows, and replays nothing in the first task.
-    * The virtual step is plain gradient descent under momentum and Adam too, without the penalties of other
-      strategies in the list.
+    * Candidates come from the whole memory, as in the paper's algorithm; the authors' code leaves out the current
+      task's rows, and replays nothing in the first task.
+    * The virtual step is plain gradient descent under momentum and Adam too, without the penalties of other strategies
+      in the list.
     """
 
     family = "replay"
     order = {"batch": 50}
 
     def __init__(self, *, capacity: int, batch_size: int, candidates: int) -> None:
-        for key, value in (("capacity", capacity), ("batch_size", batch_size)):
-            if value < 1:
-                raise ValueError(f"mir.{key}={value}: must be at least 1")
+        require.at_least(1, "mir", capacity=capacity, batch_size=batch_size)
         if candidates < batch_size:
             raise ValueError(f"mir.candidates={candidates}: must be at least mir.batch_size={batch_size}")
         self.capacity, self.batch_size, self.candidates = capacity, batch_size, candidates

@@ -1,16 +1,12 @@
-"""Nearest class mean.
-
-Mensink, Verbeek, Perronnin & Csurka (2013), Distance-based image classification: generalizing to new classes at
+"""Mensink, Verbeek, Perronnin & Csurka (2013), Distance-based image classification: generalizing to new classes at
 near-zero cost, TPAMI 35; as the read-out of a learned representation: Rebuffi et al. (2017), iCaRL, CVPR.
 """
-
-from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from harness import rows, templates
+from harness import require, rows, templates
 from harness.learner import Learner
 from harness.memory import Memory
 from harness.strategy import Strategy
@@ -43,10 +39,8 @@ class NCM(Strategy):
     order = {"deploy": 50}
 
     def __init__(self, *, means: str, capacity: int, normalise: bool) -> None:
-        if means not in MEANS:
-            raise ValueError(f"ncm.means={means}: choose one of {', '.join(MEANS)}")
-        if capacity < 1:
-            raise ValueError(f"ncm.capacity={capacity}: must be at least 1")
+        require.one_of(MEANS, "ncm", means=means)
+        require.at_least(1, "ncm", capacity=capacity)
         self.means, self.capacity, self.normalise = means, capacity, normalise
 
     def setup(self, learner: Learner) -> None:

@@ -1,9 +1,4 @@
-"""Optimizer reset at each boundary.
-
-Asadi, Fakoor & Sabach (2023), Resetting the optimizer in deep RL: an empirical study, NeurIPS.
-"""
-
-from __future__ import annotations
+"""Asadi, Fakoor & Sabach (2023), Resetting the optimizer in deep RL: an empirical study, NeurIPS."""
 
 from harness.learner import Learner
 from harness.strategy import Strategy

@@ -1,16 +1,12 @@
-"""Orthogonal weights modification.
-
-Zeng, Chen, Cui & Yu (2019), Continual learning of context-dependent processing in neural networks, Nature Machine
+"""Zeng, Chen, Cui & Yu (2019), Continual learning of context-dependent processing in neural networks, Nature Machine
 Intelligence 1.
 """
-
-from __future__ import annotations
 
 import math
 
 import torch
 
-from harness import rows, tree
+from harness import require, rows, tree
 from harness.learner import Learner
 from harness.projection import constrain, free, layer_inputs
 from harness.strategy import Strategy
@@ -27,14 +23,14 @@ class OWM(Strategy):
 
         k = P r_i / (α_i + r_iᵀ P r_i);   P <- P - k r_iᵀ P
 
-    A direction of squared length s²/α in the sum keeps 1 / (1 + s²/α) of its update. A bias is the weight of
-    an input that is always 1. For a convolution every patch position is an r_i. With a head per task, its
-    outputs move freely in that task and never again. Acts on the update, hence under any optimizer.
-    Memory: twice fan in squared for each layer.
+    A direction of squared length s²/α in the sum keeps 1 / (1 + s²/α) of its update. A bias is the weight of an input
+    that is always 1. For a convolution every patch position is an r_i. With a head per task, its outputs move freely in
+    that task and never again. Acts on the update, hence under any optimizer. Memory: twice fan in squared for each
+    layer.
 
     Differences from the paper and its code:
-    * One pass over each task's rows, in batches of batch_size, once it is over, as the paper's equations say. The
-      code updates P at every training step and projects the step itself with it.
+    * One pass over each task's rows, in batches of batch_size, once it is over, as the paper's equations say. The code
+      updates P at every training step and projects the step itself with it.
     * One alpha for all layers; the code tunes one for each.
     * The update is projected, not the gradient. Norm gains and shifts stay put after the first task; batch norm's
       running statistics go on moving.
@@ -45,12 +41,9 @@ class OWM(Strategy):
     order = {"step": 0, "end": 50}
 
     def __init__(self, *, alpha: float, decay: float, batch_size: int) -> None:
-        if alpha <= 0:
-            raise ValueError(f"owm.alpha={alpha}: must be above 0")
-        if not 0 < decay <= 1:
-            raise ValueError(f"owm.decay={decay}: must be in (0, 1]")
-        if batch_size < 1:
-            raise ValueError(f"owm.batch_size={batch_size}: must be at least 1")
+        require.above(0, "owm", alpha=alpha)
+        require.within("(0, 1]", "owm", decay=decay)
+        require.at_least(1, "owm", batch_size=batch_size)
         self.alpha, self.decay, self.batch_size = alpha, decay, batch_size
 
     def setup(self, learner: Learner) -> None:

@@ -1,13 +1,8 @@
-"""ReDo: every so often recycle the dormant units.
-
-Sokar et al. (2023), The dormant neuron phenomenon in deep reinforcement learning, ICML.
-"""
-
-from __future__ import annotations
+"""Sokar et al. (2023), The dormant neuron phenomenon in deep reinforcement learning, ICML."""
 
 import torch
 
-from harness import surgery
+from harness import require, surgery
 from harness.learner import Learner
 from harness.random import integers
 from harness.strategy import Strategy
@@ -37,12 +32,9 @@ class ReDo(Strategy):
     order = {"step": 50}
 
     def __init__(self, *, period: int, tau: float, samples: int) -> None:
-        if period < 1:
-            raise ValueError(f"redo.period={period}: must be at least 1")
-        if tau < 0:
-            raise ValueError(f"redo.tau={tau}: must be at least 0")
-        if samples < 1:
-            raise ValueError(f"redo.samples={samples}: must be at least 1")
+        require.at_least(1, "redo", period=period)
+        require.at_least(0, "redo", tau=tau)
+        require.at_least(1, "redo", samples=samples)
         self.period, self.tau, self.samples = period, tau, samples
         self.count = 0  # optimizer steps
 

@@ -1,13 +1,13 @@
-"""Experience replay."""
-
-from __future__ import annotations
+"""Rolnick, Ahuja, Schwarz, Lillicrap & Wayne (2019), Experience replay for continual learning, NeurIPS; Chaudhry et al.
+(2019), On tiny episodic memories in continual learning, arXiv 1902.10486.
+"""
 
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from harness import rows
+from harness import require, rows
 from harness.learner import Learner
 from harness.memory import POLICIES, Memory
 from harness.strategy import Strategy
@@ -47,9 +47,7 @@ class Replay(Strategy):
     def __init__(
         self, *, capacity: int, batch_size: int, policy: str, weighting: str, fill: str, replacement: bool
     ) -> None:
-        for key, value in (("capacity", capacity), ("batch_size", batch_size)):
-            if value < 1:
-                raise ValueError(f"replay.{key}={value}: must be at least 1")
+        require.at_least(1, "replay", capacity=capacity, batch_size=batch_size)
         names = {"policy": (policy, POLICIES), "weighting": (weighting, WEIGHTINGS), "fill": (fill, FILLS)}
         for key, (name, known) in names.items():
             if name not in known:

@@ -1,7 +1,5 @@
 """Reset: a fresh network for every task, the control against which plasticity is measured."""
 
-from __future__ import annotations
-
 from harness import tree
 from harness.learner import Learner
 from harness.strategy import Strategy

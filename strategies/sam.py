@@ -1,13 +1,9 @@
-"""Sharpness-aware minimisation.
-
-Foret, Kleiner, Mobahi & Neyshabur (2021), Sharpness-aware minimization for efficiently improving generalization, ICLR.
-In continual learning: Mehta, Patil, Chandar & Strubell (2023), An empirical investigation of the role of pre-training
-in lifelong learning, JMLR 24.
+"""Foret, Kleiner, Mobahi & Neyshabur (2021), Sharpness-aware minimization for efficiently improving generalization,
+ICLR. In continual learning: Mehta, Patil, Chandar & Strubell (2023), An empirical investigation of the role of
+pre-training in lifelong learning, JMLR 24.
 """
 
-from __future__ import annotations
-
-from harness import tree
+from harness import require, tree
 from harness.learner import Learner
 from harness.strategy import Strategy
 from harness.types import Aux, Batch, GradFn, Params
@@ -30,8 +26,7 @@ class SAM(Strategy):
     order = {"grad": 20}
 
     def __init__(self, *, rho: float) -> None:
-        if rho < 0:
-            raise ValueError(f"sam.rho={rho}: must be at least 0")
+        require.at_least(0, "sam", rho=rho)
         self.rho = rho
 
     def grad(self, learner: Learner, inner: GradFn) -> GradFn:

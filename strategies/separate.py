@@ -1,9 +1,4 @@
-"""A network for each task.
-
-Van de Ven, Tuytelaars & Tolias (2022), Three types of incremental learning, Nature Machine Intelligence 4.
-"""
-
-from __future__ import annotations
+"""Van de Ven, Tuytelaars & Tolias (2022), Three types of incremental learning, Nature Machine Intelligence 4."""
 
 import torch
 from torch import Tensor

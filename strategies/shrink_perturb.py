@@ -1,14 +1,10 @@
-"""Shrink and perturb: scale the weights down and add noise, at task boundaries or at every step.
-
-Ash & Adams (2020), On warm-starting neural network training, NeurIPS; per step as in
-Dohare et al. (2024), Loss of plasticity in deep continual learning, Nature 632.
+"""Ash & Adams (2020), On warm-starting neural network training, NeurIPS; per step as in Dohare et al. (2024), Loss of
+plasticity in deep continual learning, Nature 632.
 """
-
-from __future__ import annotations
 
 import torch
 
-from harness import tree
+from harness import require, tree
 from harness.learner import Learner
 from harness.random import fold, normal
 from harness.strategy import Strategy
@@ -42,12 +38,10 @@ class ShrinkPerturb(Strategy):
     def __init__(self, *, mode: str, shrink: float, sigma: float, noise: str) -> None:
         if mode not in ("boundary", "step"):
             raise ValueError(f"shrink_perturb.mode={mode}: must be boundary or step")
-        if not 0 <= shrink <= 1:
-            raise ValueError(f"shrink_perturb.shrink={shrink}: must be in [0, 1]")
+        require.within("[0, 1]", "shrink_perturb", shrink=shrink)
         if mode == "step" and shrink < SMALLEST_STEP_SHRINK:
             raise ValueError(f"shrink_perturb.shrink={shrink}: mode=step applies it at every step; try 0.9999")
-        if sigma < 0:
-            raise ValueError(f"shrink_perturb.sigma={sigma}: must be at least 0")
+        require.at_least(0, "shrink_perturb", sigma=sigma)
         if noise not in ("gaussian", "fresh_init", "initial"):
             raise ValueError(f"shrink_perturb.noise={noise}: must be gaussian, fresh_init or initial")
         self.mode, self.shrink, self.sigma, self.noise = mode, shrink, sigma, noise

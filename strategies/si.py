@@ -1,15 +1,11 @@
-"""Synaptic intelligence.
-
-Zenke, Poole & Ganguli (2017), Continual learning through synaptic intelligence, ICML. Variants are told apart
-by the authors' code, github.com/ganguli-lab/pathint.
+"""Zenke, Poole & Ganguli (2017), Continual learning through synaptic intelligence, ICML. Variants are told apart by
+the authors' code, github.com/ganguli-lab/pathint.
 """
-
-from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from harness import tree
+from harness import require, tree
 from harness.learner import Learner
 from harness.penalty import quadratic
 from harness.strategy import Strategy
@@ -43,12 +39,10 @@ class SI(Strategy):
     transient = ("seen",)
 
     def __init__(self, *, strength: float, xi: float, gradient: str) -> None:
-        if strength < 0:
-            raise ValueError(f"si.strength={strength}: must be at least 0")
+        require.at_least(0, "si", strength=strength)
         if xi <= 0:
             raise ValueError(f"si.xi={xi}: must be above 0, since weights that did not move are divided by it")
-        if gradient not in GRADIENTS:
-            raise ValueError(f"si.gradient={gradient}: choose one of {', '.join(GRADIENTS)}")
+        require.one_of(GRADIENTS, "si", gradient=gradient)
         self.strength, self.xi, self.gradient = strength, xi, gradient
 
     def setup(self, learner: Learner) -> None:

@@ -1,9 +1,4 @@
-"""Streaming linear discriminant analysis.
-
-Hayes & Kanan (2020), Lifelong machine learning with deep streaming linear discriminant analysis, CVPR workshops.
-"""
-
-from __future__ import annotations
+"""Hayes & Kanan (2020), Lifelong machine learning with deep streaming linear discriminant analysis, CVPR workshops."""
 
 import math
 from dataclasses import replace
@@ -11,7 +6,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from harness import templates
+from harness import require, templates
 from harness.learner import Learner
 from harness.strategy import Strategy
 from harness.types import Net, Task
@@ -48,10 +43,8 @@ class SLDA(Strategy):
     order = {"begin": 90, "deploy": 50}
 
     def __init__(self, *, features: str, shrinkage: float) -> None:
-        if features not in FEATURES:
-            raise ValueError(f"slda.features={features}: choose one of {', '.join(FEATURES)}")
-        if not 0 < shrinkage <= 1:
-            raise ValueError(f"slda.shrinkage={shrinkage}: must be in (0, 1]")
+        require.one_of(FEATURES, "slda", features=features)
+        require.within("(0, 1]", "slda", shrinkage=shrinkage)
         self.features, self.shrinkage = features, shrinkage
 
     def setup(self, learner: Learner) -> None:

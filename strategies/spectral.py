@@ -1,15 +1,12 @@
-"""Spectral regularisation.
-
-Lewandowski, Bortkiewicz, Kumar, György, Schuurmans, Ostaszewski & Machado (2024), Learning continually by spectral
+"""Lewandowski, Bortkiewicz, Kumar, György, Schuurmans, Ostaszewski & Machado (2024), Learning continually by spectral
 regularization, arXiv 2406.06811 (ICLR 2025).
 """
-
-from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from harness import require
 from harness.learner import Learner
 from harness.random import fold, normal
 from harness.strategy import Strategy
@@ -39,10 +36,8 @@ class Spectral(Strategy):
     family = "plasticity"
 
     def __init__(self, *, strength: float, k: int) -> None:
-        if strength < 0:
-            raise ValueError(f"spectral.strength={strength}: must be at least 0")
-        if k < 1:
-            raise ValueError(f"spectral.k={k}: must be at least 1")
+        require.at_least(0, "spectral", strength=strength)
+        require.at_least(1, "spectral", k=k)
         self.strength, self.k = strength, k
 
     def setup(self, learner: Learner) -> None:

@@ -1,15 +1,10 @@
-"""Utility-based perturbed gradient descent.
-
-Elsayed & Mahmood (2024), Addressing loss of plasticity and catastrophic forgetting in continual learning, ICLR.
-"""
-
-from __future__ import annotations
+"""Elsayed & Mahmood (2024), Addressing loss of plasticity and catastrophic forgetting in continual learning, ICLR."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from harness import tree
+from harness import require, tree
 from harness.learner import Learner
 from harness.random import fold, normal
 from harness.strategy import Strategy
@@ -46,15 +41,10 @@ class UPGD(Strategy):
     order = {"step": -10}  # what others see of the update is what was really made
 
     def __init__(self, *, utility: str, decay: float, sigma: float, weight_decay: float, scale: float) -> None:
-        if utility not in UTILITIES:
-            raise ValueError(f"upgd.utility={utility}: choose one of {', '.join(UTILITIES)}")
-        if not 0 <= decay < 1:
-            raise ValueError(f"upgd.decay={decay}: must be in [0, 1)")
-        for key, value in (("sigma", sigma), ("weight_decay", weight_decay)):
-            if value < 0:
-                raise ValueError(f"upgd.{key}={value}: must be at least 0")
-        if scale <= 0:
-            raise ValueError(f"upgd.scale={scale}: must be above 0")
+        require.one_of(UTILITIES, "upgd", utility=utility)
+        require.within("[0, 1)", "upgd", decay=decay)
+        require.at_least(0, "upgd", sigma=sigma, weight_decay=weight_decay)
+        require.above(0, "upgd", scale=scale)
         self.utility, self.decay, self.sigma = utility, decay, sigma
         self.weight_decay, self.scale = weight_decay, scale
 

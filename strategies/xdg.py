@@ -1,14 +1,11 @@
-"""Context-dependent gating.
-
-Masse, Grant & Freedman (2018), Alleviating catastrophic forgetting using context-dependent gating and synaptic
+"""Masse, Grant & Freedman (2018), Alleviating catastrophic forgetting using context-dependent gating and synaptic
 stabilization, PNAS 115.
 """
-
-from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from harness import require
 from harness.gating import gate
 from harness.learner import Learner
 from harness.random import uniform
@@ -39,8 +36,7 @@ class XdG(Strategy):
     transient = ("gates",)
 
     def __init__(self, *, share: float) -> None:
-        if not 0 <= share < 1:
-            raise ValueError(f"xdg.share={share}: must be in [0, 1)")
+        require.within("[0, 1)", "xdg", share=share)
         self.share = share
 
     def setup(self, learner: Learner) -> None:
