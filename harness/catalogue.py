@@ -14,6 +14,14 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 CONF = ROOT / "conf"
 GROUPS = ("strategy", "tasks", "dataset", "model", "metrics", "optimizer", "tracker", "experiment")
+LISTED = {  # what `ls` calls them
+    "strategies": "strategy",
+    "tasks": "tasks",
+    "datasets": "dataset",
+    "models": "model",
+    "metrics": "metrics",
+    "experiments": "experiment",
+}
 
 
 def options(group: str, folders: Sequence[Path] = (CONF,)) -> dict[str, Path]:

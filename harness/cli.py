@@ -15,20 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from harness import catalogue
-from harness.catalogue import CONF, ROOT, nearest
+from harness.catalogue import CONF, LISTED, ROOT, nearest
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 COMMANDS = ("ls", "leaderboard", "catalogue", "help")
-LISTED = {
-    "strategies": "strategy",
-    "tasks": "tasks",
-    "datasets": "dataset",
-    "models": "model",
-    "metrics": "metrics",
-    "experiments": "experiment",
-}
 
 HELP = """\
 Train a continual learner on a stream of tasks. At every task boundary, measure what it forgot, how

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.catalogue import CONF, nearest
+from harness.catalogue import CONF, LISTED, nearest
 from harness.checks import check, show
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ NONE = {
     "experiment": "leave it out",
 }
 LISTS = ("strategy", "metrics", "tracker", "experiment")  # groups of which several options compose
+MANY = 20  # options that still make one line
 _ABSENT = object()
 
 
@@ -151,7 +152,7 @@ class _Known:
         for name in names:
             if name not in options:
                 close = nearest(str(name), options)
-                hint = f"did you mean {key}={close}?" if close else f"there is {_list(options)}"
+                hint = f"did you mean {key}={close}?" if close else _known(key, options)
                 raise ValueError(f"{key}={name}: no such {key}; {hint}")
             if names.count(name) > 1:
                 raise ValueError(f"{_line(o)}: {name} stands there twice; name it once")
@@ -301,6 +302,16 @@ def _mismatch(default: Any, value: Any) -> str:
 def _bracketed(o: Override) -> str:
     key, _, value = _line(o).partition("=")
     return f"{key}=[{value}]"
+
+
+def _known(group: str, options: Sequence[str]) -> str:
+    """The options, or where so many are listed."""
+    plural = next((word for word, of in LISTED.items() if of == group), "")
+    return (
+        f"`python -m harness ls {plural}` lists them"
+        if len(options) > MANY and plural
+        else f"there is {_list(options)}"
+    )
 
 
 def _list(names: Any, prefix: str = "") -> str:

@@ -57,7 +57,7 @@ def refused(done, line):
 BAD = {
     "strategy=cpb": "strategy=cpb: no such strategy; did you mean strategy=cbp?",
     "strategy=[naive,l2_int]": "strategy=l2_int: no such strategy; did you mean strategy=l2_init?",
-    "strategy=qqqqqqq": "strategy=qqqqqqq: no such strategy; there is cbp, ",
+    "strategy=qqqqqqq": "strategy=qqqqqqq: no such strategy; `python -m harness ls strategies` lists them",
     "optimizer=sgdd": "optimizer=sgdd: no such optimizer; did you mean optimizer=sgd?",
     "strategy=CBP": "strategy=CBP: no such strategy; did you mean strategy=cbp?",
     "strategie=cbp": "strategie: no such setting; did you mean strategy?",
@@ -350,7 +350,7 @@ def test_version_is_ours(command):
     assert command("--version").out.startswith("harness")
 
 
-@pytest.mark.parametrize("what", cli.LISTED)
+@pytest.mark.parametrize("what", catalogue.LISTED)
 def test_ls_has_a_line_for_each_file(command, what):
     done = command("ls", what)
     lines = done.out.splitlines()
@@ -359,14 +359,14 @@ def test_ls_has_a_line_for_each_file(command, what):
         families = [re.split(" {2,}", line)[1] for line in lines]
         assert families == sorted(families) and {"replay", "plasticity", "control"} <= set(families)
         names.sort()
-    assert names == list(catalogue.options(cli.LISTED[what]))
+    assert names == list(catalogue.options(catalogue.LISTED[what]))
     assert all(len(line.split()) > 2 for line in lines), "a line without a description"
     assert (done.code, done.err) == (0, "")
 
 
 def test_ls_lists_everything(command):
     done = command("ls")
-    assert [line for line in done.out.splitlines() if not line.startswith(" ")] == list(cli.LISTED)
+    assert [line for line in done.out.splitlines() if not line.startswith(" ")] == list(catalogue.LISTED)
 
 
 def test_a_reader_that_has_seen_enough_is_no_error():
