@@ -141,9 +141,10 @@ class Recorder:
         self.pending: list[tuple[Tensor, Batch, Tensor, Tensor | float]] = []
         self.latest: tuple[Batch, Out] | None = None
         self.share = torch.zeros_like(self.learner.alive, dtype=torch.float64)  # of the loss: penalty and replay
+        self.appended = False
         self.online: list[Tensor] = []
         self.losses: list[Tensor] = []
-        self.gap = None
+        self.gap, self.aside = None, 0.0  # seconds that recording took of the steps' time
         if self.measure_gap and not (self.is_control or self.strategy.plain):
             with self.timed("gap"):
                 self.gap = trained_plainly(self.learner, task, self.evaluation)
@@ -155,10 +156,12 @@ class Recorder:
         self.pending.append((aux.out.logits.detach()[:, : fresh.y.shape[1]], fresh, aux.loss, aux.penalty))
         self.latest = (step.batch, aux.out)
         if self.learner.steps == self.learner.planned:
-            self.add_time("step", (self.clock() - self.began) / self.learner.planned)
+            self.add_time("step", (self.clock() - self.began - self.aside) / self.learner.planned)
+        entered = time.perf_counter()
         if len(self.pending) == CHUNK:
             self.score()
             self.progress(self.learner.now, self.learner.steps, self.learner.planned)
+        self.aside += time.perf_counter() - entered
 
     def end(self, task: Task) -> None:
         self.score()
@@ -201,13 +204,16 @@ class Recorder:
             share = (each / total).abs().amax(0)
         if self.latest is not None and self.latest[0].w.shape[1] > fresh:
             batch, out = self.latest
+            self.appended = True
             appended = (batch.w * self.learner.row_loss(out.logits.detach(), batch))[:, fresh:].sum(1)
             share = share.maximum((appended / total[-1]).abs())
         return share.double()
 
     def warn_if_idle(self, task: Task) -> None:
         """Say once of a penalty or replayed rows that they do nothing: a strength off by orders of magnitude."""
-        acting = [p.name for p in self.strategy.parts if p.overrides("loss") or p.overrides("batch")]
+        acting = [
+            p.name for p in self.strategy.parts if p.overrides("loss") or (self.appended and p.overrides("batch"))
+        ]
         if task.index and acting and self.learner.planned and bool((self.share < IDLE).all()) and not self.warned:
             self.warned = True
             self.warn(

@@ -153,7 +153,13 @@ class Chain(Strategy):
         for p in self.parts:
             p.random = learner.random(f"strategy/{p.name}")
         for p in self.active["setup"]:
+            known = set(learner.params)
             p.setup(learner)
+            if set(learner.params) != known and p is not self.parts[0]:
+                first = self.parts[0].name
+                raise ValueError(
+                    f"strategy {p.name} adds parameters that {first} does not know of: name {p.name} first"
+                )
 
     def begin(self, learner: Learner, task: Task) -> Task:
         for p in self.active["begin"]:

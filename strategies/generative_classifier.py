@@ -42,7 +42,7 @@ class GenerativeClassifier(Strategy):
     family = "template-based"
     scenarios = ("class",)
     why = "a model for each class needs classes that belong to one task, and competes with all others"
-    order = {"deploy": 50}
+    alone = True  # what it deploys has no parameter of the run's net
     transient = ("model",)
 
     def __init__(

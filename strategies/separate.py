@@ -72,6 +72,9 @@ def _by_task(t: Tensor, outs: dict[int, Out]) -> Out:
             whole = torch.where((t == i).view(*t.shape, *[1] * (part.dim() - 2)), part, whole)
         return whole
 
+    def each(name: str) -> dict[str, Tensor]:
+        return {k: pick({i: getattr(out, name)[k] for i, out in outs.items()}) for k in getattr(first, name)}
+
     first = next(iter(outs.values()))
-    acts = {k: pick({i: out.acts[k] for i, out in outs.items()}) for k in first.acts}
-    return Out(pick({i: out.logits for i, out in outs.items()}), acts, first.buffers)
+    logits = pick({i: out.logits for i, out in outs.items()})
+    return Out(logits, each("acts"), first.buffers, each("inputs"), each("preacts"))

@@ -24,12 +24,12 @@ def test_every_pair_was_tried() -> None:
     assert set(pairs.read()) == set(ALL), REMEDY
 
 
-def test_a_refusal_names_one_of_the_two_in_one_line() -> None:
+def test_a_refusal_is_one_line_that_names_one_of_the_two() -> None:
     for pair, text in pairs.read().items():
-        if text.startswith("refused: ") and "no scenario" not in text:
-            reason = text.split(": ", 2)[2]
+        if ": " in text and "no scenario" not in text:
+            reason = text.split(": ", 1)[1].lower().replace("_", "")
             assert "\n" not in reason
-            assert any(n.replace("_", "") in reason.lower().replace("_", "") for n in pair)
+            assert any(n.replace("_", "") in reason for n in pair), text
 
 
 @pytest.mark.parametrize("pair", SAMPLE, ids="-".join)

@@ -531,3 +531,18 @@ def test_an_observer_by_hand_is_the_run_s() -> None:
     loop.train(learner, chain, recorder)
     expected = run(s, [], **settings(s)).accuracy
     assert torch.equal(recorder.accuracy.nan_to_num(-1), expected.nan_to_num(-1))
+
+
+def test_a_strategy_that_acts_on_gradients_alone_is_not_called_idle() -> None:
+    class Project(Strategy):
+        def batch(self, learner: Learner, batch: Batch) -> Batch:
+            return replace(batch, extra={"memory": 1})
+
+    s = stream()
+    said: list[str] = []
+    learner, chain = Learner(stream=s, **settings(s)), Chain([Project()])
+    recorder = Recorder(learner, chain, {}, Evaluation(), InMemory(), gap=False, warn=said.append)
+    loop.prepare(learner, chain)
+    recorder.initial()
+    loop.train(learner, chain, recorder)
+    assert not said
