@@ -23,6 +23,7 @@ Made by `python -m harness catalogue FOLDER... > strategies/README.md` from the 
 the finished runs in FOLDER; not edited by hand. Families are those of van de Ven, Soures & Kudithipudi (2024), and two
 more: plasticity, and controls.
 """
+REMARKS = ROOT / "strategies" / "REMARKS.md"  # written by hand, on the runs that the page shows
 MEASURED = """\
 ## Measured
 
@@ -57,6 +58,8 @@ def measured(folders: Sequence[Path]) -> Iterator[str]:
     tables = [_table(runs) for _, runs in sorted(groups.items()) if len(runs) > 1]
     if tables:
         yield MEASURED
+        if REMARKS.exists():
+            yield REMARKS.read_text(encoding="utf-8")
         yield from tables
 
 

@@ -63,7 +63,7 @@ class Witness(Strategy):
 
 def run(part: Strategy, learner: Learner) -> list[Seen]:
     witness = Witness()
-    prepare(learner, chain := Chain([part, witness]))
+    prepare(learner, chain := Chain([part] if part.alone else [part, witness]))
     train(learner, chain, Blind())
     return witness.steps
 

@@ -139,12 +139,8 @@ def test_each_seed_has_seen_its_own_classes() -> None:
     assert lost == [[3], [1, 4]]
 
 
-def test_it_is_refused_where_classes_do_not_accumulate() -> None:
+def test_it_is_defined_where_classes_accumulate() -> None:
     assert ERACE.scenarios == ("class",)
-    learner = learner_of()
-    object.__setattr__(learner.stream, "loss", "mse")
-    with pytest.raises(ValueError, match="er_ace: masks classes"):
-        prepare(learner, Chain([er_ace()]))
 
 
 @pytest.mark.parametrize("key", ["capacity", "batch_size"])
