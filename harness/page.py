@@ -66,7 +66,10 @@ def measured(folders: Sequence[Path]) -> Iterator[str]:
 def _table(runs: Sequence[store.Run]) -> str:
     facts = runs[0].manifest
     cfg = facts["config"]
-    budget = f"{cfg['train']['steps']} steps" if cfg["train"]["steps"] else f"{cfg['train']['epochs']} epochs"
+    steps, epochs = cfg["train"]["steps"], cfg["train"]["epochs"]
+    budget = f"{steps} steps" if steps else f"{epochs} epoch{'s' * (epochs > 1)}"
+    entries = sorted(((scores(run), run) for run in runs), key=lambda e: -interval(e[0][0])[0])
+    known = [i for i in range(len(SCORES)) if any(interval(values[i])[2] for values, _ in entries)]
     lines = [
         f"### {facts['stream']}",
         "",
@@ -74,13 +77,12 @@ def _table(runs: Sequence[store.Run]) -> str:
         f" {cfg['optimizer']['_target_'].rpartition('.')[2]} with lr {cfg['optimizer']['lr']},"
         f" seeds {', '.join(map(str, facts['seeds']))}, setting {facts['setting']}.",
         "",
-        f"| strategy | {' | '.join(s.title for s in SCORES)} | step | memory |",
-        f"| --- |{' ---: |' * (len(SCORES) + 2)}",
+        f"| strategy | {' | '.join(SCORES[i].title for i in known)} | step | memory |",
+        f"| --- |{' ---: |' * (len(known) + 2)}",
     ]
-    entries = sorted(((scores(run), run) for run in runs), key=lambda e: -interval(e[0][0])[0])
     for values, run in entries:
         step, memory = cost(run)
-        cells = [*(shown(v) for v in values), "-" if step != step else f"{step:.2f}", size(memory)]
+        cells = [*(shown(values[i]) for i in known), "-" if step != step else f"{step:.2f}", size(memory)]
         lines.append(f"| {run.manifest['strategy']} | {' | '.join(cells)} |")
     return "\n".join([*lines, ""])
 

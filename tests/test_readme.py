@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 import harness
+from harness import page
 from harness.leaderboard import leaderboard
 
 README = Path(harness.__file__).resolve().parent.parent / "README.md"
@@ -60,3 +61,17 @@ def test_the_leaderboard_is_computed_from_the_tables(results: Path) -> None:
 
 def test_one_control_serves_both_runs(results: Path) -> None:
     assert len(list(results.glob("runs/*/reset/*/DONE"))) == 1
+
+
+def test_the_page_shows_the_runs_of_a_setting_best_first(results: Path) -> None:
+    said, *tables = page.measured([results])
+    assert "not tuned" in said
+    (table,) = [t for t in tables if t.startswith("### permuted_digits_domain")]
+    assert "3 tasks, 3 steps a task in batches of 32, SGD with lr 0.1, seeds 0, 1" in table
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines() if line.startswith("| ")]
+    assert {row[0] for row in rows[2:]} == {"naive", "replay"}
+    means = [float(row[1].split()[0]) for row in rows[2:]]
+    assert means == sorted(means, reverse=True)
+    assert {row[0]: row[-1] for row in rows[2:]}["naive"] == "0"
+    assert len(rows[0]) == len(rows[2])
+    assert list(page.measured([])) == []
