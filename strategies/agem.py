@@ -18,9 +18,8 @@ class AGEM(Strategy):
 
         g~ = g - (g·r / r·r) r   where g·r < 0,   g otherwise;   r: gradient on rows of the memory
 
-    g is the gradient of the whole objective, r that of the task loss on batch_size random rows of the memory, under the
-    current task's mask. Each seed has its own r and its own decision. The memory holds per_task random rows of every
-    past task; the batch is drawn from all of them together, so that any number of tasks can share it.
+    g is the gradient of the whole objective, r that of the task loss, under the current task's mask, on batch_size rows
+    of the memory, drawn from all tasks together. The memory holds per_task random rows of every past task.
 
     Differences from the paper:
     * Rows are drawn once a task is over, at random. Momentum and Adam may still move uphill on the memory.

@@ -17,15 +17,13 @@ class GPM(Strategy):
     After a task, with C = Σ r rᵀ over the layer's inputs r at `samples` training rows (patches of a convolution), the
     leading eigenvectors of C^ = (I - M Mᵀ) C (I - M Mᵀ) join M, as few as make M hold the share (threshold + growth per
     task) of tr C. W r is constant from then on for r in the span of M. By induction over layers so is the net's output
-    at rows whose inputs all lie in it; for others it moves by what the threshold leaves out. All parameters that are no
-    layer's weight (biases, norm gains and shifts) stay put after the first task, as in the authors' code. With a head
-    per task, its outputs move freely in that task and never again. Acts on the update, hence under any optimizer.
-    Memory: fan in squared for each layer.
+    at rows whose inputs all lie in it; for others it moves by what the threshold leaves out. Parameters that are no
+    layer's weight stay put after the first task. With a head per task, its outputs move freely in that task and never
+    again. Memory: fan in squared for each layer.
 
     Differences from the paper:
-    * The update is projected, not the gradient: the same for SGD, which the paper uses, and right for others.
-    * The authors' code stops one direction short of the threshold after the first task; this does not.
-    * Running statistics of batch norm go on moving, so that no output is constant; with norm=group it is.
+    * The update is projected, not the gradient: the same for SGD, which the paper uses, and right for others. The code
+      stops one direction short of the threshold after the first task. Batch norm's statistics go on moving.
     """
 
     family = "optimization-based"
