@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import difflib
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -82,12 +83,18 @@ def _nodes(target: str, roots: Sequence[Path]) -> Iterator[ast.ClassDef | ast.Fu
         base = root.joinpath(*module.split("."))
         for file in (base.with_suffix(".py"), base / "__init__.py"):
             if file.is_file():
-                tree = ast.parse(file.read_text(encoding="utf-8"))
+                tree = _parsed(file)
                 for node in tree.body:
                     if isinstance(node, (ast.ClassDef, ast.FunctionDef)) and node.name == name:
                         yield node
                 yield tree
                 return
+
+
+@cache
+def _parsed(file: Path) -> ast.Module:
+    """Read once: a listing asks a file for its text and for its family."""
+    return ast.parse(file.read_text(encoding="utf-8"))
 
 
 def _line(file: Path, folders: Sequence[Path]) -> str:

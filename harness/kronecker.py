@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad, unfold
 
 from harness import fisher
 from harness.learner import Learner
+from harness.projection import vectors
 from harness.random import RandomStream
 from harness.types import Layer, Params, Source
 
@@ -74,12 +74,8 @@ def _add_inputs(total: Tensor, layer: Layer, x: Tensor, root: Tensor, params: Pa
     kernel = params[layer.weight].shape[3:]
     step = x.shape[1] if layer.conv is None else max(1, _CHUNK // (x[:, 0].numel() * kernel.numel()))
     for part, scale in zip(x.split(step, 1), root.split(step, 1)):
-        if layer.conv is not None:
-            part = unfold(part.flatten(0, 1), kernel, **layer.conv).mT.unflatten(0, (len(x), -1))  # [S, b, L, C k k]
-        if layer.bias:
-            part = pad(part, (0, 1), value=1.0)
-        part = part * scale.view(*scale.shape, *[1] * (part.dim() - 2))
-        flat = part.flatten(1, -2) if layer.conv else part
+        a = vectors(layer, part, params[layer.weight], bias=True) * scale[..., None, None]
+        flat = a.flatten(1, 2)
         total += flat.mT @ flat
 
 

@@ -34,27 +34,36 @@ def leaderboard(folders: Sequence[Path]) -> list[str]:
     Means and 95 % Student intervals are over the seeds of a run. Runs are compared within one setting
     only; a setting is named by its hash. A metric that a run did not record shows as -.
     """
+    lines: list[str] = []
+    for (stream, setting), runs in settings(folders).items():
+        entries = [(run.manifest["strategy"], len(run.manifest["seeds"]), values, run) for values, run in ranked(runs)]
+        width = max(len("strategy"), *(len(name) for name, *_ in entries))
+        lines += [f"{stream}, setting {setting}, mean ± 95 % interval over seeds, by {SCORES[0].title}"]
+        titles = "  ".join(f"{s.title:>17}" for s in SCORES)
+        lines += [f"  {'strategy':<{width}}  seeds  {titles}  step cost   memory"]
+        for name, seeds, values, run in entries:
+            step, memory = cost(run)
+            lines += [
+                f"  {name:<{width}}  {seeds:>5}  {'  '.join(f'{shown(v):>17}' for v in values)}"
+                f"  {times(step):>9}  {size(memory):>7}"
+            ]
+        lines += [""]
+    return lines[:-1]
+
+
+def settings(folders: Sequence[Path]) -> dict[tuple[str, str], list[store.Run]]:
+    """Finished runs by stream and setting, within which they compare; in order of their names."""
     groups: dict[tuple[str, str], list[store.Run]] = {}
     for folder in folders:
         for run in store.find_runs(folder, purpose="run"):
             groups.setdefault((run.manifest["stream"], run.manifest["setting"]), []).append(run)
-    lines: list[str] = []
-    for (stream, setting), runs in sorted(groups.items()):
-        entries = [(run.manifest["strategy"], len(run.manifest["seeds"]), scores(run)) for run in runs]
-        entries.sort(key=lambda e: -np.nan_to_num(interval(e[2][0])[0], nan=-1.0))
-        costs = {run.manifest["strategy"]: cost(run) for run in runs}
-        width = max(len("strategy"), *(len(name) for name, _, _ in entries))
-        lines += [f"{stream}, setting {setting}, mean ± 95 % interval over seeds, by {SCORES[0].title}"]
-        titles = "  ".join(f"{s.title:>17}" for s in SCORES)
-        lines += [f"  {'strategy':<{width}}  seeds  {titles}  step cost   memory"]
-        for name, seeds, values in entries:
-            step, memory = costs[name]
-            lines += [
-                f"  {name:<{width}}  {seeds:>5}  {'  '.join(f'{shown(v):>17}' for v in values)}"
-                f"  {'-' if np.isnan(step) else f'{step:.2f}':>9}  {size(memory):>7}"
-            ]
-        lines += [""]
-    return lines[:-1]
+    return dict(sorted(groups.items()))
+
+
+def ranked(runs: Sequence[store.Run]) -> list[tuple[list[Array], store.Run]]:
+    """Runs with their scores, the highest first score first; runs without one come last."""
+    entries = [(scores(run), run) for run in runs]
+    return sorted(entries, key=lambda e: -np.nan_to_num(interval(e[0][0])[0], nan=-1.0))
 
 
 def scores(run: store.Run) -> list[Array]:
@@ -87,6 +96,10 @@ def cost(run: store.Run) -> tuple[float, float]:
     metrics = store.read_table(run, "metrics").to_pandas()
     held = metrics[metrics.metric == "memory"]
     return ratio, float(held[held.boundary == held.boundary.max()].value.mean())
+
+
+def times(ratio: float) -> str:
+    return "-" if np.isnan(ratio) else f"{ratio:.2f}"
 
 
 def size(count: float) -> str:

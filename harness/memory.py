@@ -166,8 +166,17 @@ def pick(fields: dict[str, Tensor], index: Tensor) -> dict[str, Tensor]:
     >>> pick({"x": torch.tensor([[1, 2, 3], [4, 5, 6]])}, torch.tensor([[2, 0], [1, 1]]))
     {'x': tensor([[3, 1], [5, 5]])}
     """
-    flat = _flat(index, next(iter(fields.values())).shape[1])
-    return {k: v.flatten(0, 1).index_select(0, flat).view(*index.shape, *v.shape[2:]) for k, v in fields.items()}
+    return {k: pick_rows(v, index) for k, v in fields.items()}
+
+
+def pick_rows(v: Tensor, index: Tensor) -> Tensor:
+    """Rows `index` [S, B] of v [S, n, ...]: [S, B, ...].
+
+    >>> pick_rows(torch.tensor([[[1], [2]], [[3], [4]]]), torch.tensor([[1, 1], [0, 1]]))[..., 0]
+    tensor([[2, 2],
+            [3, 4]])
+    """
+    return v.flatten(0, 1).index_select(0, _flat(index, v.shape[1])).view(*index.shape, *v.shape[2:])
 
 
 class _Draws:

@@ -12,7 +12,7 @@ from typing import Any
 
 from harness import catalogue, store
 from harness.catalogue import ROOT
-from harness.leaderboard import SCORES, cost, scores, shown, size
+from harness.leaderboard import SCORES, cost, ranked, settings, shown, size, times
 from harness.strategy import HOOKS, Strategy
 from harness.trackers import interval
 
@@ -51,11 +51,7 @@ def overview() -> str:
 
 def measured(folders: Sequence[Path]) -> Iterator[str]:
     """A table for every setting in which more than one strategy was run; nothing where there is none."""
-    groups: dict[tuple[str, str], list[store.Run]] = {}
-    for folder in folders:
-        for run in store.find_runs(folder, purpose="run"):
-            groups.setdefault((run.manifest["stream"], run.manifest["setting"]), []).append(run)
-    tables = [_table(runs) for _, runs in sorted(groups.items()) if len(runs) > 1]
+    tables = [_table(runs) for runs in settings(folders).values() if len(runs) > 1]
     if tables:
         yield MEASURED
         if REMARKS.exists():
@@ -68,7 +64,7 @@ def _table(runs: Sequence[store.Run]) -> str:
     cfg = facts["config"]
     steps, epochs = cfg["train"]["steps"], cfg["train"]["epochs"]
     budget = f"{steps} steps" if steps else f"{epochs} epoch{'s' * (epochs > 1)}"
-    entries = sorted(((scores(run), run) for run in runs), key=lambda e: -interval(e[0][0])[0])
+    entries = ranked(runs)
     known = [i for i in range(len(SCORES)) if any(interval(values[i])[2] for values, _ in entries)]
     lines = [
         f"### {facts['stream']}",
@@ -82,7 +78,7 @@ def _table(runs: Sequence[store.Run]) -> str:
     ]
     for values, run in entries:
         step, memory = cost(run)
-        cells = [*(shown(values[i]) for i in known), "-" if step != step else f"{step:.2f}", size(memory)]
+        cells = [*(shown(values[i]) for i in known), times(step), size(memory)]
         lines.append(f"| {run.manifest['strategy']} | {' | '.join(cells)} |")
     return "\n".join([*lines, ""])
 

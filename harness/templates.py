@@ -87,17 +87,6 @@ def readout(net: Net, layer: str, logits: Callable[[Tensor], Tensor]) -> Net:
     return Net(net.params, net.buffers, apply)
 
 
-def pick(v: Tensor, index: Tensor) -> Tensor:
-    """Rows `index` [S, B] of v [S, n, ...]: [S, B, ...].
-
-    >>> pick(torch.tensor([[[1], [2]], [[3], [4]]]), torch.tensor([[1, 1], [0, 1]]))[..., 0]
-    tensor([[2, 2],
-            [3, 4]])
-    """
-    offset = torch.arange(len(v), device=v.device)[:, None] * v.shape[1]
-    return v.flatten(0, 1).index_select(0, (index + offset).flatten()).view(*index.shape, *v.shape[2:])
-
-
 def herd(z: Tensor, valid: Tensor, count: int) -> Tensor:
     """Herding (Welling 2009): rows whose running mean stays closest to the mean of all, in the order taken.
 

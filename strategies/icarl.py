@@ -8,6 +8,7 @@ from torch import Tensor
 
 from harness import require, templates, tree
 from harness.learner import Learner
+from harness.memory import pick_rows
 from harness.random import integers
 from harness.strategy import Strategy
 from harness.types import Batch, Net, Out, Params, Task, cat
@@ -65,7 +66,7 @@ class ICaRL(Strategy):
         w = batch.w
         if self.least:
             index = integers(self.random.key(), self.size[:, None], self.batch_size)
-            x, y, t = (templates.pick(v, index) for v in (self.x, self.y, self.t))
+            x, y, t = (pick_rows(v, index) for v in (self.x, self.y, self.t))
             held = (self.size / (self.size + learner.stream.tasks[learner.now].nominal)).to(w.dtype)[:, None]
             batch = cat(batch, learner.make_batch(x, y, t))
             w = torch.cat([w * (1 - held), held.expand(-1, self.batch_size) / self.batch_size], 1)
@@ -101,7 +102,7 @@ class ICaRL(Strategy):
         self.size = kept.sum(1)
         self.most, self.least = int(self.size.max()), int(self.size.min())
         front = (~kept).to(torch.uint8).argsort(dim=1, stable=True)[:, : self.most]
-        self.x, self.y, self.t, self.rank = (templates.pick(v, front) for v in fields)
+        self.x, self.y, self.t, self.rank = (pick_rows(v, front) for v in fields)
         self.old = Net(tree.copy(learner.params), tree.copy(learner.buffers), learner.apply)
 
     def choose(self, learner: Learner, task: Task, m: int) -> tuple[Tensor, Tensor]:
@@ -114,7 +115,7 @@ class ICaRL(Strategy):
         count = of_class.sum(2)
         rows = (~of_class).to(torch.uint8).argsort(dim=2, stable=True)[:, :, : int(count.max())]
         inside = torch.arange(rows.shape[2], device=rows.device) < count[:, :, None]
-        place = templates.herd(templates.pick(z, rows.flatten(1)).view(*rows.shape, -1), inside, min(m, rows.shape[2]))
+        place = templates.herd(pick_rows(z, rows.flatten(1)).view(*rows.shape, -1), inside, min(m, rows.shape[2]))
         rank = torch.arange(place.shape[2], device=rows.device).expand_as(place)
         rank = torch.where(rank < count[:, :, None], rank, self.capacity)
         return rows.gather(2, place).flatten(1), rank.flatten(1)
