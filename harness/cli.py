@@ -10,7 +10,7 @@ import re
 import sys
 import sysconfig
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -19,8 +19,6 @@ from harness.catalogue import CONF, LISTED, ROOT, nearest
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
-
-COMMANDS = ("ls", "leaderboard", "catalogue", "help")
 
 HELP = """\
 Train a continual learner on a stream of tasks. At every task boundary, measure what it forgot, how
@@ -106,16 +104,12 @@ def _say(line: str) -> None:
 
 def _dispatch(argv: Sequence[str]) -> int:
     word = argv[0] if argv and re.fullmatch(r"[A-Za-z][\w-]*", argv[0]) else None
-    if word == "ls":
-        return _ls(argv[1:])
-    if word == "leaderboard":
-        return _leaderboard(argv[1:])
-    if word == "catalogue":
-        return _catalogue(argv[1:])
-    if word == "help" or any(a in ("-h", "--help") for a in argv):
-        return _help()
+    if any(a in ("-h", "--help") for a in argv):
+        return _help(argv)
     if list(argv) == ["--version"]:
         return _version()
+    if word in COMMANDS:
+        return COMMANDS[word](argv[1:])
     if word is not None:
         raise ValueError(f"{word}: no such command; {_meant(word)}")
     return _run(argv)
@@ -132,7 +126,7 @@ def _meant(word: str) -> str:
 # help and ls
 
 
-def _help() -> int:
+def _help(argv: Sequence[str]) -> int:
     run = "harness" if Path(sys.argv[0]).name == "harness" else "python -m harness"
     groups = "\n".join(_wrapped(g, list(catalogue.options(g))) for g in catalogue.GROUPS)
     print(HELP.format(run=run, groups=groups, listed=", ".join(LISTED)), end="")
@@ -203,6 +197,14 @@ def _folders(command: str, names: Sequence[str]) -> list[Path]:
         if not (Path(name) / "runs").is_dir():
             raise ValueError(f"{command} {name}: holds no runs; name a folder that results=FOLDER wrote to")
     return [Path(name) for name in names]
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "ls": _ls,
+    "leaderboard": _leaderboard,
+    "catalogue": _catalogue,
+    "help": _help,
+}
 
 
 # run
