@@ -32,6 +32,7 @@ def check(cfg: Mapping[str, Any]) -> None:
     for key in ("force", "gap", "control"):
         _one_of(cfg, key, (True, False))
     _whole(cfg, "threads", 0)
+    _whole(cfg, "metrics_every", 1)
     _whole(cfg, "train.epochs", 1, null=_get(cfg, "train.steps") not in (None, _ABSENT))
     _whole(cfg, "train.steps", 1, null=True)
     _whole(cfg, "train.batch_size", 1)

@@ -44,6 +44,9 @@ Settings            (`{run} --cfg job` shows all of them with their values)
   train.epochs=10         or train.steps=100, for each task
   train.batch_size=32     rows of a step
   optimizer.lr=0.1        learning rate
+  metrics=standard        or off, fast, atlas; metrics=[fast,sharpness] adds one metric to a tier
+  metrics.sharpness=null  leave one out (`{run} ls metrics`)
+  metrics_every=1         measure around every k-th task, the first and the last
   dataset.root=FOLDER     where data sets are looked for and downloaded to
   results=FOLDER          where runs are written
   device=auto             auto, cpu, cuda or cuda:1

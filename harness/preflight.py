@@ -29,6 +29,7 @@ NONE = {
     "experiment": "leave it out",
 }
 LISTS = ("strategy", "metrics", "tracker", "experiment")  # groups of which several options compose
+OPTIONAL = ("metrics",)  # groups whose members may be left out, as in metrics.sharpness=null
 MANY = 20  # options that still make one line
 _ABSENT = object()
 
@@ -138,7 +139,8 @@ class _Known:
             return
         key = o.key_or_group
         if o.is_delete():
-            raise ValueError(f"{_line(o)}: settings cannot be taken away; give {key} a value")
+            remedy = f"leave it out with {key}=null" if _optional(key) else f"give {key} a value"
+            raise ValueError(f"{_line(o)}: settings cannot be taken away; {remedy}")
         if key not in self.groups or o.is_sweep_override():
             return
         value = o.value()
@@ -215,6 +217,8 @@ class _Known:
             return
         if o.is_add():
             raise ValueError(f"{_line(o)}: {key} exists already; write it without the +")
+        if value is None and _optional(key):
+            return
         if isinstance(default, dict) and default and not isinstance(value, dict):
             raise ValueError(f"{key}={show(value)}: has settings of its own: {_list(default, key + '.')}")
         if key.partition(".")[0] in self.groups and "${" not in str(value):
@@ -226,7 +230,7 @@ class _Known:
         if _open(values, key):
             return f"{key}: new keys there are written with a +, as in +{_line(o)}"
         first, *rest = key.split(".")
-        unchosen = len(rest) > 1 and rest[0] not in values.get(first, {})
+        unchosen = rest and rest[0] not in values.get(first, {})
         if unchosen and first in self.groups and rest[0] in self.options(first):
             return f"{key}: {rest[0]} is not chosen; choose it with {first}={rest[0]} or in a list"
         keys = dotted(values)
@@ -250,7 +254,12 @@ def dotted(values: dict[str, Any], prefix: str = "") -> list[str]:
     found: list[str] = []
     for k, v in values.items():
         found += dotted(v, f"{prefix}{k}.") if isinstance(v, dict) and v else [f"{prefix}{k}"]
-    return [k for k in found if not k.endswith("_target_")]
+    return [k for k in found if not k.endswith(("_target_", "_partial_"))]
+
+
+def _optional(key: str) -> bool:
+    group, _, name = key.partition(".")
+    return group in OPTIONAL and "." not in name
 
 
 def _find(values: Any, key: str) -> Any:
@@ -315,4 +324,4 @@ def _known(group: str, options: Sequence[str]) -> str:
 
 
 def _list(names: Any, prefix: str = "") -> str:
-    return ", ".join(f"{prefix}{n}" for n in names if n != "_target_")
+    return ", ".join(f"{prefix}{n}" for n in names if n not in ("_target_", "_partial_"))

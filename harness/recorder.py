@@ -110,6 +110,7 @@ class Recorder:
         evaluation: Evaluation,
         sink: Sink,
         *,
+        every: int = 1,
         control: Tensor | None = None,
         is_control: bool = False,
         gap: bool = True,
@@ -122,6 +123,7 @@ class Recorder:
         self.sink, self.control, self.is_control, self.progress = sink, control, is_control, progress
         self.measure_gap = gap and (is_control or control is not None)
         total = len(learner.stream.tasks)
+        self.chosen = {t for t in range(total) if measured(t, total, every)}
         self.accuracy = torch.full((learner.S, total + 1, total), math.nan, dtype=torch.float64)
         self.loss = self.accuracy.clone()
         self.gap: Tensor | None = None
@@ -145,7 +147,7 @@ class Recorder:
         self.online: list[Tensor] = []
         self.losses: list[Tensor] = []
         self.gap, self.aside = None, 0.0  # seconds that recording took of the steps' time
-        if self.measure_gap and not (self.is_control or self.strategy.plain):
+        if self.measure_gap and task.index in self.chosen and not (self.is_control or self.strategy.plain):
             with self.timed("gap"):
                 self.gap = trained_plainly(self.learner, task, self.evaluation)
         self.measure(task, "start")
@@ -262,6 +264,8 @@ class Recorder:
         )
 
     def measure(self, task: Task, phase: str) -> None:
+        if task.index not in self.chosen:
+            return
         boundary = self.boundary(task, phase)
         for name, metric in self.metrics.items():
             with self.timed(f"metric/{name}"):
@@ -384,6 +388,15 @@ class Recorder:
         self.learner.load_state_dict(state["learner"])
         self.strategy.load_state_dict(state["strategy"])
         self.accuracy, self.loss = state["accuracy"].clone(), state["loss"].clone()
+
+
+def measured(t: int, total: int, every: int) -> bool:
+    """Whether metrics are taken around task `t` of `total`: every k-th, the first and the last always.
+
+    >>> [t for t in range(10) if measured(t, 10, 4)]
+    [0, 4, 8, 9]
+    """
+    return t % every == 0 or t == total - 1
 
 
 def trained_plainly(learner: Learner, task: Task, evaluation: Evaluation) -> Tensor:

@@ -62,6 +62,7 @@ def run(
     optimizer: Optimizer,
     budget: Budget | None = None,
     metrics: Mapping[str, Metric] | None = None,
+    metrics_every: int = 1,
     evaluation: Evaluation | None = None,
     control: Tensor | None = None,
     is_control: bool = False,
@@ -78,7 +79,7 @@ def run(
     `control` [S, T] is a fresh net's accuracy on each task (`fresh_accuracy`), which intransigence
     and the trainability gap are measured against; `is_control` says that this run is that control.
     `sink` takes the rows, nets and checkpoints; by default they stay in memory. `resume` is a boundary
-    and its checkpoint.
+    and its checkpoint. `metrics_every=k` measures around every k-th task, the first and the last.
 
     Raises ValueError where a strategy is not defined for the stream's scenario.
     """
@@ -92,6 +93,7 @@ def run(
         metrics or {},
         evaluation or Evaluation(),
         sink,
+        every=metrics_every,
         control=control,
         is_control=is_control,
         gap=gap,
@@ -224,6 +226,11 @@ def from_config(cfg: DictConfig, progress: bool = True) -> Path:
     return _one(setting, plain["strategy"], strategies, tuple(plain["seeds"]), progress)
 
 
+def chosen_metrics(node: dict[str, Any]) -> dict[str, Metric]:
+    """The metrics of a configuration, less those that were left out with null."""
+    return {name: build(one) for name, one in node.items() if one is not None}
+
+
 def chosen_device(name: str) -> torch.device:
     """`auto` is the GPU where there is one. ValueError for a device that is not there."""
     if name == "auto":
@@ -244,7 +251,7 @@ def _one(
     cfg, label = setting.cfg, "+".join(strategies)
     stream = setting.stream(seeds)
     parts, evaluation = setting.parts(stream), Evaluation(**cfg["eval"])
-    metrics = {name: build(node) for name, node in (cfg["metrics"] or {}).items()}
+    metrics = chosen_metrics(cfg["metrics"])
     shown = _trackers(cfg, stream, label, progress)
     check_scenario(stream, list(strategies.values()))
     for line in Chain(list(strategies.values())).disorder():
@@ -270,6 +277,7 @@ def _one(
                 stream,
                 list(strategies.values()),
                 metrics=metrics,
+                metrics_every=cfg["metrics_every"],
                 evaluation=evaluation,
                 control=control,
                 is_control=is_control,

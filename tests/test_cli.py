@@ -76,7 +76,12 @@ BAD = {
     "strategy=cbp ++strategy.cbp.zzzzz=3": "strategy.cbp.zzzzz: no such setting; there is strategy.cbp.rate,",
     "strategy=cbp +strategy.cbp.rate=3": "+strategy.cbp.rate=3: strategy.cbp.rate exists already; write it without",
     "strategy.cbp.rate=3": "strategy.cbp.rate: cbp is not chosen; choose it with strategy=cbp or in a list",
-    "~tracker": "~tracker: settings cannot be taken away",
+    "~tracker": "~tracker: settings cannot be taken away; give tracker a value",
+    "~metrics.sharpness": "~metrics.sharpness: settings cannot be taken away; leave it out with metrics.sharpness=null",
+    "metrics=fast metrics.sharpness=null": "metrics.sharpness: sharpness is not chosen; choose it with metrics=",
+    "metrics=[fast,sharpnes]": "metrics=sharpnes: no such metrics; did you mean metrics=sharpness?",
+    "metrics.connectivity=3": "metrics.connectivity=3: has settings of its own: metrics.connectivity.size, metrics.",
+    "metrics_every=0": "metrics_every=0: must be at least 1",
     "tuned.cbp.rate=3": "tuned.cbp.rate: new keys there are written with a +, as in +tuned.cbp.rate=3",
     "train=5": "train=5: has settings of its own: train.epochs, train.steps, train.batch_size",
     "train={epochs:0}": "train.epochs=0: must be at least 1",
@@ -201,6 +206,14 @@ def test_a_preset_may_choose_a_list_and_may_be_a_sweep(command, tmp_path):
 def test_tuned_takes_new_keys(command):
     done = command("strategy=l2_init", "+tuned.l2_init.strength=0.25")
     assert done.jobs[0]["strategy"]["l2_init"]["strength"] == 0.25
+
+
+def test_a_metric_of_another_tier_is_added_and_one_of_this_tier_left_out(command):
+    (added,) = command("metrics=[fast,sharpness]", "metrics.sharpness.steps=7").jobs
+    assert {k: bool(v) for k, v in added["metrics"].items()} == {"transfer": 1, "plasticity": 1, "sharpness": 1}
+    assert added["metrics"]["sharpness"]["steps"] == 7 and added["metrics"]["plasticity"]["rank"] is False
+    (less,) = command("metrics=standard", "metrics.sharpness=null").jobs
+    assert less["metrics"]["sharpness"] is None and less["metrics"]["connectivity"]
 
 
 def test_multirun_runs_every_combination(command, tmp_path):

@@ -1,6 +1,7 @@
 """The YAML files: they compose, say what their keys mean, and fit the constructors they name."""
 
 import inspect
+import itertools
 import re
 from contextlib import contextmanager
 
@@ -13,6 +14,7 @@ from harness import catalogue
 from harness.catalogue import CONF, GROUPS
 from harness.checks import check
 
+TIERS = ("off", "fast", "standard", "atlas")
 FILES = sorted(CONF.rglob("*.yaml"))
 # what the harness passes itself
 GIVEN = {
@@ -79,6 +81,18 @@ def test_every_strategy_stands_under_its_own_name_so_that_lists_compose():
         assert list(composed(f"strategy={name}")["strategy"]) == [name]
     assert list(composed("strategy=[l2_init,naive]")["strategy"]) == ["l2_init", "naive"]
     assert list(composed("strategy=[naive,l2_init]")["strategy"]) == ["naive", "l2_init"]
+
+
+def test_each_metric_stands_in_a_file_of_its_own_that_tiers_name():
+    """What a tier measures, the next one measures too; a file that no tier names is a metric by itself."""
+    tiers = [list(composed(f"metrics={tier}")["metrics"]) for tier in TIERS]
+    for less, more in itertools.pairwise(tiers):
+        assert [name for name in more if name in less] == less
+    for name in set(catalogue.options("metrics")) - set(TIERS):
+        node = composed(f"metrics={name}")["metrics"]
+        assert list(node) == [name]
+        arguments = inspect.signature(get_object(node[name]["_target_"])).parameters
+        assert set(node[name]) - {"_target_", "_partial_"} == set(arguments) - {"b"}
 
 
 def test_a_presets_value_for_a_method_loses_to_the_command_line_and_leaves_no_trace():

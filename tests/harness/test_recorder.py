@@ -153,6 +153,23 @@ def test_accuracy_is_the_deployed_net_s() -> None:
     torch.testing.assert_close(result.accuracy[:, 5], torch.stack(shares, 1).double())
 
 
+# --- which boundaries -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("every", "expected"), [(1, [0, 1, 2, 3, 4]), (2, [0, 2, 4]), (3, [0, 3, 4]), (9, [0, 4])])
+def test_metrics_are_taken_around_every_kth_task_the_first_and_the_last(every: int, expected: list[int]) -> None:
+    """The gap is trained for there only; accuracy is recorded everywhere."""
+    s, seen = stream("domain"), Seen(lambda b: None if b.gap is None else bool(b.gap.isfinite().all()))
+    sink = InMemory()
+    control = torch.zeros(len(SEEDS), 5)
+    how = {"metrics": {"seen": seen}, "metrics_every": every, "control": control, "sink": sink}
+    result = run(s, [Pull()], **how, **settings(s))
+    assert seen.found == {(t, phase): True for t in expected for phase in ("start", "end")}
+    assert result.accuracy[:, 1:].diagonal(dim1=1, dim2=2).isfinite().all()
+    timing = sink.tables["timing"]
+    assert [t for t, part in zip(timing["boundary"], timing["part"]) if part == "gap"] == expected
+
+
 # --- within a task --------------------------------------------------------------------------------
 
 
