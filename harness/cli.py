@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import sys
 import sysconfig
 import traceback
@@ -67,7 +68,8 @@ Commands and flags
 
 
 def main() -> int:
-    """Run the command line in sys.argv; returns the exit code: 0, 2 for bad input, 130 when interrupted."""
+    """Run the command line in sys.argv; returns the exit code: 0, 2 for bad input, 130 or 143 when interrupted."""
+    signal.signal(signal.SIGTERM, _terminate)
     if not sys.flags.safe_path and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # a console script lacks it, and users' own strategies live there
     try:
@@ -78,9 +80,9 @@ def main() -> int:
         # what reads us has seen enough; the interpreter flushes once more on its way out
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141  # as a program killed by SIGPIPE
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         _say("interrupted: the same command again resumes the run at its last finished task")
-        return 130
+        return 143 if isinstance(stop, _Terminated) else 130
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 0
     except _Reported as error:
@@ -91,6 +93,14 @@ def main() -> int:
             raise
         _say(line)
         return 2
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM: what a scheduler sends before it kills. Ends a run as Ctrl-C does."""
+
+
+def _terminate(number: int, frame: object) -> NoReturn:
+    raise _Terminated
 
 
 class _Reported(Exception):

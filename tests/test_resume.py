@@ -42,7 +42,7 @@ def finished(results: Path) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 def test_a_run_cut_short_resumes_to_the_same_tables(tmp_path: Path, how: signal.Signals) -> None:
     finished(tmp_path / "whole")
     cut = tmp_path / "cut"
@@ -53,7 +53,7 @@ def test_a_run_cut_short_resumes_to_the_same_tables(tmp_path: Path, how: signal.
         time.sleep(0.01)
     process.send_signal(how)
     said, _ = process.communicate(timeout=60)
-    assert process.returncode == (-9 if how == signal.SIGKILL else 130)
+    assert process.returncode == {signal.SIGKILL: -9, signal.SIGINT: 130, signal.SIGTERM: 143}[how], said
     assert how == signal.SIGKILL or "the same command again resumes" in said
     assert "resumed after task" in finished(cut)
     (whole,) = store.find_runs(tmp_path / "whole", purpose="run")
