@@ -1,4 +1,4 @@
-"""Straight lines between two points in parameter space, averages on them, and what is called a barrier there.
+"""Lines and planes through points in parameter space, averages on them, and what is called a barrier there.
 
 A path is [S, K]: a loss (or an error, 1 - accuracy) at K points alpha of a grid from 0 to 1. The three barrier
 definitions answer different questions and are three functions (research note: on a naive step of a continual
@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from harness import tree
-from harness.random import RandomStream, integers
+from harness.random import RandomStream, fold, integers, normal
 from harness.types import Buffers, Net, Params, Task
 
 if TYPE_CHECKING:
@@ -41,6 +41,104 @@ def line(a: Params, b: Params, evaluate: Callable[[Params], Tensor], alphas: Seq
     others (variance collapse, Jordan et al. 2023): where a net has them, `evaluate` must renew them (`refresh`).
     """
     return torch.stack([evaluate(tree.lerp(a, b, alpha)) for alpha in alphas], 1)
+
+
+class Plane(NamedTuple):
+    """origin + x u + y v, u and v orthogonal unless random; each seed has its own, all share one grid of x and y."""
+
+    origin: Params
+    u: Params
+    v: Params
+    corners: Tensor  # [S, n, 2] x, y of the points that it goes through
+    lengths: Tensor  # [S, 2] of u and v: x and y times them are distances
+
+
+def plane(a: Params, b: Params, c: Params) -> Plane:
+    """The plane through three points, by Gram-Schmidt: a at (0, 0), b at (1, 0), c at (p, 1); p is each seed's own.
+
+        u = b - a,   v = (c - a) - p u,   p = <c - a, u> / |u|^2  (0 where b = a)
+
+    As drawn by Garipov et al. (2018), who take v from the second point. Three points on one line make v vanish.
+
+    >>> at = [{"w": torch.tensor([row])} for row in ([0.0, 0.0], [2.0, 0.0], [1.0, 3.0])]
+    >>> found = plane(*at)
+    >>> found.v, found.corners, found.lengths
+    ({'w': tensor([[0., 3.]])}, tensor([[[0.0000, 0.0000],
+             [1.0000, 0.0000],
+             [0.5000, 1.0000]]]), tensor([[2., 3.]]))
+    """
+    u, w = tree.sub(b, a), tree.sub(c, a)
+    square = tree.dot(u, u)
+    p = torch.where(square == 0, 0, tree.dot(w, u) / square)
+    v = tree.add(w, u, -p)
+    zero, one = torch.zeros_like(p), torch.ones_like(p)
+    corners = torch.stack([zero, zero, one, zero, p, one], 1).view(-1, 3, 2)
+    return Plane(a, u, v, corners, torch.stack([tree.norm(u), tree.norm(v)], 1))
+
+
+def random_plane(params: Params, key: Tensor) -> Plane:
+    """The plane through `params` along two filter-normalised random directions, each seed's own (`key` [S])."""
+    u, v = (filter_normalised(params, fold(key, name)) for name in "uv")
+    corner = torch.zeros_like(tree.norm(params))[:, None, None].expand(-1, 1, 2)
+    return Plane(params, u, v, corner, torch.stack([tree.norm(u), tree.norm(v)], 1))
+
+
+def filter_normalised(params: Params, key: Tensor) -> Params:
+    """A normal direction d with |d_f| = |w_f| for every filter f, 0 for biases and norms (Li et al. 2018).
+
+    A filter is what writes one unit: a row of a linear map, [C, k, k] of a convolution. A parameter with one number a
+    unit (bias, gain, shift) stays where it is, as in the authors' code (ignore='biasbn'). So 1 on an axis is as far as
+    the weights are large, and rescaling a ReLU layer against the next leaves the picture as it was. Two directions are
+    as nearly orthogonal as random ones are, no more. A filter of zeros does not move.
+    """
+
+    def one(name: str, w: Tensor) -> Tensor:
+        if w.dim() <= 2:
+            return torch.zeros_like(w)
+        d = normal(fold(key, name), *w.shape[1:], dtype=w.dtype)
+        return d * (_filter_norm(w) / _filter_norm(d))
+
+    return {k: one(k, v) for k, v in params.items()}
+
+
+def _filter_norm(w: Tensor) -> Tensor:
+    """[S, out, ...] -> norm of each filter [S, out, 1...]."""
+    norms: Tensor = torch.linalg.vector_norm(w, dim=tuple(range(2, w.dim())), keepdim=True)
+    return norms
+
+
+def axes(plane: Plane, points: int, margin: float = 0.2) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """`points` values of x and of y that cover the corners of all seeds and `margin` of their extent beyond.
+
+    From -1 to 1 where there is one corner, as Li et al. draw it. A seed that is not finite does not count.
+
+    >>> at = [{"w": torch.tensor([row])} for row in ([0.0, 0.0], [2.0, 0.0], [1.0, 3.0])]
+    >>> [[round(x, 6) for x in axis] for axis in axes(plane(*at), 3)]
+    [[-0.2, 0.5, 1.2], [-0.2, 0.5, 1.2]]
+    """
+    corners = plane.corners.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0).flatten(0, 1)
+    low, high = corners.amin(0), corners.amax(0)
+    reach = margin * (high - low) if plane.corners.shape[1] > 1 else 1.0
+    low, high = low - reach, high + reach
+    x, y = (tuple(a + (b - a) * alpha for alpha in grid(points)) for a, b in zip(low.tolist(), high.tolist()))
+    return x, y
+
+
+@torch.no_grad()
+def surface(plane: Plane, evaluate: Callable[[Params], Tensor], x: Sequence[float], y: Sequence[float]) -> Tensor:
+    """`evaluate` [S, ...] at every x and y of the plane: [S, X, Y, ...]; of a net with batch norm see `line`.
+
+    >>> flat = Plane({"w": torch.zeros(1, 2)}, {"w": torch.tensor([[1.0, 0.0]])}, {"w": torch.tensor([[0.0, 2.0]])},
+    ...              torch.zeros(1, 1, 2), torch.tensor([[1.0, 2.0]]))
+    >>> surface(flat, lambda p: p["w"].sum(1), (0, 1), (0, 1, 2))
+    tensor([[[0., 2., 4.],
+             [1., 3., 5.]]])
+    """
+    columns = []
+    for i in x:
+        base = tree.add(plane.origin, plane.u, i)
+        columns.append(torch.stack([evaluate(tree.add(base, plane.v, j)) for j in y], 1))
+    return torch.stack(columns, 1)
 
 
 Rows = tuple[Tensor, Tensor, Tensor | None]  # x [S, B, ...], t [S, B], key [S] of dropout

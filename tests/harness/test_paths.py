@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness import paths
+from harness import paths, tree
+from harness.models.cnn import CNN
 from harness.models.layers import batch_norm
 from harness.models.mlp import MLP
 from harness.optim import SGD
@@ -190,3 +191,93 @@ def test_competing_rows_of_the_read_out() -> None:
         assert found["head.bias"][:1].tolist() == [[True, False]]
         made.enter(made.stream.tasks[1])
         assert paths.competing(made)["head.bias"][:1].tolist() == after
+
+
+def points_of(widths: tuple[int, ...] = (7, 5), count: int = 3) -> tuple[MLP, list[Params]]:
+    """Independent parameters of an MLP, two seeds each, in float64."""
+    model = MLP((4,), 3, widths)
+    made = [model.init(keys([3, 5], f"point{i}"))[0] for i in range(count)]
+    return model, [{k: v.double() for k, v in p.items()} for p in made]
+
+
+def test_a_plane_goes_through_its_points_and_its_axes_are_at_right_angles() -> None:
+    model, (a, b, c) = points_of()
+    found = paths.plane(a, b, c)
+    torch.testing.assert_close(tree.dot(found.u, found.v), torch.zeros(2, dtype=F64), rtol=0, atol=1e-12)
+    lengths = [tree.norm(found.u), tree.norm(found.v)]
+    torch.testing.assert_close(found.lengths, torch.stack(lengths, 1))
+    for point, corner in zip((a, b, c), found.corners.unbind(1)):
+        at = tree.add(tree.add(found.origin, found.u, corner[:, 0]), found.v, corner[:, 1])
+        torch.testing.assert_close(at, point, rtol=1e-12, atol=1e-12)
+    # distances in the plane are those of the points
+    flat = found.corners * found.lengths[:, None]
+    for i, j, p, q in ((0, 1, a, b), (0, 2, a, c), (1, 2, b, c)):
+        torch.testing.assert_close((flat[:, i] - flat[:, j]).norm(dim=1), tree.norm(tree.sub(p, q)))
+    x, y = paths.axes(found, 5)
+    low, high = found.corners.amin((0, 1)), found.corners.amax((0, 1))
+    assert x[0] == pytest.approx(float(low[0] - 0.2 * (high - low)[0])) and y[-1] == pytest.approx(1.2)
+    assert len(x) == len(y) == 5 and x[2] == pytest.approx((x[0] + x[4]) / 2)
+    # evaluated, the corners give what the nets themselves give
+    batch = torch.randn(2, 9, 4, dtype=F64, generator=torch.Generator().manual_seed(0))
+
+    def total(p: Params) -> Tensor:
+        return model(p, {}, batch, torch.zeros(2, 9).long()).logits.square().sum((1, 2))
+
+    grid = paths.surface(found, total, (0.0, 1.0, float(found.corners[0, 2, 0])), (0.0, 1.0))
+    torch.testing.assert_close(grid[:, 0, 0], total(a))
+    torch.testing.assert_close(grid[:, 1, 0], total(b))
+    torch.testing.assert_close(grid[0, 2, 1], total(c)[0])
+
+
+def test_planes_that_are_none() -> None:
+    _, (a, b, _) = points_of()
+    line = paths.plane(a, b, tree.lerp(a, b, 0.25))
+    assert line.lengths[:, 1].max() < 1e-12
+    torch.testing.assert_close(line.corners[:, 2, 0], torch.full((2,), 0.25, dtype=F64))
+    point = paths.plane(a, a, b)
+    assert point.lengths[:, 0].tolist() == [0, 0] and point.corners[:, 2].tolist() == [[0, 1]] * 2
+    torch.testing.assert_close(tree.add(a, point.v), b)
+    lost = tree.copy(b)
+    lost["fc1.bias"][0, 0] = math.nan
+    broken = paths.plane(a, lost, tree.lerp(a, b, 0.25))
+    assert broken.lengths[0].isnan().all() and torch.equal(broken.corners[1], line.corners[1])
+    assert paths.axes(broken, 3)[0] == pytest.approx((-0.2, 0.5, 1.2))
+
+
+def test_random_directions_have_every_filter_as_long_as_the_weights() -> None:
+    model = CNN((2, 8, 8), 3, (4, 5), (6,), layer_norm=True)
+    params = {k: v.double() for k, v in model.init(keys([3, 5], "net"))[0].items()}
+    params["conv1.weight"][:, 1] = 0
+    d = paths.filter_normalised(params, keys([3, 5], "d"))
+    for name, w in params.items():
+        if name.endswith("weight"):
+            torch.testing.assert_close(d[name].flatten(2).norm(dim=2), w.flatten(2).norm(dim=2))
+        else:
+            assert not d[name].any(), name
+    assert d["head.weight"].std() > 0 and not torch.equal(d["head.weight"][0], d["head.weight"][1])
+    square = paths.filter_normalised({k: torch.ones(1, 3, 3) for k in "ab"}, keys([3], "d"))
+    assert not torch.equal(square["a"], square["b"])
+    alone = paths.filter_normalised({k: v[1:] for k, v in params.items()}, keys([5], "d"))
+    assert all(torch.equal(v[1:], alone[k]) for k, v in d.items())
+    found = paths.random_plane(params, keys([3, 5], "d"))
+    assert (tree.dot(found.u, found.v).abs() < 0.5 * found.lengths.prod(1)).all()
+    assert found.corners.tolist() == [[[0, 0]]] * 2 and paths.axes(found, 3) == ((-1, 0, 1), (-1, 0, 1))
+
+
+def test_rescaling_a_relu_layer_leaves_the_picture_and_moves_the_one_without_normalisation() -> None:
+    model, (params, *_) = points_of()
+    scaled = {
+        **params,
+        **{k: 10 * params[k] for k in ("fc1.weight", "fc1.bias")},
+        "fc2.weight": params["fc2.weight"] / 10,
+    }
+    x = torch.randn(2, 9, 4, dtype=F64, generator=torch.Generator().manual_seed(0))
+
+    def total(p: Params) -> Tensor:
+        return model(p, {}, x, torch.zeros(2, 9).long()).logits.square().sum((1, 2))
+
+    key, at = keys([3, 5], "d"), (-1.0, 0.0, 1.0)
+    before, after = (paths.surface(paths.random_plane(p, key), total, at, at) for p in (params, scaled))
+    torch.testing.assert_close(after, before)
+    raw = paths.random_plane(params, key)._replace(origin=scaled)
+    assert (paths.surface(raw, total, at, at)[:, 0, 0] - before[:, 0, 0]).abs().min() > 1e-3
