@@ -72,6 +72,7 @@ class Unit(NamedTuple):
     producers: tuple[Slice, ...]  # incoming weights and bias
     consumers: tuple[Slice, ...]  # every outgoing weight: several in residual and CReLU nets
     norm: tuple[Slice, ...] = ()  # gain, shift and running statistics (params or buffers) of the units
+    asymptote: float | None = None  # what |act| tends to where the nonlinearity saturates (tanh: 1)
 
 
 class Layer(NamedTuple):
@@ -230,6 +231,7 @@ class Column(NamedTuple):
     better: str  # "higher", "lower" or "" where neither is better
     unit: str
     text: str  # one line
+    data: str = ""  # split of the rows that it is measured on: train, val or test; "" where it is of none
 
 
 class Nets(Protocol):

@@ -63,6 +63,7 @@ class CNN:
                 layers.writes(name),
                 layers.reads(reader, size, copies, repeat),
                 (Slice(f"{name}.norm.gain", 1), Slice(f"{name}.norm.shift", 1)) if layer_norm else (),
+                layers.asymptote(activation),
             )
             for name, size, (reader, repeat) in zip(names, channels, readers, strict=False)
         )

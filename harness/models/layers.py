@@ -29,6 +29,11 @@ def activation(name: str) -> tuple[Callable[[Tensor], Tensor], int]:
     return known[name]
 
 
+def asymptote(name: str) -> float | None:
+    """What the absolute value of this activation tends to where it saturates; None where it does not."""
+    return {"tanh": 1.0}.get(name)
+
+
 def image(shape: Sequence[int], model: str) -> tuple[int, int, int]:
     """Channels, height, width. Raises ValueError for data that are no images."""
     if len(shape) != 3:

@@ -51,6 +51,7 @@ class MLP:
                 layers.writes(name),
                 layers.reads(reader, width, copies),
                 (Slice(f"{name}.norm.gain", 1), Slice(f"{name}.norm.shift", 1)) if layer_norm else (),
+                layers.asymptote(activation),
             )
             for name, reader, width in zip(names, names[1:], widths, strict=False)
         )

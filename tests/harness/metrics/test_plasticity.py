@@ -8,75 +8,17 @@ import torch
 from torch import Tensor
 
 from harness import tree
-from harness.metrics import plasticity as file
-from harness.metrics.plasticity import COLUMNS, dormancy, plasticity, singular_values, strength
+from harness.metrics import ranks
+from harness.metrics.plasticity import COLUMNS, plasticity
 from harness.models.mlp import MLP
-from harness.types import Boundary, Net, Reading, Unit
+from harness.types import Boundary, Net, Reading
 
-SETTINGS = {"size": 40, "rank": True, "gradient": True}
+SETTINGS = {"size": 40, "duplicates": True, "rank": True, "gradient": True}
+SATURATED = {"saturated_0.9", "saturated_0.9_layer"}  # relu does not
 
 
 def value(r: Tensor | Reading) -> Tensor:
     return r if isinstance(r, Tensor) else r.value
-
-
-def test_dead_and_dormant_units_by_hand() -> None:
-    # E|h| of four units in eighths: 0, 0.02, 0.09, 3.89; their mean is 1, so that thresholds are 0, 0.025 and 0.1
-    h = 8 * torch.tensor([0.0, 0.02, 0.09, 3.89], dtype=torch.float64)
-    sign = torch.tensor([1.0, -1.0, 1.0], dtype=torch.float64)  # E|h|, not |E h|
-    acts = {"a": (h * sign[:, None])[None], "b": torch.zeros(1, 3, 2, dtype=torch.float64)}
-    found = dormancy(acts, (Unit("a", 4, (), ()), Unit("b", 2, (), ())))
-    layers = {n: value(r)[0].tolist() for n, r in found.items() if n.endswith("_layer")}
-    assert layers == {
-        "dead_frac_layer": [0.25, 1],
-        "redo_dormant_0_layer": [0.25, 1],
-        "redo_dormant_0.025_layer": [0.5, 1],
-        "redo_dormant_0.1_layer": [0.75, 1],
-    }
-    # over all units, larger layers count for more: (1 + 2) / 6, ...
-    assert value(found["dead_frac"]).item() == pytest.approx(3 / 6)
-    assert value(found["redo_dormant_0.1"]).item() == pytest.approx(5 / 6)
-    reading = found["dead_frac_layer"]
-    assert isinstance(reading, Reading) and (reading.axis, reading.coords) == ("layer", ["a", "b"])
-
-
-def test_unit_that_overflows_is_unknown_not_alive() -> None:
-    h = torch.tensor([[0.0, torch.nan, 2.0], [0.0, torch.inf, 2.0]])
-    assert file.dormant(h, 0.1)[:, 1].isnan().all()
-
-
-def test_score_is_relative_to_the_layer_not_to_the_units_own_mean() -> None:
-    # Plasticine's ReDo divides a unit by itself, so that only exactly dead units ever count
-    acts = {"a": torch.tensor([[[0.01, 1.0], [0.01, 1.0]]])}
-    assert value(dormancy(acts, (Unit("a", 2, (), ()),))["redo_dormant_0.025"]).item() == 0.5
-
-
-def test_copies_of_a_crelu_unit_and_space_are_folded() -> None:
-    crelu = torch.tensor([[[1.0, 0.0, 0.0, 0.0], [0.0, 0.0, 3.0, 0.0]]])  # units 0 and 1, positive halves first
-    assert strength(crelu, 2).tolist() == [[2.0, 0.0]]
-    conv = torch.zeros(1, 2, 3, 2, 2)
-    conv[0, 0, 1, 0, 0], conv[0, 1, 1, 1, 1] = 5.0, -3.0
-    assert strength(conv, 3).tolist() == [[0.0, 1.0, 0.0]]
-
-
-def test_ranks_agree_with_the_formulas_on_a_known_spectrum() -> None:
-    sigma = torch.tensor([[5.0, 3.0, 2.0, 0.05]], dtype=torch.float64)
-    p = [s / 10.05 for s in (5, 3, 2, 0.05)]
-    assert file.effective_rank(sigma).item() == pytest.approx(math.exp(-sum(q * math.log(q) for q in p)))
-    assert file.srank(sigma, 0.99).item() == 3  # 8 / 10.05 = 0.796, 10 / 10.05 = 0.995
-    assert file.stable_rank(sigma).item() == pytest.approx((25 + 9 + 4 + 0.0025) / 25)
-    equal = torch.ones(1, 7, dtype=torch.float64)
-    assert [file.effective_rank(equal).item(), file.stable_rank(equal).item()] == pytest.approx([7, 7])
-
-
-def test_ranks_see_orthogonal_features_and_not_their_basis() -> None:
-    g = torch.Generator().manual_seed(0)
-    left, right = (torch.linalg.qr(torch.randn(n, n, dtype=torch.float64, generator=g)).Q for n in (20, 6))
-    spectrum = torch.tensor([4.0, 2.0, 1.0, 0.5, 0.1, 0.0], dtype=torch.float64)
-    features = (left[:, :6] * spectrum) @ right
-    torch.testing.assert_close(singular_values(features[None])[0], spectrum, rtol=1e-10, atol=1e-12)
-    conv = features[None, :, :, None, None] + torch.tensor([1.0, -1.0], dtype=torch.float64)  # space averages out
-    torch.testing.assert_close(singular_values(conv)[0], spectrum, rtol=1e-10, atol=1e-12)
 
 
 def test_weights_and_gradient_are_what_torch_says_of_each_seed(boundary) -> None:  # type: ignore[no-untyped-def]
@@ -125,7 +67,7 @@ def test_start_looks_at_the_new_task_before_training_on_it(boundary) -> None:  #
     found = plasticity(b, **SETTINGS)
     batch = b.probe(2, 40)
     acts = b.trained(batch.x, batch.t).acts
-    assert set(COLUMNS) - set(found) == {"intransigence", "trainability_gap"}
+    assert set(COLUMNS) - set(found) == {"intransigence", "trainability_gap"} | SATURATED
     expected = torch.cat([(acts[n] == 0).all(1) for n in ("fc1", "fc2")], 1).double().mean(1)
     torch.testing.assert_close(value(found["dead_frac"]), expected)
 
@@ -133,13 +75,15 @@ def test_start_looks_at_the_new_task_before_training_on_it(boundary) -> None:  #
 def test_every_column_is_declared_and_filled(boundary) -> None:  # type: ignore[no-untyped-def]
     b: Boundary = boundary()
     found, batch = plasticity(b, **SETTINGS), b.probe(b.t, 40)
-    assert set(found) == set(COLUMNS)
+    assert set(found) == set(COLUMNS) - SATURATED
     last = torch.linalg.matrix_norm(b.trained(batch.x, batch.t).acts["fc2"]).square()  # sum of sigma^2
     top = torch.linalg.matrix_norm(b.trained(batch.x, batch.t).acts["fc2"], 2).square()
     torch.testing.assert_close(value(found["stable_rank_true"]), last / top)
-    cheap = plasticity(boundary(), size=40, rank=False, gradient=False)
-    assert set(COLUMNS) - set(cheap) == {
-        "effective_rank", "srank_99", "stable_rank_true", "grad_norm", "grad_zero_frac"
+    bent = plasticity(boundary(model=lambda s: MLP(s.shape, s.outputs, (10, 6), activation="tanh")), **SETTINGS)
+    assert set(bent) == set(COLUMNS)
+    cheap = plasticity(boundary(), size=40, duplicates=False, rank=False, gradient=False)
+    assert set(COLUMNS) - set(cheap) - SATURATED == {
+        *ranks.COLUMNS, "duplicate_frac", "duplicate_frac_layer", "grad_norm", "grad_zero_frac"
     }  # fmt: skip
 
 
@@ -160,7 +104,7 @@ def test_collapsed_net_has_rank_zero_and_every_unit_dead(boundary) -> None:  # t
     b: Boundary = boundary()
     net = Net(tree.zeros(b.trained.params), {}, b.trained.apply)
     found = plasticity(replace(b, trained=net), **SETTINGS)
-    for name, true in {"dead_frac": 1, "effective_rank": 0, "srank_99": 0, "stable_rank_true": 0}.items():
+    for name, true in {"dead_frac": 1, **dict.fromkeys(ranks.COLUMNS, 0)}.items():
         assert value(found[name]).tolist() == [true, true]
 
 
