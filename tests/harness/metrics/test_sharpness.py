@@ -5,15 +5,16 @@ import inspect
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
 import torch
-import yaml
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from harness import tree
+from harness.catalogue import CONF
 from harness.curvature import flatten, unflatten, worst_rise
 from harness.metrics import mixture, shares, spread
 from harness.metrics.sharpness import COLUMNS, sharpness
@@ -177,11 +178,13 @@ def test_nothing_is_changed_and_a_second_call_says_the_same(boundary) -> None:  
     assert {k: s.count for k, s in b.learner.streams.items()} == state
 
 
-@pytest.mark.parametrize("tier", ["off", "fast", "standard"])
+@pytest.mark.parametrize("tier", ["off", "fast", "standard", "atlas"])
 def test_a_tier_sets_exactly_the_settings_of_its_metrics(tier: str) -> None:
-    conf = Path(__file__).parents[3] / "conf" / "metrics" / f"{tier}.yaml"
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        tiers = OmegaConf.to_container(compose("config", [f"metrics={tier}"]).metrics)
+    assert isinstance(tiers, dict)
     declared: list[str] = []
-    for name, node in yaml.safe_load(conf.read_text()).items():
+    for name, node in tiers.items():
         module, function = node.pop("_target_").rsplit(".", 1)
         assert node.pop("_partial_") is True and name == function
         file = importlib.import_module(module)
