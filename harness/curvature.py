@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from harness import tree
+from harness import tree, work
 from harness.random import bits, fold, keys, normal
 from harness.types import Loss, Params
 
@@ -23,6 +23,7 @@ Matvec = Callable[[Params], Params]  # v -> A v, each seed's own symmetric A
 
 def value_and_grad(loss: Loss, params: Params) -> tuple[Tensor, Params]:
     """Loss of each seed [S] and its gradient; touches neither `params` nor their .grad."""
+    work.done("gradients")
     with torch.enable_grad():
         leaves = {k: v.detach().requires_grad_() for k, v in params.items()}
         value = loss(leaves)
@@ -42,6 +43,7 @@ class Hessian:
     """
 
     def __init__(self, loss: Loss, params: Params) -> None:
+        work.done("gradients")
         with torch.enable_grad():
             self.at = {k: v.detach().requires_grad_() for k, v in params.items()}
             value = loss(self.at)
@@ -52,6 +54,7 @@ class Hessian:
         self.value, self.gradient = value.detach(), dict(zip(self.at, grads))
 
     def __call__(self, v: Params) -> Params:
+        work.done("hessian_products")
         curved = [k for k, g in self.gradient.items() if g.requires_grad]  # the loss may be linear in the others
         if not curved:
             return tree.zeros(self.at)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness import random, rows, tree
+from harness import random, rows, tree, work
 from harness.optim import Optimizer
 from harness.random import RandomStream
 from harness.sampling import stratified
@@ -162,6 +162,7 @@ class Learner:
         """The gradient of task loss plus `penalty(learner, params, batch, out)`."""
 
         def gradient(params: Params, batch: Batch) -> tuple[Params, Aux]:
+            work.done("gradients")
             with torch.enable_grad():
                 leaves = {k: v.detach().requires_grad_() for k, v in params.items()}
                 loss, out = self.task_loss(leaves, batch)

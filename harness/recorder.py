@@ -6,6 +6,7 @@ import itertools
 import math
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from harness import cost, tree
+from harness import cost, tree, work
 from harness.learner import Learner, mask_logits
 from harness.strategy import Chain, Strategy
 from harness.types import Aux, Batch, Boundary, Column, Metric, Net, Out, Reading, Step, Task
@@ -24,6 +25,10 @@ Columns = dict[str, list[Any]]  # column name -> values
 CHUNK = 50  # steps whose logits are kept until they are scored together: scoring each costs 5 % of a small step
 CURVE_BINS = 50  # points of a task's learning curve
 IDLE = 1e-4  # of the loss: a penalty or replayed rows that stay below all task long do nothing
+COLUMNS = {
+    "fresh_score": Column("", "score", "test score of a fresh net on the new task just after training on it"),
+    "plain_score": Column("", "score", "test score on the new task of a copy of the learner, trained on it plainly"),
+}
 
 
 @dataclass(frozen=True)
@@ -176,6 +181,7 @@ class Recorder:
         if self.measure_gap and (self.is_control or self.strategy.plain):
             self.gap = self.accuracy[:, task.index + 1, task.index]  # plain training is what it just had
         self.measure(task, "end")
+        self.controls(task)
         self.costs(task)
         self.warn_if_idle(task)
         self.curves(task)
@@ -223,6 +229,14 @@ class Recorder:
                 " nothing; is its strength of the right size?"
             )
 
+    def controls(self, task: Task) -> None:
+        """What plasticity is measured against, whatever is measured now: both are gone after the run."""
+        fresh = None if self.control is None else self.control[:, task.index]
+        boundary = self.boundary(task, "end")
+        for name, value in (("fresh_score", fresh), ("plain_score", self.gap)):
+            if value is not None:
+                self.emit(boundary, "deployed", name, value, COLUMNS[name])
+
     def costs(self, task: Task) -> None:
         """What the strategy holds and adds, and, outside the tables that must be equal, the time of a plain step."""
         learner, S = self.learner, self.learner.S
@@ -264,15 +278,31 @@ class Recorder:
         )
 
     def measure(self, task: Task, phase: str) -> None:
-        if task.index not in self.chosen:
+        if task.index not in self.chosen or not self.metrics:
             return
-        boundary = self.boundary(task, phase)
-        for name, metric in self.metrics.items():
-            with self.timed(f"metric/{name}"):
-                readings = metric(boundary)
-            columns, net = described(metric)
-            for column, value in readings.items():
-                self.emit(boundary, net, column, value, columns.get(column))
+        spent: dict[str, Counter[str]] = {}
+        with self.counted():
+            boundary = self.boundary(task, phase)
+            for name, metric in self.metrics.items():
+                with self.timed(f"metric/{name}"), work.counting() as spent[name]:
+                    readings = metric(boundary)
+                columns, net = described(metric)
+                for column, value in readings.items():
+                    self.emit(boundary, net, column, value, columns.get(column))
+        worked = {name: one for name, one in spent.items() if one}
+        for kind, meaning in work.COLUMNS.items() if worked else ():
+            each = torch.tensor([[float(one[kind]) for one in worked.values()]]).expand(self.learner.S, -1)
+            self.emit(boundary, "trained", kind, Reading(each, axis="metric", coords=list(worked)), meaning)
+
+    @contextmanager
+    def counted(self) -> Iterator[None]:
+        """Nets made inside, and copies of the learner, count their forward passes."""
+        plain = self.learner.apply
+        self.learner.apply = work.counted(plain)
+        try:
+            yield
+        finally:
+            self.learner.apply = plain
 
     def emit(self, b: Boundary, net: str, name: str, value: Tensor | Reading, column: Column | None) -> None:
         reading = value if isinstance(value, Reading) else Reading(value)

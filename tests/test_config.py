@@ -1,5 +1,6 @@
 """The YAML files: they compose, say what their keys mean, and fit the constructors they name."""
 
+import importlib
 import inspect
 import itertools
 import re
@@ -88,11 +89,17 @@ def test_each_metric_stands_in_a_file_of_its_own_that_tiers_name():
     tiers = [list(composed(f"metrics={tier}")["metrics"]) for tier in TIERS]
     for less, more in itertools.pairwise(tiers):
         assert [name for name in more if name in less] == less
+    columns: dict[str, str] = {}
     for name in set(catalogue.options("metrics")) - set(TIERS):
-        node = composed(f"metrics={name}")["metrics"]
-        assert list(node) == [name]
-        arguments = inspect.signature(get_object(node[name]["_target_"])).parameters
-        assert set(node[name]) - {"_target_", "_partial_"} == set(arguments) - {"b"}
+        ((key, node),) = composed(f"metrics={name}")["metrics"].items()
+        function = get_object(node.pop("_target_"))
+        assert key == name == function.__name__ and node.pop("_partial_") is True
+        settings = dict(inspect.signature(function).parameters)
+        assert set(node) == set(settings) - {"b"}
+        assert all(p.default is p.empty for p in settings.values())  # defaults stand in the YAML only
+        module = importlib.import_module(function.__module__)
+        for column in module.COLUMNS:
+            assert columns.setdefault(column, module.__name__) == module.__name__, f"{column} has two meanings"
 
 
 def test_a_presets_value_for_a_method_loses_to_the_command_line_and_leaves_no_trace():

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from harness import cost, loop, tree
+from harness.curvature import Hessian
 from harness.learner import Budget, Learner
 from harness.models.mlp import MLP
 from harness.optim import SGD
@@ -151,6 +152,61 @@ def test_accuracy_is_the_deployed_net_s() -> None:
     result = run(s, [Blank()], **settings(s))
     shares = [(t.test.labels() == 0).sum(1) / t.test.size for t in s.tasks]  # the first output wins all ties
     torch.testing.assert_close(result.accuracy[:, 5], torch.stack(shares, 1).double())
+
+
+# --- what a measure costs -------------------------------------------------------------------------
+
+
+def test_the_work_of_a_metric_is_counted_wherever_it_is_done() -> None:
+    """Passes of the trained, deployed, earlier and copied net, gradients and Hessian products, by metric."""
+
+    def curve(b: Boundary) -> dict[str, Tensor | Reading]:
+        hessian = Hessian(b.loss([0, b.t], size=12), b.trained.params)  # one gradient, over two batches of 12
+        for _ in range(3):
+            hessian(b.trained.params)
+        return {}
+
+    def passes(b: Boundary) -> dict[str, Tensor | Reading]:
+        probe = b.probe(b.t, 7)
+        for net in (b.trained, b.deployed, b.nets.initial):
+            net(probe.x, probe.t)
+        copy = b.learner.clone()
+        copy.task_grad(copy.params, replace(probe, key=copy.key("dropout")))
+        return {}
+
+    def idle(b: Boundary) -> dict[str, Tensor | Reading]:
+        return {}
+
+    s = stream("domain")
+    sink = InMemory()
+    seen = run(s, [Pull()], metrics={"curve": curve, "passes": passes, "idle": idle}, sink=sink, **settings(s))
+    expected = {
+        "hessian_products": {"curve": 3, "passes": 0},
+        "gradients": {"curve": 1, "passes": 1},
+        "forward_passes": {"curve": 2, "passes": 4},
+        "forward_rows": {"curve": 24, "passes": 28},
+    }
+    for kind, each in expected.items():
+        for name, value in each.items():
+            at = {"metric": kind, "coord": name, "axis": "metric", "boundary": 3}
+            assert column(sink.tables["metrics"], "value", phase="end", **at) == [value] * 2, (kind, name)
+            assert column(sink.tables["metrics"], "value", phase="start", **at) == [value] * 2, (kind, name)
+    assert "idle" not in sink.tables["metrics"]["coord"]
+    plain = run(s, [Pull()], **settings(s))
+    assert torch.equal(seen.accuracy.nan_to_num(), plain.accuracy.nan_to_num())
+    assert seen.learner.apply == seen.learner.model.__call__  # the counting one is gone
+
+
+def test_what_plasticity_is_measured_against_is_kept_whatever_is_measured() -> None:
+    s, sink = stream("domain"), InMemory()
+    control = torch.rand(len(SEEDS), 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    seen = Seen(lambda b: b.gap)
+    run(s, [Pull()], metrics={"seen": seen}, control=control, sink=InMemory(), **settings(s))
+    run(s, [Pull()], control=control, sink=sink, **settings(s))
+    table = sink.tables["metrics"]
+    for t in range(5):
+        assert column(table, "value", metric="fresh_score", boundary=t) == control[:, t].tolist()
+        assert column(table, "value", metric="plain_score", boundary=t) == seen.found[t, "end"].tolist()
 
 
 # --- which boundaries -----------------------------------------------------------------------------

@@ -1,20 +1,15 @@
 """Sharpness of a boundary: which net, which rows, which mask, and what it leaves behind."""
 
-import importlib
-import inspect
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from harness import tree
-from harness.catalogue import CONF
 from harness.curvature import flatten, unflatten, worst_rise
 from harness.metrics import mixture, shares, spread
 from harness.metrics.sharpness import COLUMNS, sharpness
@@ -176,20 +171,3 @@ def test_nothing_is_changed_and_a_second_call_says_the_same(boundary) -> None:  
     assert all(torch.equal(v, kept[k]) and v.grad is None and not v.requires_grad for k, v in b.trained.params.items())
     assert torch.equal(torch.get_rng_state(), rng) and b.random.count == count
     assert {k: s.count for k, s in b.learner.streams.items()} == state
-
-
-@pytest.mark.parametrize("tier", ["off", "fast", "standard", "atlas"])
-def test_a_tier_sets_exactly_the_settings_of_its_metrics(tier: str) -> None:
-    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
-        tiers = OmegaConf.to_container(compose("config", [f"metrics={tier}"]).metrics)
-    assert isinstance(tiers, dict)
-    declared: list[str] = []
-    for name, node in tiers.items():
-        module, function = node.pop("_target_").rsplit(".", 1)
-        assert node.pop("_partial_") is True and name == function
-        file = importlib.import_module(module)
-        settings = inspect.signature(getattr(file, function)).parameters
-        assert set(node) == set(settings) - {"b"}
-        assert all(p.default is p.empty for p in settings.values())  # defaults stand in the YAML only
-        declared += file.COLUMNS
-    assert len(declared) == len(set(declared))
