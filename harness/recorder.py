@@ -67,6 +67,7 @@ class Sink(Protocol):
     def write(self, table: str, columns: Columns) -> None: ...
     def commit(self, boundary: int, checkpoint: Callable[[], dict[str, Any]], net: Net) -> None: ...
     def net(self, task: int) -> dict[str, Any]: ...
+    def has_net(self, task: int) -> bool: ...
 
 
 @dataclass
@@ -87,12 +88,18 @@ class InMemory:
     def net(self, task: int) -> dict[str, Any]:
         return self.nets[task]
 
+    def has_net(self, task: int) -> bool:
+        return task in self.nets
+
 
 class StoredNets:
     """The nets of earlier boundaries, read from where they were kept."""
 
     def __init__(self, learner: Learner, sink: Sink) -> None:
         self.learner, self.sink = learner, sink
+
+    def __contains__(self, task: int) -> bool:
+        return self.sink.has_net(task)
 
     def __getitem__(self, task: int) -> Net:
         kept = self.sink.net(task)

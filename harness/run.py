@@ -147,6 +147,9 @@ class FolderSink:
     def net(self, task: int) -> dict[str, Any]:
         return self.folder.net(task)
 
+    def has_net(self, task: int) -> bool:
+        return self.folder.has_net(task)
+
 
 @dataclass(frozen=True)
 class Setting:

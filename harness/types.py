@@ -235,10 +235,12 @@ class Column(NamedTuple):
 
 
 class Nets(Protocol):
-    """The net after each task, loaded when asked for: nets[i], nets.initial."""
+    """The net after each task, loaded when asked for: nets[i], nets.initial; `i in nets` says whether it was kept."""
 
     @property
     def initial(self) -> Net: ...
+
+    def __contains__(self, task: int) -> bool: ...
 
     def __getitem__(self, task: int) -> Net: ...
 

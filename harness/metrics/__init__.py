@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from harness import tree
-from harness.types import Batch, Boundary, Loss, Reading, cat
+from harness.learner import mask_logits, row_loss
+from harness.types import Batch, Boundary, Loss, Net, Reading, cat
 
 Readings = dict[str, Tensor | Reading]
 
@@ -54,6 +55,21 @@ def mixture(b: Boundary, tasks: Sequence[int], size: int) -> Batch:
 def objective(b: Boundary, batch: Batch) -> Loss:
     """Loss of the trained net on a batch, in evaluation mode and under this boundary's mask."""
     return b.learner.objective([batch], b.stream, b.t, b.trained.buffers, b.trained.apply)
+
+
+@torch.no_grad()
+def score(b: Boundary, net: Net, batch: Batch, now: int | None = None) -> Tensor:
+    """Loss and error (1 - accuracy; 0 for regression) of a net on a batch, under this boundary's mask or task `now`'s.
+
+    [S, 2]; in evaluation mode, with the statistics that the net holds.
+    """
+    batch = replace(batch, mask=b.stream.mask(batch.t, b.t if now is None else now))
+    logits = net(batch.x, batch.t).logits
+    loss = row_loss(b.stream.loss, logits, batch)
+    wrong = torch.zeros_like(loss)
+    if b.stream.loss != "mse":
+        wrong = (mask_logits(logits, batch.mask).argmax(-1) != batch.y).to(loss)
+    return (batch.w[..., None] * torch.stack([loss, wrong], 2)).sum(1)
 
 
 def sound(b: Boundary) -> Tensor:

@@ -7,14 +7,12 @@ learner slides down the line without a hill; what averaging could recover is the
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from harness import paths, tree
-from harness.learner import mask_logits, row_loss
-from harness.metrics import Readings, blank, shares, spread
+from harness.metrics import Readings, blank, score, shares, spread
 from harness.types import Batch, Boundary, Column, Net, Params, Reading
 
 BARRIERS: dict[str, Callable[[Tensor, Sequence[float]], Tensor]] = {
@@ -103,14 +101,4 @@ def scores(b: Boundary, params: Params, batches: Sequence[Batch]) -> Tensor:
     net = Net(params, b.trained.buffers, b.trained.apply)
     if net.buffers:
         net = paths.refresh(net, [(torch.cat([a.x for a in batches], 1), torch.cat([a.t for a in batches], 1), None)])
-    return torch.stack([_score(b, net, batch) for batch in batches], 1)
-
-
-def _score(b: Boundary, net: Net, batch: Batch) -> Tensor:
-    batch = replace(batch, mask=b.stream.mask(batch.t, b.t))
-    logits = net(batch.x, batch.t).logits
-    loss = row_loss(b.stream.loss, logits, batch)
-    wrong = torch.zeros_like(loss)
-    if b.stream.loss != "mse":
-        wrong = (mask_logits(logits, batch.mask).argmax(-1) != batch.y).to(loss)
-    return (batch.w[..., None] * torch.stack([loss, wrong], 2)).sum(1)
+    return torch.stack([score(b, net, batch) for batch in batches], 1)

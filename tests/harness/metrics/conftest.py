@@ -25,6 +25,9 @@ class Nets:
     initial: Net
     after: list[Net]
 
+    def __contains__(self, task: int) -> bool:
+        return task < len(self.after)
+
     def __getitem__(self, task: int) -> Net:
         return self.after[task]
 
