@@ -59,6 +59,7 @@ Commands and flags
   ls [WHAT]               {listed}
   leaderboard [FOLDER]    finished runs side by side
   catalogue [FOLDER]      the page about all strategies, with the runs in FOLDER
+  measure RUN metrics=... more measures of a finished run, from the nets that it kept
   --cfg job               show the configuration and stop
   -m, --multirun          run every combination of comma-separated values
   --config-dir FOLDER     also choose from your own FOLDER/strategy/*.yaml and the like
@@ -82,7 +83,7 @@ def main() -> int:
         return 141  # as a program killed by SIGPIPE
     except KeyboardInterrupt as stop:
         _say("interrupted: the same command again resumes the run at its last finished task")
-        return 143 if isinstance(stop, _Terminated) else 130
+        return _stopped(stop)
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 0
     except _Reported as error:
@@ -93,6 +94,10 @@ def main() -> int:
             raise
         _say(line)
         return 2
+
+
+def _stopped(stop: KeyboardInterrupt) -> int:
+    return 143 if isinstance(stop, _Terminated) else 130
 
 
 class _Terminated(KeyboardInterrupt):
@@ -205,6 +210,51 @@ def _catalogue(argv: Sequence[str]) -> int:
     return 0
 
 
+CHANGED = ("metrics", "metrics_every", "device", "dataset.root")  # what `measure` may be told beside the run
+
+
+def _measure(argv: Sequence[str]) -> int:
+    from harness.preflight import composed
+
+    config_dir, args = _config_dir(argv)
+    paths = [a for a in args if "=" not in a and not a.startswith(("-", "~", "+"))]
+    overrides = [a for a in args if a not in paths]
+    if not paths:
+        raise ValueError("measure: name the folder of a finished run, as in measure results/runs/... metrics=standard")
+    for one in overrides:
+        key = one.lstrip("+~").partition("=")[0]
+        if key not in CHANGED and not key.startswith("metrics."):
+            raise ValueError(f"measure {one}: the run stays as it is; what can be said is {', '.join(CHANGED)}")
+    values = composed(overrides, config_dir)
+    changes = {k: _at(values, k) for k in CHANGED[2:] if any(o.startswith(f"{k}=") for o in overrides)}
+    from harness.measure import measure
+
+    for path in paths:
+        try:
+            print(measure(Path(path), values["metrics"], every=values["metrics_every"], changes=changes), flush=True)
+        except KeyboardInterrupt as stop:
+            _say(f"interrupted: {path} is as it was")
+            return _stopped(stop)
+    return 0
+
+
+def _at(values: Any, key: str) -> Any:
+    for part in key.split("."):
+        values = values[part]
+    return values
+
+
+def _config_dir(argv: Sequence[str]) -> tuple[str | None, list[str]]:
+    """What --config-dir names, and the arguments without it."""
+    args = list(argv)
+    if "--config-dir" not in args:
+        return None, args
+    at = args.index("--config-dir")
+    if at + 1 == len(args):
+        raise ValueError("--config-dir: name a folder; it holds metrics/*.yaml, ...")
+    return args[at + 1], [*args[:at], *args[at + 2 :]]
+
+
 def _folders(command: str, names: Sequence[str]) -> list[Path]:
     for name in names:
         if not (Path(name) / "runs").is_dir():
@@ -216,6 +266,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "ls": _ls,
     "leaderboard": _leaderboard,
     "catalogue": _catalogue,
+    "measure": _measure,
     "help": _help,
 }
 

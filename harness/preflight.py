@@ -34,6 +34,19 @@ MANY = 20  # options that still make one line
 _ABSENT = object()
 
 
+def composed(overrides: Sequence[str], config_dir: str | None = None) -> dict[str, Any]:
+    """Values of the configuration under overrides, each of them checked. ValueError as in `preflight`."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    with _loader(config_dir) as loader:
+        parser = OverridesParser.create(config_loader=loader)
+        typed = [_parse(parser, raw) for raw in overrides]
+        known = _Known(loader, "config")
+        for o in typed:
+            known.look(o)
+        return known.job(typed)
+
+
 def preflight(args: Namespace) -> None:
     """Raise ValueError for the first override, in any job of a sweep, that cannot work."""
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -163,8 +176,8 @@ class _Known:
         """Those that choose files, and so decide which keys there are."""
         return [o for o in overrides if o.is_hydra_override() or o.key_or_group in self.groups or o.package]
 
-    def job(self, overrides: Sequence[Override]) -> None:
-        """Raise for the first override that does not fit the options chosen beside it."""
+    def job(self, overrides: Sequence[Override]) -> dict[str, Any]:
+        """The values under all overrides; raises for the first that does not fit the options chosen beside it."""
         from omegaconf import OmegaConf, open_dict
 
         for o in overrides:
@@ -183,7 +196,9 @@ class _Known:
         own = OmegaConf.masked_copy(cfg, [str(k) for k in cfg if k != "hydra"])
         final = OmegaConf.to_container(own, resolve=True)
         assert isinstance(final, dict)
-        check({str(k): v for k, v in final.items()})
+        plain = {str(k): v for k, v in final.items()}
+        check(plain)
+        return plain
 
     def _leftovers(self, cfg: Any, values: dict[str, Any], chosen: Sequence[Override]) -> None:
         """Raise if a preset sets a key of an option that another choice pushed out: it would stay behind."""

@@ -264,8 +264,10 @@ def _one(
     with _open(setting, stream, label, identity, force=cfg["force"]) as folder:
         if folder.done:
             print(f"done already: {folder.path} (force=true runs it again)")
-            if folder.manifest["metrics"] != sorted(metrics):
-                print(f"it was measured with metrics {', '.join(folder.manifest['metrics']) or 'off'}")
+            if more := sorted(set(metrics) - set(folder.manifest["metrics"])):
+                taken = ", ".join(folder.manifest["metrics"]) or "off"
+                print(f"it was measured with metrics {taken}; add what is asked for now:")
+                print(f"  python -m harness measure {folder.path} metrics=[{','.join(more)}]")
             return folder.path
         resume = _resume(folder, setting, stream, {"metrics": sorted(metrics), "purpose": "run"})
         control = None

@@ -457,6 +457,44 @@ class RunFolder:
             os.close(lock)
             raise
 
+    @classmethod
+    def reopen(cls, path: Path, *, wait: float = 0.0) -> Self:
+        """A finished run, locked so that what is computed from it can be put beside it. StoreError if it is none."""
+        manifest = path / "manifest.json"
+        if not manifest.is_file():
+            raise StoreError(f"{path}: no run; name the folder that a run said its results are in")
+        if not (path / "DONE").exists():
+            raise StoreError(f"{path}: the run is not finished; the command that began it goes on with it")
+        with _reporting(path):
+            lock = _acquire(path, wait)
+        try:
+            with _reporting(path):
+                folder = cls(path, lock, {}, "all")
+            names = ("run_id", "stream", "scenario", "strategy")
+            folder._names = {name: folder.manifest[name] for name in names}
+            return folder
+        except BaseException:
+            os.close(lock)
+            raise
+
+    def filled(self, name: str, rows: Rows) -> Any:
+        """Rows as `append` takes them, with the columns that it fills in, as a pyarrow table."""
+        return _table(name, rows, {**self._names, "schema_version": SCHEMA_VERSION})
+
+    def replace(self, name: str, rows: Rows) -> None:
+        """Give a table of a finished run other rows, all of them or none."""
+        if self._lock is None or not self.done:
+            raise StoreError(f"{self.path}: only a finished run that is open has its tables replaced")
+        with _reporting(self.path):
+            _, state = _read(self.path / f"{name}.parquet", name)
+            _write_table(self.path / f"{name}.parquet", self.filled(name, rows), name, state["boundary"])
+
+    def checkpoint(self) -> dict[str, Any]:
+        """The state that a finished run left at its last boundary."""
+        with _reporting(self.path):
+            state: dict[str, Any] = _load(self.path / "checkpoint.pt")["state"]
+        return state
+
     def _begin(self) -> None:
         self._kept: dict[str, list[Any]] = {name: [] for name in SCHEMAS}  # committed rows
         self._fresh: dict[str, list[Any]] = {name: [] for name in SCHEMAS}  # rows since the last commit
