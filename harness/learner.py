@@ -124,9 +124,12 @@ class Learner:
             x, y, t = source.take(position.minimum((source.size - 1)[:, None]))
             yield self.make_batch(x, y, t, inside.to(self.dtype) / count[:, None])
 
-    def probe(self, task: Task, size: int = 512) -> Batch:
-        """A frozen class-stratified sample of the task's training rows, the same all run long."""
-        return self._sample(task.train, min(size, task.nominal), f"probe/{task.index}")
+    def probe(self, task: Task, size: int = 512, split: str = "train") -> Batch:
+        """A frozen class-stratified sample of the task's train, val or test rows, the same all run long."""
+        if split == "train":
+            return self._sample(task.train, min(size, task.nominal), f"probe/{task.index}")
+        source: Source = getattr(task, split)
+        return self._sample(source, min(size, int(source.size.max())), f"probe/{task.index}/{split}")
 
     def _sample(self, source: Source, size: int, purpose: str) -> Batch:
         """`size` rows of each seed. One that has fewer repeats its rows, weighted so that each counts once."""

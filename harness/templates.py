@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from harness.types import Buffers, Net, Out, Params
+from harness.types import Buffers, Layer, Model, Net, Out, Params
 
 if TYPE_CHECKING:
     from harness.learner import Learner
@@ -29,10 +29,15 @@ def head_layer(learner: Learner, method: str) -> tuple[str, int]:
     """
     if learner.stream.loss == "mse":
         raise ValueError(f"{method}: regression has no classes; use a stream of classes")
-    for layer in learner.model.layers:
-        if layer.weight in learner.model.head and layer.conv is None:
-            return layer.input, learner.params[layer.weight].shape[2]
-    raise ValueError(f"{method}: {type(learner.model).__name__} declares no layer as its head; use model=mlp")
+    layer = head(learner.model)
+    if layer is None:
+        raise ValueError(f"{method}: {type(learner.model).__name__} declares no layer as its head; use model=mlp")
+    return layer.input, learner.params[layer.weight].shape[2]
+
+
+def head(model: Model) -> Layer | None:
+    """The linear layer that a model declares as its head; None where it declares none."""
+    return next((m for m in model.layers if m.weight in model.head and m.conv is None), None)
 
 
 @torch.no_grad()
@@ -66,8 +71,11 @@ def nearest(z: Tensor, mean: Tensor, seen: Tensor) -> Tensor:
     return -distance.masked_fill(~seen[:, None], FAR)
 
 
-def readout(net: Net, layer: str, logits: Callable[[Tensor], Tensor]) -> Net:
-    """The net with `logits` of a layer's input [S, B, D] -> [S, B, C] in place of its own."""
+def readout(net: Net, layer: str, logits: Callable[[Tensor], Tensor], *, probabilistic: bool = True) -> Net:
+    """The net with `logits` of a layer's input [S, B, D] -> [S, B, C] in place of its own.
+
+    `probabilistic`: whether their softmax is a posterior, as it is for log-likelihoods and not for distances.
+    """
 
     def apply(
         params: Params,
@@ -84,7 +92,7 @@ def readout(net: Net, layer: str, logits: Callable[[Tensor], Tensor]) -> Net:
         out = out._replace(logits=logits(z))
         return out if record else out._replace(inputs={}, preacts={})
 
-    return Net(net.params, net.buffers, apply)
+    return Net(net.params, net.buffers, apply, probabilistic)
 
 
 def herd(z: Tensor, valid: Tensor, count: int) -> Tensor:

@@ -191,6 +191,7 @@ class Net:
     params: Params
     buffers: Buffers
     apply: Apply
+    probabilistic: bool = True  # the softmax of the logits is meant as probabilities; distances to means are not
 
     def __call__(self, x: Tensor, t: Tensor, *, record: bool = False) -> Out:
         """Evaluation mode: no dropout, running statistics."""
@@ -263,9 +264,9 @@ class Boundary:
     gap: Tensor | None = None  # [S] test accuracy of the learner's copy after plain training on task t
     alive: Tensor | None = None  # [S] False where the seed has diverged
 
-    def probe(self, task: int, size: int = 512) -> Batch:
-        """A frozen, class-stratified sample of task's training rows, the same for the whole run."""
-        return self.learner.probe(self.stream.tasks[task], size)
+    def probe(self, task: int, size: int = 512, split: str = "train") -> Batch:
+        """A frozen, class-stratified sample of task's train, val or test rows, the same for the whole run."""
+        return self.learner.probe(self.stream.tasks[task], size, split)
 
     def loss(self, tasks: Sequence[int], size: int = 512) -> Loss:
         """Mean loss over the probes of `tasks` in evaluation mode, under this boundary's mask."""

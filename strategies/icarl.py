@@ -131,4 +131,6 @@ class ICaRL(Strategy):
             part, n = templates.class_sums(z, y, w, learner.stream.outputs)
             total, count = total + part, count + n
         mean, seen = F.normalize(total, dim=-1), count > 0
-        return templates.readout(net, self.layer, lambda z: templates.nearest(F.normalize(z, dim=-1), mean, seen))
+        return templates.readout(
+            net, self.layer, lambda z: templates.nearest(F.normalize(z, dim=-1), mean, seen), probabilistic=False
+        )

@@ -79,4 +79,6 @@ class NCM(Strategy):
         if self.normalise:
             mean = F.normalize(mean, dim=-1)
         scale = (lambda z: F.normalize(z, dim=-1)) if self.normalise else (lambda z: z)
-        return templates.readout(net, self.layer, lambda z: templates.nearest(scale(z), mean, count > 0))
+        return templates.readout(
+            net, self.layer, lambda z: templates.nearest(scale(z), mean, count > 0), probabilistic=False
+        )

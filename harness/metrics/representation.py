@@ -1,0 +1,165 @@
+"""What the features still know: a fresh linear read-out of each task, and how far its features have moved.
+
+Forgetting splits in two. Deep: a linear read-out fitted anew to the task finds less in the features than it found at
+the task's own boundary (Davari et al. 2022, Probing representation forgetting, CVPR). Shallow: the rest of what the
+score lost, since the head no longer fits features that are still there. Both terms after Lanzillotta, Meier & Hofmann
+(2025), Asymptotic analysis of shallow and deep forgetting in replay with neural collapse.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import one_hot
+
+from harness import templates
+from harness.curvature import rowwise
+from harness.metrics import Readings, blank, spread
+from harness.types import Batch, Boundary, Column, Net, Reading
+
+COLUMNS: dict[str, Column] = {
+    "linear_probe_task": Column("higher", "accuracy", "of a ridge read-out fitted to the task's features", "test"),
+    "readout_gap_task": Column("", "accuracy", "that minus the deployed net's accuracy on the task", "test"),
+    "forgetting_deep_task": Column("lower", "accuracy", "fall of the read-out since the task's own boundary", "test"),
+    "forgetting_shallow_task": Column("lower", "accuracy", "fall of the deployed net since then, less deep", "test"),
+    "forgetting_deep": Column("lower", "accuracy", "mean of deep over the old tasks measured", "test"),
+    "forgetting_shallow": Column("lower", "accuracy", "mean of shallow over the old tasks measured", "test"),
+    "cka_task": Column("", "", "debiased linear CKA with the features at the task's own boundary", "train"),
+}  # fmt: skip
+
+
+def representation(b: Boundary, *, size: int, test_size: int, tasks: int, ridge: float) -> Readings:
+    """Linear probes and drift of each measured task (`metrics.spread`), after a task.
+
+    A read-out (`probe_accuracy`) is fitted on `size` training rows of one task and scored on `test_size` of its test
+    rows, among the task's own classes: where others compete (scenario=class), the gap to the deployed net holds the
+    confusion with them as well. With a_i the deployed net's accuracy on task i from the accuracy matrix and p_i the
+    read-out's, now and at the boundary of i,
+
+        deep_i = p_i(then) - p_i(now)      shallow_i = a_i(then) - a_i(now) - deep_i      readout_gap_i = p_i - a_i(now)
+
+    Features are those of the net as trained, then and now. A strategy that deploys other weights (an average of
+    them) has their effect counted as shallow. NaN where the accuracy was not measured. Cost: two forward passes for
+    the current task and four for an old one, one solve of D x D for each pair. A regression has CKA alone; a model
+    that declares no head has nothing.
+    """
+    layer = templates.head(b.learner.model)
+    if b.phase != "end" or layer is None:
+        return {}
+    measured, regression = spread(b.t, tasks), b.stream.loss == "mse"
+    drift, now, then = [], [], []
+    for i in measured:
+        train, nets = b.probe(i, size), [b.trained, *([b.nets[i]] if i < b.t else [])]
+        seen = [features(net, layer.input, train) for net in nets]
+        drift.append(linear_cka(seen[0], seen[-1]))
+        if not regression:
+            test = b.probe(i, test_size, "test")
+            accuracy = [
+                probe_accuracy(z, features(net, layer.input, test), train, test, b.stream.outputs, ridge)
+                for z, net in zip(seen, nets)
+            ]
+            now.append(accuracy[0])
+            then.append(accuracy[-1])
+    found: Readings = {"cka_task": Reading(torch.stack(drift, 1), axis="task", coords=measured)}
+    if not regression:
+        found.update(falls(b.accuracy.to(now[0]), measured, torch.stack(now, 1), torch.stack(then, 1)))
+    return blank(b, found)
+
+
+def features(net: Net, layer: str, batch: Batch) -> Tensor:
+    """What the head reads: [S, B, D] float64."""
+    return templates.features(net, layer, batch.x, batch.t).double()
+
+
+def falls(r: Tensor, tasks: Sequence[int], now: Tensor, then: Tensor) -> Readings:
+    """The read-outs' columns from the accuracy matrix R [S, T + 1, T] and their accuracies [S, tasks].
+
+    >>> r = torch.tensor([[[0.5, 0.5], [0.9, 0.5], [0.3, 0.8]]])
+    >>> found = falls(r, (0, 1), torch.tensor([[0.7, 0.8]]), torch.tensor([[0.95, 0.8]]))
+    >>> found["forgetting_deep"], found["forgetting_shallow"]  # 0.25 + 0.35 = 0.9 - 0.3
+    (tensor([0.2500]), tensor([0.3500]))
+    """
+    old, t = list(tasks[:-1]), tasks[-1]
+    deep = (then - now)[:, :-1]
+    shallow = torch.stack([r[:, i + 1, i] - r[:, t + 1, i] for i in old], 1) - deep if old else deep
+    found: Readings = {
+        "linear_probe_task": Reading(now, axis="task", coords=tasks),
+        "readout_gap_task": Reading(now - r[:, t + 1, list(tasks)], axis="task", coords=tasks),
+        "forgetting_deep": deep.mean(1),
+        "forgetting_shallow": shallow.mean(1),
+    }
+    if old:
+        found["forgetting_deep_task"] = Reading(deep, axis="task", coords=old)
+        found["forgetting_shallow_task"] = Reading(shallow, axis="task", coords=old)
+    return found
+
+
+def probe_accuracy(z: Tensor, z_test: Tensor, train: Batch, test: Batch, outputs: int, ridge: float) -> Tensor:
+    """Accuracy [S] on the test rows of a ridge regression onto one-hot classes, fitted to the training rows.
+
+    W, b = argmin sum_n w_n |y_n - W z_n - b|^2 + lambda |W|^2 with weights w that sum to 1, answered by argmax; lambda
+    is `ridge` times the mean variance of a feature, so that neither a rotation nor the scale of the features matters.
+    In scikit-learn's terms alpha = n lambda. A class that the training rows lack is never answered: the outputs of
+    the others sum to 1, its own is 0. Features that do not vary leave the most frequent class.
+
+    >>> z, y = torch.tensor([[[-1.0], [-2.0], [1.0], [2.0]]]), torch.tensor([[0, 0, 1, 1]])
+    >>> rows = Batch(z, y, 0 * y, torch.full((1, 4), 0.25))
+    >>> probe_accuracy(z, z + 1.5, rows, rows, 2, 0.1)  # -2 + 1.5 is left of 0, -1 + 1.5 is not
+    tensor([0.7500])
+    """
+    n, w = z.shape[1], train.w.to(z)
+    target = one_hot(train.y, outputs).to(z)
+    mean = (w[..., None] * z).sum(1, keepdim=True)
+    offset = (w[..., None] * target).sum(1, keepdim=True)
+
+    def answers(both: Tensor) -> tuple[Tensor]:
+        x, root = both[:, :n], w.sqrt()[..., None]
+        gram = x.mT @ x if n > x.shape[2] else x @ x.mT  # the smaller of the two systems has the same solution
+        strength = ridge * x.square().sum((1, 2)) / x.shape[2]
+        gram = gram + torch.diag_embed(strength.clamp(min=torch.finfo(x.dtype).tiny)[:, None].expand(-1, len(gram[0])))
+        y = root * (target - offset)
+        if n > x.shape[2]:
+            return (both[:, n:] @ torch.linalg.solve(gram, x.mT @ y),)
+        return (both[:, n:] @ (x.mT @ torch.linalg.solve(gram, y)),)
+
+    scores = rowwise(answers, torch.cat([w.sqrt()[..., None] * (z - mean), z_test - mean], 1))[0] + offset
+    right = (scores.argmax(2) == test.y).to(scores)
+    return (test.w.to(scores) * right).sum(1).masked_fill(scores.isnan().flatten(1).any(1), torch.nan)
+
+
+def linear_cka(x: Tensor, y: Tensor) -> Tensor:
+    """Debiased linear centred kernel alignment of features of the same rows: [S, n, D], [S, n, E] -> [S], at most 1.
+
+    HSIC(K, L) / sqrt(HSIC(K, K) HSIC(L, L)) of the linear kernels K = X X', L = Y Y' (Kornblith et al. 2019) with the
+    unbiased HSIC of Song et al. (2012), as Nguyen, Raghu & Kornblith (2021) have it: with the diagonals of K and L
+    set to 0,
+
+        HSIC = [tr(KL) + 1'K1 1'L1 / ((n - 1)(n - 2)) - 2 1'KL1 / (n - 2)] / (n (n - 3))
+
+    1 for the same features up to rotation and scale, about 0 (of either sign) for unrelated ones, where the plain
+    estimate is far above 0 once D is near n. NaN where features are all alike, and for fewer than 4 rows.
+
+    >>> x = torch.tensor([[[0.0, 1.0], [2.0, 0.0], [1.0, 5.0], [3.0, 2.0], [0.0, 0.0]]])
+    >>> round(linear_cka(x, -7 * x.flip(2)).item(), 6)
+    1.0
+    """
+    n = x.shape[1]
+    if n < 4:
+        return torch.full_like(x[:, 0, 0], torch.nan)
+    k, m = (hollow(v - v.mean(1, keepdim=True)) for v in (x, y))  # centred for the rounding's sake only
+
+    def hsic(a: Tensor, b: Tensor) -> Tensor:
+        cross = (a.sum(2) * b.sum(2)).sum(1)
+        whole = a.sum((1, 2)) * b.sum((1, 2)) / ((n - 1) * (n - 2))
+        return ((a * b).sum((1, 2)) + whole - 2 * cross / (n - 2)) / (n * (n - 3))
+
+    scale = hsic(k, k) * hsic(m, m)
+    return hsic(k, m) / torch.where(scale > 0, scale, torch.nan).sqrt()
+
+
+def hollow(x: Tensor) -> Tensor:
+    """Gram matrix of the rows of x with a diagonal of 0: [S, n, n]."""
+    gram = x @ x.mT
+    return gram - torch.diag_embed(gram.diagonal(dim1=1, dim2=2))
