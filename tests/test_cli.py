@@ -120,7 +120,7 @@ BAD = {
     "ls strategy": "ls strategy: nothing of that name to list; did you mean strategies?",
     "lss": "lss: no such command; did you mean ls?",
     "cbp": "cbp: no such command; did you mean strategy=cbp?",
-    "qqqqq": "qqqqq: no such command; there is ls, leaderboard, catalogue, help",
+    "qqqqq": "qqqqq: no such command; there is ls, leaderboard, catalogue, ",
 }
 
 
