@@ -106,11 +106,15 @@ class Learner:
         """Fresh batches of the task's training rows, as many as are planned."""
         size, key = self.budget.batch_size, random.fold(self.key("order"), task.index)
         keys = self.random("dropout") if self.model.stochastic else None
+        # training alone sees augmented rows, by draws of their own: tests, probes and memories filled by rows do not
+        vary = random.fold(self.key("augment"), task.index) if getattr(task.train, "augmented", False) else None
         block = size * max(1, min(self.planned, math.ceil(task.nominal / size)))  # an epoch's order at a time
         for start in range(0, self.planned * size, block):
             stop = min(start + block, self.planned * size)
-            for position in rows.order(key, task.train.size, start, stop).split(size, 1):
-                batch = self.make_batch(*task.train.take(position))
+            positions = rows.order(key, task.train.size, start, stop).split(size, 1)
+            for step, position in enumerate(positions, start // size):
+                drawn = () if vary is None else (random.fold(vary, step),)
+                batch = self.make_batch(*task.train.take(position, *drawn))
                 yield replace(batch, key=keys.key()) if keys else batch
 
     def scan(self, source: Source, size: int = 1000, limit: int | None = None) -> Iterator[Batch]:

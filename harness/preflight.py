@@ -160,7 +160,7 @@ class _Known:
         names = value if isinstance(value, list) else [value]
         options = self.options(key)
         if value in (None, "", []):
-            hint = NONE.get(key, f"name one: {_list(options)}")
+            hint = NONE.get(key, _known(key, options))
             raise ValueError(f"{_line(o)}: chooses no {key}; {hint}")
         if isinstance(value, list) and key not in LISTS:
             raise ValueError(f"{_line(o)}: choose one {key}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -13,6 +14,17 @@ from harness import random
 Transform = Callable[[Tensor, Tensor], Tensor]  # (x [S, B, *shape], transform id [S, B or 1]) -> x
 
 
+class Data(Protocol):
+    """What rows are gathered from: a tensor [N, *shape], or what becomes one where it is gathered."""
+
+    @property
+    def shape(self) -> torch.Size: ...
+    @property
+    def device(self) -> torch.device: ...
+    def index_select(self, dim: int, index: Tensor, /) -> Tensor: ...
+    def __getitem__(self, index: Any, /) -> Tensor: ...
+
+
 @dataclass(frozen=True)
 class Rows:
     """Rows (sample index, transform id, target, task id), each seed with its own.
@@ -20,7 +32,7 @@ class Rows:
     Where seeds have different numbers of rows, row s is valid up to `size[s]` and padded behind.
     """
 
-    data: Tensor  # [N, *shape], shared by all tasks and seeds
+    data: Data  # [N, *shape], shared by all tasks and seeds
     index: Tensor  # [S, n] into data
     y: Tensor  # [S, n] classes, or [S, n, C] regression targets
     t: Tensor  # [S, n] or [S, 1]
@@ -29,10 +41,20 @@ class Rows:
     transform_id: Tensor | None = None  # [S, n] or [S, 1]
     relabel: Tensor | None = None  # [S, T, C] class that each class becomes under a transform id
 
-    def take(self, position: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Rows at `position` [S, B] -> x [S, B, *shape], y [S, B], t [S, B]."""
+    @property
+    def augmented(self) -> bool:
+        """Whether training is on random changes of the rows, which `take` then needs a key for."""
+        return getattr(self.data, "augment", None) is not None
+
+    def take(self, position: Tensor, key: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Rows at `position` [S, B] -> x [S, B, *shape], y [S, B], t [S, B].
+
+        With `key` [S] they are augmented by its draws, before the task's own transform.
+        """
         index = self.index.gather(1, position)
         x = self.data.index_select(0, index.flatten()).view(*position.shape, *self.data.shape[1:])
+        if key is not None and self.augmented:
+            x = self.data.drawn(x, key)  # type: ignore[attr-defined]
         if self.transform is not None and self.transform_id is not None:
             x = self.transform(x, _pick(self.transform_id, position))
         y = self.y.gather(1, position) if self.y.dim() == 2 else _take_vectors(self.y, position)

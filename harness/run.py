@@ -185,6 +185,9 @@ class Setting:
             pin=cfg["pin"]["stream"],
             device=self.device,
         )
+        augment = cfg["dataset"].get("augment")
+        if augment and not all(getattr(task.train, "augmented", False) for task in made.tasks):
+            raise ValueError(f"dataset.augment={augment}: {made.name} makes its rows itself; use dataset.augment=[]")
         return made
 
     def parts(self, stream: Stream) -> dict[str, Any]:

@@ -138,7 +138,10 @@ class Source(Protocol):
         ...
 
     def take(self, position: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Rows at `position` [S, B] -> x [S, B, *shape], y [S, B], t [S, B]."""
+        """Rows at `position` [S, B] -> x [S, B, *shape], y [S, B], t [S, B].
+
+        A source that says `augmented` also takes a key [S], by whose draws it changes the rows that are trained on.
+        """
         ...
 
     def labels(self) -> Tensor:

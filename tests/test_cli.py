@@ -66,7 +66,7 @@ BAD = {
     "strategy=": "strategy=: chooses no strategy; plain training is strategy=naive",
     "strategy=[]": "strategy=[]: chooses no strategy; plain training is strategy=naive",
     "strategy=null": "strategy=null: chooses no strategy; plain training is strategy=naive",
-    "dataset=null": "dataset=null: chooses no dataset; name one: cifar10,",
+    "dataset=null": "dataset=null: chooses no dataset; `python -m harness ls datasets` lists them",
     "strategy=[cbp,naive,cbp]": "strategy=[cbp,naive,cbp]: cbp stands there twice",
     "strategy=cbp,naive": "strategy=cbp,naive: write strategy=[cbp,naive] for a list, or add -m",
     "model=[mlp,cnn]": "model=[mlp,cnn]: choose one model",

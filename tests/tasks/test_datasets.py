@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import functools
 import gzip
 import hashlib
@@ -28,10 +27,12 @@ import torch
 import yaml
 from numpy.typing import NDArray
 
-from tasks import datasets
-from tasks.datasets import INFO, DataError, load
+from tasks.datasets import DataError, load, named
+from tasks.datasets import idx as idx_format
+from tasks.datasets.table import LEFT_OUT, SPECS
+from tests import dataset_files
 
-CONF = Path(datasets.__file__).parent.parent / "conf" / "dataset"
+CONF = dataset_files.CONF
 FILES = [f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")]
 Bytes = NDArray[np.uint8]
 
@@ -76,8 +77,9 @@ def direct(patch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def no_system_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Without Debian's files, without network."""
-    monkeypatch.setattr(datasets, "_DEBIAN", tmp_path / "debian")
+    """Without Debian's files, without network, without the user's cache."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(named, "_DEBIAN", tmp_path / "debian")
     offline(monkeypatch)
 
 
@@ -199,7 +201,7 @@ def test_own_files_come_before_the_systems_and_the_two_are_never_mixed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     system, own = tmp_path / "system", tmp_path / "root" / "FashionMNIST" / "raw"
-    monkeypatch.setattr(datasets, "_DEBIAN", system)
+    monkeypatch.setattr(named, "_DEBIAN", system)
     write(system, arrays(30, 10), packed=True)
 
     assert len(load("fashion_mnist", tmp_path / "root").y) == 40
@@ -228,7 +230,7 @@ def test_what_is_there_is_used_without_network(tmp_path: Path, monkeypatch: pyte
 
     write(tmp_path / "MNIST" / "raw", arrays())
     monkeypatch.setattr(socket, "socket", refuse)
-    monkeypatch.setattr(datasets, "_download", refuse)
+    monkeypatch.setattr(named, "_download", refuse)
 
     assert len(load("mnist", tmp_path).y) == 60
 
@@ -284,7 +286,7 @@ def test_no_damage_to_a_packed_file_goes_unnoticed_or_escapes_as_another_error(t
     for data in damaged:
         file.write_bytes(data)
         try:
-            np.testing.assert_array_equal(datasets._idx(file, 1), labels)
+            np.testing.assert_array_equal(idx_format.idx(file, 1), labels)
             harmless += 1  # the time stamp, the flags and the system in gzip's header
         except DataError:
             pass
@@ -295,7 +297,7 @@ def test_no_damage_to_a_packed_file_goes_unnoticed_or_escapes_as_another_error(t
 # --- what is missing --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [name for name in INFO if name != "digits"])
+@pytest.mark.parametrize("name", [name for name in SPECS if name != "digits"])
 def test_missing_without_network_says_what_where_and_how_at_once(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -308,15 +310,11 @@ def test_missing_without_network_says_what_where_and_how_at_once(
     line = str(caught.value)
     assert "\n" not in line and len(line) < 900
     assert f"dataset={name}" in line and str(root) in line and "dataset.root" in line
-    wanted = {
-        "svhn": "train_32x32.mat",
-        "cifar10": "cifar-10-python.tar.gz",
-        "cifar100": "cifar-100-python.tar.gz",
-    }
-    wanted["emnist"] = "emnist-balanced-train-images-idx3-ubyte"
-    assert wanted.get(name, "t10k-labels-idx1-ubyte") in line
+    spec = SPECS[name]
+    for wanted in (spec.idx or spec.files)[:1] + ((Path(spec.archive).name,) if spec.archive else ()):
+        assert wanted in line
     assert ("apt-get install dataset-fashion-mnist" in line) == (name == "fashion_mnist")
-    assert "fetching" in capsys.readouterr().err
+    assert ("fetching" in capsys.readouterr().err) == spec.fetched == ("by hand" not in line)
     assert list(root.rglob("*")) == [], "something half-written was left"
 
 
@@ -331,7 +329,7 @@ def test_only_the_missing_file_is_named(tmp_path: Path) -> None:
 
 
 def test_a_mirror_that_never_answers_does_not_hang(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(datasets, "_TIMEOUT", 0.2)
+    monkeypatch.setattr(named, "_TIMEOUT", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         offline(monkeypatch, silent.getsockname()[1])
         start = time.perf_counter()
@@ -544,7 +542,7 @@ def test_the_published_split_of_digits_stays_as_it_is() -> None:
     not Path("/usr/share/datasets/fashion-mnist").is_dir(), reason="Debian's package dataset-fashion-mnist"
 )
 def test_fashion_mnist_as_debian_installs_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(datasets, "_DEBIAN", Path("/usr/share/datasets/fashion-mnist"))
+    monkeypatch.setattr(named, "_DEBIAN", Path("/usr/share/datasets/fashion-mnist"))
 
     data = load("fashion_mnist", tmp_path)
 
@@ -565,7 +563,7 @@ def test_fashion_mnist_as_debian_installs_it(tmp_path: Path, monkeypatch: pytest
     ("options", "says"),
     [
         ({"name": "fashon_mnist"}, "dataset=fashon_mnist: no such data set; did you mean fashion_mnist?"),
-        ({"name": "imagenet"}, "choose one of digits, mnist"),
+        ({"name": "xyz"}, "`python -m harness ls datasets` lists them"),
         ({"name": None}, "dataset=None"),
         ({"name": "digits", "val": 1.0}, "dataset.val=1.0"),
         ({"name": "digits", "val": -0.1}, "dataset.val=-0.1"),
@@ -587,7 +585,7 @@ def test_a_fraction_near_one_still_leaves_a_training_sample(tmp_path: Path) -> N
     assert len(load("mnist", tmp_path, val=0.999).train) == 1
 
 
-@pytest.mark.parametrize("name", INFO)
+@pytest.mark.parametrize("name", SPECS)
 def test_every_data_set_has_a_file_whose_keys_and_values_are_those_of_load(name: str) -> None:
     text = (CONF / f"{name}.yaml").read_text()
     config = yaml.safe_load(text)
@@ -596,19 +594,49 @@ def test_every_data_set_has_a_file_whose_keys_and_values_are_those_of_load(name:
     assert config.pop("name") == name
     parameters = inspect.signature(load).parameters
     own = {"normalise": "unit"} if name == "digits" else {}  # blank pixels are 0 in the published permuted streams
-    assert config == {k: p.default for k, p in parameters.items() if k != "name"} | own
-    assert text.startswith(f"# {INFO[name]}\n\n"), "`ls datasets` shows another line"
-    lines = text.splitlines()
-    assert all(lines[i - 1].startswith("#") for i, line in enumerate(lines) if line.partition(":")[0] in parameters)
+    defaults = {k: p.default for k, p in parameters.items() if k != "name"} | own
+    assert config == defaults | {"augment": []}
+    assert text == dataset_files.text(name), "python -m tests.dataset_files writes it"
+    assert text.startswith(f"# {SPECS[name].text}\n\n") and "\n" not in SPECS[name].text
 
 
-def test_the_list_of_data_sets_is_complete_and_readable_without_importing_anything() -> None:
-    tree = ast.parse(Path(datasets.__file__).read_text())
-    literal = [n.value for n in tree.body if isinstance(n, ast.Assign) and ast.unparse(n.targets[0]) == "INFO"]
+def test_all_that_torchvision_ships_for_classification_is_there_or_left_out_for_a_reason() -> None:
+    """Told apart by what an item is: by name, those of other tasks (flow, stereo, detection, video, captions)."""
+    import torchvision.datasets
 
-    assert [ast.literal_eval(node) for node in literal] == [INFO]
-    assert set(INFO) == {p.stem for p in CONF.glob("*.yaml")} == set(datasets._SPECS)
-    assert all(text and "\n" not in text for text in INFO.values())
+    others = {
+        "CREStereo", "CarlaStereo", "Cityscapes", "CocoCaptions", "CocoDetection", "DatasetFolder", "ETH3DStereo",
+        "FallingThingsStereo", "Flickr30k", "Flickr8k", "FlyingChairs", "FlyingThings3D", "HD1K", "HMDB51",
+        "ImageFolder", "InStereo2k", "Kinetics", "Kitti", "Kitti2012Stereo", "Kitti2015Stereo", "KittiFlow", "LFWPairs",
+        "Middlebury2014Stereo", "MovingMNIST", "PhotoTour", "SBDataset", "SBU", "SceneFlowStereo", "Sintel",
+        "SintelStereo", "UCF101", "VOCDetection", "VOCSegmentation", "VisionDataset", "WIDERFace",
+        "wrap_dataset_for_transforms_v2",
+    }  # fmt: skip
+    ours = {spec.cls for spec in SPECS.values()} - {""}
+    assert set(torchvision.datasets.__all__) - others == ours | set(LEFT_OUT)
+    assert not ours & set(LEFT_OUT)
+
+
+@pytest.mark.parametrize("name", [name for name in SPECS if name != "digits"])
+def test_torchvision_s_class_takes_the_arguments_of_the_table(name: str) -> None:
+    import torchvision.datasets
+
+    spec = SPECS[name]
+    cls = getattr(torchvision.datasets, spec.cls)
+    for part in (*spec.train, *spec.test):
+        inspect.signature(cls).bind("root", **part)
+        assert not spec.fetched or "download" in _parameters(cls), "fetched by hand only"
+
+
+def _parameters(cls: Any) -> set[str]:
+    """Names of a constructor's arguments, with those of the base class behind **kwargs."""
+    found = inspect.signature(cls.__init__).parameters
+    more = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in found.values())
+    return set(found) | (_parameters(cls.__mro__[1]) if more else set())
+
+
+def test_the_files_in_conf_are_those_of_the_table_and_of_a_users_own() -> None:
+    assert {p.stem for p in CONF.glob("*.yaml")} == {*SPECS, "folder", "npz", "parquet", "function"}
 
 
 def test_importing_the_module_and_reading_idx_files_needs_neither_torchvision_nor_scikit_learn(

@@ -1,0 +1,15 @@
+"""Data sets as tensors: what torchvision ships by name, a user's own files and functions, frozen features of either.
+
+All of them end in `finish`, which checks, resizes, splits, normalises and digests; torchvision, scikit-learn, pyarrow
+and PIL are imported when they are needed only.
+"""
+
+from __future__ import annotations
+
+from tasks.datasets.dataset import DataError, Dataset
+from tasks.datasets.from_arrays import arrays, function, npz
+from tasks.datasets.from_folder import folder
+from tasks.datasets.from_table import parquet
+from tasks.datasets.named import load
+
+__all__ = ["DataError", "Dataset", "arrays", "folder", "function", "load", "npz", "parquet"]

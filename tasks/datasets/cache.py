@@ -1,0 +1,116 @@
+"""Decoded arrays on the disk: one file each, checked by digest, rebuilt when what they were made of has changed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+Arrays = dict[str, NDArray[Any]]
+T = TypeVar("T")
+VERSION = 1  # of this file's format, and of how images are decoded
+SETTLED = 2.0  # seconds after which a file that changes again shows it by its time
+
+
+def home() -> Path:
+    """The user's folder for data that can be made or fetched again."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "harness"
+
+
+def cached(name: str, sources: Iterable[Path], settings: Any, make: Callable[[], Arrays]) -> Arrays:
+    """What `make` returns, from the user's cache where sources and settings are those it was made of.
+
+    A source is known by its path, size and time of change. The content is checked by its sha256: a damaged file is
+    made anew. It is written to a temporary name and renamed; where that fails, or a source is so young that another
+    change might not show in its time, nothing is kept.
+    """
+    files = [p for source in sources for p in ([source] if source.is_file() else _below(source))]
+    stats = [p.stat() for p in files]
+    facts = [[str(p), s.st_size, s.st_mtime_ns] for p, s in zip(files, stats)]
+    stamp = hashlib.sha256(json.dumps([VERSION, settings, facts]).encode()).hexdigest()
+    where = hashlib.sha256(json.dumps([settings, sorted({str(p.parent) for p in files})]).encode()).hexdigest()[:12]
+    file = home() / "decoded" / f"{''.join(c if c.isalnum() or c in '-_' else '-' for c in name)}-{where}"
+    found = _read(file, stamp) if files else None
+    if found is not None:
+        return found
+    made = make()
+    if files and time.time() - max(s.st_mtime for s in stats) > SETTLED:
+        with suppress(OSError):  # a full or read-only disk costs time, no more
+            _write(file, stamp, made)
+    return made
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    for base, folders, names in os.walk(folder):
+        folders.sort()
+        yield from (Path(base, name) for name in sorted(names))
+
+
+def _read(file: Path, stamp: str) -> Arrays | None:
+    """None where the file is missing, of other sources, or damaged."""
+    try:
+        with file.open("rb") as stream:
+            head = json.loads(stream.readline(1 << 20))
+            if head["stamp"] != stamp:
+                return None
+            data = bytearray(head["bytes"])
+            if stream.readinto(data) != len(data) or stream.read(1):
+                return None
+    except (OSError, ValueError, KeyError, TypeError, MemoryError):
+        return None
+    if hashlib.sha256(data).hexdigest() != head["sha256"]:
+        return None
+    found, start = {}, 0
+    for name, dtype, shape in head["arrays"]:
+        count = int(np.prod(shape, dtype=np.int64))
+        found[name] = np.frombuffer(data, np.dtype(dtype), count, start).reshape(shape)
+        start += found[name].nbytes
+    return found
+
+
+def _write(file: Path, stamp: str, arrays: Arrays) -> None:
+    whole = {k: np.ascontiguousarray(v) for k, v in arrays.items()}
+    sha = hashlib.sha256()
+    for v in whole.values():
+        sha.update(v.data.cast("B") if v.nbytes else b"")
+    head = {
+        "stamp": stamp,
+        "sha256": sha.hexdigest(),
+        "bytes": sum(v.nbytes for v in whole.values()),
+        "arrays": [[k, v.dtype.str, list(v.shape)] for k, v in whole.items()],
+    }
+    file.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(prefix=".", suffix=".tmp", dir=file.parent)
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(json.dumps(head).encode() + b"\n")
+            for v in whole.values():
+                stream.write(v.data.cast("B") if v.nbytes else b"")
+        os.replace(temporary, file)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def progress(items: Sequence[T], what: str) -> Iterator[T]:
+    """The items, with a bar on the terminal, or a line where standard error is none; nothing for a few."""
+    if len(items) < 1000:
+        yield from items
+    elif not sys.stderr.isatty():
+        print(f"{what}: {len(items):,}", file=sys.stderr)
+        yield from items
+    else:
+        from rich.console import Console
+        from rich.progress import track
+
+        yield from track(items, what, console=Console(stderr=True), transient=True)

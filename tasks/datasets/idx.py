@@ -1,0 +1,60 @@
+"""The file format of the MNIST family, read with numpy."""
+
+from __future__ import annotations
+
+import gzip
+import math
+import os
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tasks.datasets.dataset import corrupt, line
+from tasks.datasets.table import Spec
+
+
+def existing(path: Path) -> Path | None:
+    """`path` unpacked (faster) or as .gz."""
+    return next((p for p in (path, path.with_name(path.name + ".gz")) if os.path.isfile(p)), None)
+
+
+def complete(folders: list[Path], names: tuple[str, ...]) -> list[Path]:
+    """The files from the first folder that has them all: never a mixture of two folders."""
+    for folder in folders:
+        found = [p for p in (existing(folder / name) for name in names) if p]
+        if len(found) == len(names):
+            return found
+    return []
+
+
+def part(images: Path, labels: Path, spec: Spec) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Images [n, 1, h, w] and labels [n] from 0, checked against one another and the table."""
+    x, y = idx(images, 3), idx(labels, 1)
+    if x.shape[1:] != spec.shape[1:]:
+        raise corrupt(images, f"images of {x.shape[1:]} pixels, expected {spec.shape[1:]}")
+    if not len(x) or len(x) != len(y):
+        raise corrupt(labels, f"{len(y)} labels for {len(x)} images of {images.name}")
+    if y.max() >= spec.classes + spec.first or y.min() < spec.first:
+        worst = y.max() if y.max() >= spec.classes + spec.first else y.min()
+        raise corrupt(labels, f"label {worst} of {spec.classes} classes")
+    return (x.swapaxes(1, 2) if spec.transposed else x)[:, None], y - spec.first
+
+
+def idx(path: Path, ndim: int) -> NDArray[np.uint8]:
+    """Bytes of an idx file: 0, 0, type 8, number of axes, big-endian lengths, data; plain or gzip."""
+    try:
+        data = path.read_bytes()
+        if data[:2] == b"\x1f\x8b":
+            data = gzip.decompress(data)
+    except (OSError, EOFError, zlib.error, struct.error) as error:
+        raise corrupt(path, line(error)) from error
+    head = 4 + 4 * ndim
+    if data[:4] != bytes((0, 0, 8, ndim)) or len(data) < head:
+        raise corrupt(path, f"no idx file of bytes with {ndim} axes")
+    shape = struct.unpack(f">{ndim}I", data[4:head])
+    if len(data) != head + math.prod(shape):
+        raise corrupt(path, f"{len(data)} bytes, but its header promises {head + math.prod(shape)}")
+    return np.frombuffer(data, np.uint8, offset=head).reshape(shape)

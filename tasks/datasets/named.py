@@ -1,0 +1,239 @@
+"""Data sets by name: found on disk or fetched once, read, kept decoded.
+
+The MNIST family is read here with numpy, everything else by torchvision, which checks files by their MD5 where they
+could hold code (CIFAR's are pickles). Torchvision and scikit-learn are imported when needed only.
+"""
+
+from __future__ import annotations
+
+import http.client
+import os
+import socket
+import sys
+import tempfile
+from collections.abc import Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tasks.datasets import idx
+from tasks.datasets.cache import Arrays, cached, home, progress
+from tasks.datasets.dataset import DataError, Dataset, Raw, check, corrupt, finish, hold_out, line
+from tasks.datasets.images import decode
+from tasks.datasets.table import SPECS, Spec
+
+_DEBIAN = Path("/usr/share/datasets/fashion-mnist")  # Debian's package dataset-fashion-mnist
+_TIMEOUT = 10.0  # seconds without an answer from a mirror; torchvision sets none and would wait for ever
+
+SIDE = 224  # of images of many sizes that a pretrained network reads
+
+Part = tuple[NDArray[np.uint8], NDArray[Any]]  # images [n, *shape], labels [n]
+
+
+def load(
+    name: str,
+    root: str | Path | None = None,
+    val: float = 0.1,
+    normalise: str = "standard",
+    pad: int = 0,
+    size: int | None = None,
+    features: str | None = None,
+    augment: Sequence[str] = (),
+) -> Dataset:
+    """The data set `name` on the CPU, with a stratified fraction `val` of its training set held out.
+
+    Inputs are (x - mean) / std per channel (normalise="standard", constants of the training set) or scaled
+    to 0..1 ("unit"). `size` resizes images; `pad` puts so many black pixels on every side; `features` names a
+    network of torchvision's whose last hidden layer takes the image's place; `augment` changes training rows at
+    random (flip, crop), as they are drawn. The split is fixed: it depends on `name` and `val`, never on a run's
+    seeds. `root` is a folder in torchvision's layout (default: harness/data in the user's cache folder); what it
+    lacks is downloaded, or (fashion_mnist) taken from Debian's package dataset-fashion-mnist where that is installed.
+    What was decoded is kept in the user's cache, so that only the first time takes long.
+    Raises ValueError for a bad argument, DataError for data that is missing or corrupt.
+
+    >>> data = load("digits")
+    >>> data.shape, data.classes, len(data.train), len(data.val), len(data.test)
+    ((1, 8, 8), 10, 1294, 144, 359)
+    """
+    if name not in SPECS:
+        close = get_close_matches(str(name), SPECS, n=1)
+        hint = f"did you mean {close[0]}?" if close else "`python -m harness ls datasets` lists them"
+        raise ValueError(f"dataset={name}: no such data set; {hint}")
+    check(val=val, normalise=normalise, pad=pad, size=size, augment=augment)
+    spec = SPECS[name]
+    raw = read(name, root, None if spec.uniform else size or (SIDE if features else None))
+    return finish(
+        name,
+        raw,
+        spec.classes,
+        val=val,
+        normalise=normalise,
+        pad=pad,
+        size=size,
+        features=features,
+        augment=augment,
+        constants=(spec.mean, spec.std) if spec.mean else None,
+        top=spec.top,
+    )
+
+
+def read(name: str, root: str | Path | None = None, size: int | None = None) -> Raw:
+    """Images and labels as they were published, from the cache or from their files; `size` where they vary."""
+    spec, base = SPECS[name], _root(root)
+    if name == "digits":
+        return _digits()
+    if spec.idx:
+        paths = idx_files(name, base)
+        made = cached(
+            name,
+            paths,
+            [name],
+            lambda: _packed(*(idx.part(images, labels, spec) for images, labels in (paths[:2], paths[2:]))),
+        )
+    else:
+        side = size or spec.shape[1]
+        if not any((base / f).exists() for f in spec.files):
+            _download(name, spec, base, f"no {base / spec.files[0]}")
+        sources = [base / f for f in spec.files if (base / f).exists()]
+        made = cached(name, sources, [name, side], lambda: _torchvision(name, spec, base, side))
+    return Raw(made["x"], made["y"], int(made["train"][0]), None)
+
+
+def _packed(*parts: Part) -> Arrays:
+    x, y = (np.concatenate(column) for column in zip(*parts))
+    return {"x": x, "y": y, "train": np.array([len(parts[0][1])])}
+
+
+def _root(root: str | Path | None) -> Path:
+    return home() / "data" if root is None else Path(root).expanduser()
+
+
+def _digits() -> Raw:
+    """scikit-learn ships one set without a split: a fixed stratified fifth is ours for the test."""
+    from sklearn.datasets import load_digits
+
+    images, labels = load_digits(return_X_y=True)
+    test = hold_out(labels, 0.2, "digits/test")
+    x, y = images.astype(np.uint8).reshape(-1, 1, 8, 8), labels.astype(np.uint8)
+    return Raw(
+        np.concatenate([np.delete(x, test, 0), x[test]]),
+        np.concatenate([np.delete(y, test), y[test]]),
+        len(y) - len(test),
+        None,
+    )
+
+
+def idx_files(name: str, root: Path) -> list[Path]:
+    """The four files of a set of the MNIST family, fetched if need be."""
+    spec = SPECS[name]
+    folders = [root / spec.cls / "raw", *([_DEBIAN] if name == "fashion_mnist" else [])]
+    paths = idx.complete(folders, spec.idx)
+    if not paths:
+        missing = [f for f in spec.idx if not idx.existing(folders[0] / f)]
+        where = " or in ".join(map(str, folders))
+        _download(name, spec, root, f"{', '.join(missing)} (plain or .gz) not in {where}")
+        paths = idx.complete(folders, spec.idx)
+    return paths
+
+
+def _torchvision(name: str, spec: Spec, root: Path, side: int) -> Arrays:
+    """All parts as torchvision reads them, decoded."""
+    parts = [*spec.train, *spec.test]
+    cls = _class(name, spec)
+    try:
+        sets = [cls(root, **part) for part in parts]
+    except (RuntimeError, OSError) as error:
+        from torchvision.datasets.utils import check_integrity
+
+        files = _checksums(name, cls, root)
+        for path, md5 in files:
+            if os.path.isfile(path) and not check_integrity(path, md5):
+                raise corrupt(path, f"its MD5 is not {md5}") from None
+        missing = [path for path, _ in files if not os.path.isfile(path)]
+        if files and not missing:
+            raise
+        what = f"no {missing[0]}" + (f" nor {len(missing) - 1} more" if missing[1:] else "") if missing else line(error)
+        _download(name, spec, root, what)
+        sets = [cls(root, **part) for part in parts]
+    n = sum(map(len, sets))
+    x, y = np.empty((n, spec.shape[0], side, side), np.uint8), np.empty(n, np.int64)
+    order = [(s, i) for s in range(len(sets)) for i in range(len(sets[s]))]
+    for row, (s, i) in enumerate(progress(order, f"decoding {name}")):
+        try:
+            image, label = sets[s][i]
+            x[row] = decode(image, "rgb" if spec.shape[0] == 3 else "grey", side)
+        except (OSError, SyntaxError, ValueError) as error:  # what PIL raises for a damaged file
+            raise corrupt(_file(sets[s], i, root), line(error)) from error
+        if not 0 <= int(label) - spec.first < spec.classes:
+            raise corrupt(_file(sets[s], i, root), f"label {label} of {spec.classes} classes")
+        y[row] = int(label) - spec.first
+    train = sum(len(s) for s in sets[: len(spec.train)])
+    if not spec.test:
+        held = hold_out(y, 0.2, f"{name}/test")
+        kept = np.concatenate([np.delete(np.arange(n), held), held])
+        x, y, train = x[kept], y[kept], n - len(held)
+    return {"x": x, "y": y, "train": np.array([train])}
+
+
+def _file(data: Any, row: int, root: Path) -> Path:
+    """The file of a row where torchvision's class names it, else the row itself."""
+    for key in ("samples", "imgs", "_image_files", "_samples", "_images"):
+        known = getattr(data, key, None)
+        if known is not None and len(known) == len(data):
+            entry = known[row][0] if isinstance(known[row], tuple) else known[row]
+            if isinstance(entry, (str, Path)):
+                return Path(entry)
+    return root / f"{type(data).__name__}[{row}]"
+
+
+def _checksums(name: str, cls: Any, root: Path) -> list[tuple[Path, str]]:
+    """Files with their MD5, where torchvision's class lists them; those of CIFAR are pickles."""
+    if name == "svhn":
+        return [(root / file, md5) for _, file, md5 in (cls.split_list["train"], cls.split_list["test"])]
+    if not hasattr(cls, "train_list") or not hasattr(cls, "meta"):
+        return []
+    files = [*cls.train_list, *cls.test_list, (cls.meta["filename"], cls.meta["md5"])]
+    return [(root / cls.base_folder / file, md5) for file, md5 in files]
+
+
+def _class(name: str, spec: Spec) -> Any:
+    try:
+        from torchvision import datasets
+    except (ImportError, RuntimeError, OSError) as error:  # RuntimeError: built for another torch
+        raise DataError(f"dataset={name}: torchvision, which it needs, does not import: {line(error)}") from error
+    return getattr(datasets, spec.cls)
+
+
+def _download(name: str, spec: Spec, root: Path, missing: str) -> None:
+    """Fetch into a temporary folder, move finished files only: one cut short leaves nothing to trip over."""
+    packed = root / spec.archive
+    there = ", ".join(spec.files or (f"{spec.cls}/raw",))
+    remedy = f"put {packed.name} into {packed.parent}" if spec.archive else f"put {there} into {root}"
+    if name == "fashion_mnist":
+        remedy += ", or apt-get install dataset-fashion-mnist (Debian)"
+    remedy += ", or set dataset.root to a folder in torchvision's layout that has them"
+    if not spec.fetched:
+        raise DataError(f"dataset={name}: {missing}; it has to be fetched by hand; {remedy}")
+    print(f"dataset={name}: not found, fetching it into {root}", file=sys.stderr)
+    cls, timeout = _class(name, spec), socket.getdefaulttimeout()
+    try:
+        socket.setdefaulttimeout(_TIMEOUT)
+        root.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".download-", dir=root) as folder:
+            part = Path(folder)
+            if spec.archive and packed.is_file():  # torchvision unpacks it if its MD5 is right
+                (part / spec.archive).parent.mkdir(parents=True, exist_ok=True)
+                (part / spec.archive).symlink_to(packed.resolve())
+            for arguments in (*spec.train, *spec.test):
+                cls(part, download=True, **arguments)
+            for path in [p for p in part.rglob("*") if p.is_file() and not p.is_symlink()]:
+                target = root / path.relative_to(part)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                path.replace(target)
+    except (RuntimeError, OSError, ValueError, ImportError, http.client.HTTPException) as error:
+        raise DataError(f"dataset={name}: {missing}; the download failed ({line(error)}); {remedy}") from error
+    finally:
+        socket.setdefaulttimeout(timeout)

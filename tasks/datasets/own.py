@@ -1,0 +1,92 @@
+"""What a user's own data have in common, whatever file they come from.
+
+Whatever is wrong is said in one line that names the file and, where there is one, the row (counted from 0).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tasks.datasets.dataset import DataError, Dataset, Raw, finish, hold_out
+
+PARTS = ("train", "val", "test")
+Where = Callable[[str, int], str]  # (part, row) -> how a user finds it
+
+
+def existing(path: str | Path | None, what: str) -> Path:
+    if path is None or not str(path):
+        raise ValueError(f"dataset.path=null: must name {what}")
+    found = Path(path).expanduser()
+    if not found.exists():
+        above = next((p for p in found.parents if p.exists()), Path("."))
+        close = get_close_matches(found.name, [p.name for p in above.iterdir()], 1) if above == found.parent else []
+        hint = (
+            f"; did you mean {above / close[0]}?"
+            if close
+            else ""
+            if above == found.parent
+            else f"; nor is {found.parent}"
+        )
+        raise DataError(f"dataset.path={path}: not there (looked in {Path.cwd()}){hint}")
+    return found
+
+
+def numbered(parts: Mapping[str, NDArray[Any]], where: Where) -> tuple[dict[str, NDArray[np.int64]], tuple[str, ...]]:
+    """Labels as 0 ... classes - 1, and the classes' names where labels are words; each class has a training row."""
+    train = parts["train"]
+    if train.dtype.kind == "U":
+        names = sorted(set(train.tolist()))
+        number = {n: i for i, n in enumerate(names)}
+        for part, y in parts.items():
+            for row, label in enumerate(y.tolist()):
+                if label not in number:
+                    raise DataError(f"{where(part, row)}: class {label} has no training row")
+        return {p: np.array([number[v] for v in y.tolist()], np.int64) for p, y in parts.items()}, tuple(names)
+    made = {p: y.astype(np.int64) for p, y in parts.items()}
+    classes = int(made["train"].max()) + 1
+    for part, y in made.items():
+        wrong = (y < 0) | (y >= classes)
+        if wrong.any():
+            row = int(wrong.argmax())
+            raise DataError(
+                f"{where(part, row)}: label {y[row]} is not in 0 ... {classes - 1}, the labels of training rows"
+            )
+    empty = np.flatnonzero(np.bincount(made["train"], minlength=classes) == 0)
+    if len(empty):
+        raise DataError(
+            f"{where('train', int(made['train'].argmax()))}: labels go up to {classes - 1}, but class {empty[0]} has "
+            f"no training row ({len(empty)} such); number the classes without gaps, or give them as words"
+        )
+    return made, ()
+
+
+def finished(
+    name: str,
+    x: NDArray[Any],
+    y: NDArray[np.int64],
+    counts: Mapping[str, int],
+    test: float,
+    names: Sequence[str],
+    **how: Any,
+) -> Dataset:
+    """Rows of train, val and test one behind the other, or of train alone, of which a test is held out."""
+    train, given = counts["train"], counts.get("val")
+    if "test" not in counts:
+        n = train + (given or 0)
+        held = hold_out(y[:train], test, f"{name}/test")
+        kept = np.concatenate([np.delete(np.arange(train), held), np.arange(train, n), held])
+        x, y, train = x[kept], y[kept], train - len(held)
+        if not train or not len(held):
+            raise DataError(
+                f"dataset.test={test}: leaves {train} of {n} rows for training and {len(held)} for the test"
+            )
+        missing = np.flatnonzero(np.bincount(y[:train], minlength=int(y.max()) + 1) == 0)
+        if len(missing):
+            raise DataError(f"dataset.test={test}: leaves class {missing[0]} without a training row; it has too few")
+    return finish(name, Raw(x, y, train, given, tuple(names)), int(y.max()) + 1, **how)
