@@ -7,7 +7,7 @@ Of the layer outputs' gradients δ and the layer inputs a, a linear layer needs 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -48,8 +48,13 @@ def diagonal(
     """
     if kind not in KINDS:
         raise ValueError(f"fisher={kind}: choose one of {', '.join(KINDS)}")
+    return diagonal_on(learner, batches(learner, source, samples, random, size), kind, random)
+
+
+def diagonal_on(learner: Learner, weighted: Iterable[Batch], kind: str, random: RandomStream) -> Params:
+    """`diagonal` over given batches, under their own masks and weights, which sum to 1."""
     total = tree.zeros(learner.params)
-    for batch in batches(learner, source, samples, random, size):
+    for batch in weighted:
         out, layers, pull = backward(learner, batch)
         vectors = list(cotangents(kind, learner.stream.loss, out.logits.detach(), batch, random))
         _accumulate(learner, batch, out, layers, pull, vectors, torch.square, total)

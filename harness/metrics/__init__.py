@@ -8,7 +8,7 @@ adding a metric moves no other's draws.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import reduce
 
@@ -17,9 +17,11 @@ from torch import Tensor
 
 from harness import tree
 from harness.learner import mask_logits, row_loss
-from harness.types import Batch, Boundary, Loss, Net, Reading, cat
+from harness.random import fold
+from harness.types import Batch, Boundary, Column, Loss, Net, Reading, cat
 
 Readings = dict[str, Tensor | Reading]
+PROBES = {"first": "first task", "current": "task just trained", "joint": "mean over the tasks seen"}
 
 
 def spread(t: int, limit: int) -> tuple[int, ...]:
@@ -50,6 +52,52 @@ def mixture(b: Boundary, tasks: Sequence[int], size: int) -> Batch:
     """One batch whose loss is the mean over all seen tasks, from `size` rows split evenly over `tasks`."""
     parts = [replace(b.probe(i, max(1, size // len(tasks))), mask=None) for i in tasks]
     return reduce(cat, [replace(p, w=p.w * c) for p, c in zip(parts, shares(tasks, b.t))])
+
+
+def probed(
+    b: Boundary,
+    setting: str,
+    probes: Sequence[str],
+    size: int,
+    tasks: int,
+    measure: Callable[[Batch, Tensor], Readings],
+) -> Readings:
+    """`measure(rows, key)` on each probe, its readings named <name>_<probe>; after the first task all are one.
+
+    "first" and "current" are `size` rows of one task; "joint" is the mean loss over the tasks seen, from `size` rows
+    split evenly over at most `tasks` of them (see `spread`). Keys depend on the setting, the boundary and the probe.
+    ValueError for another probe.
+    """
+    made: dict[str, Readings] = {}
+    found: Readings = {}
+    for probe in probes:
+        if probe not in PROBES:
+            raise ValueError(f"metrics.{setting}.probes={probe}: choose from {', '.join(PROBES)}")
+        same = "current" if b.t == 0 else probe
+        if same not in made:
+            made[same] = measure(_rows(b, same, size, tasks), own_key(b, setting, same))
+        found.update({f"{name}_{probe}": value for name, value in made[same].items()})
+    return found
+
+
+def _rows(b: Boundary, probe: str, size: int, tasks: int) -> Batch:
+    if probe == "joint":
+        return mixture(b, spread(b.t, tasks), size)
+    return b.probe(0 if probe == "first" else b.t, size)
+
+
+def own_key(b: Boundary, *purpose: str) -> Tensor:
+    """A key [S] for what is drawn here at this boundary; the boundary's stream stays where it was."""
+    return reduce(fold, purpose, fold(b.random.base, b.t))
+
+
+def by_probe(columns: Mapping[str, Column]) -> dict[str, Column]:
+    """The columns that `probed` makes of these."""
+    return {
+        f"{name}_{probe}": c._replace(text=f"{c.text}, {of}")
+        for name, c in columns.items()
+        for probe, of in PROBES.items()
+    }
 
 
 def objective(b: Boundary, batch: Batch) -> Loss:

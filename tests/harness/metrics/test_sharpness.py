@@ -10,16 +10,18 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from harness import tree
-from harness.curvature import flatten, unflatten, worst_rise
+from harness.curvature import flatten, unflatten
 from harness.metrics import mixture, shares, spread
 from harness.metrics.sharpness import COLUMNS, sharpness
 from harness.models.mlp import MLP
+from harness.optim import Adam
+from harness.random import fold
 from harness.types import Batch, Boundary, Net, Reading
 
 F64 = torch.float64
 SETTINGS = {
-    "probes": ["first", "current", "joint"], "size": 48, "tasks": 4, "k": 3, "steps": 40, "trace_probes": 9,
-    "rho": 0.05, "rho_adaptive": 0.5, "ascent": 4,
+    "probes": ["first", "current", "joint"], "size": 48, "tasks": 4, "k": 3, "lowest": 2, "steps": 80,
+    "trace_probes": 9, "adaptive_steps": 30, "fisher": True, "edge_ratio": True,
 }  # fmt: skip
 CHEAP = {**SETTINGS, "probes": ["current"]}
 
@@ -101,10 +103,11 @@ def test_tasks_measured_are_few_distinct_and_hold_the_first_and_the_current() ->
 def test_every_column_is_declared_and_filled(boundary) -> None:  # type: ignore[no-untyped-def]
     found = sharpness(boundary(), **SETTINGS)
     assert set(found) == set(COLUMNS)
-    top, traced, rise = (found[f"{n}_joint"] for n in ("lambda_top", "trace", "asam_worst"))
+    top, traced, low = (found[f"{n}_joint"] for n in ("lambda_top", "trace", "lambda_bottom"))
     assert isinstance(top, Reading) and top.axis == "k" and list(top.coords) == [1, 2, 3] and top.value.shape == (2, 3)
     assert isinstance(traced, Reading) and traced.stderr is not None and traced.value.shape == (2,)
-    assert isinstance(rise, Reading) and (rise.axis, rise.coords) == ("rho", (0.5,)) and rise.value.shape == (2, 1)
+    assert isinstance(low, Reading) and low.value.shape == (2, 2) and (low.value[:, 0] <= low.value[:, 1]).all()
+    assert torch.equal(low.value[:, 0], value(found["lambda_min_joint"]))
     assert sharpness(boundary(phase="start"), **SETTINGS) == {}
     with pytest.raises(ValueError, match=r"metrics\.sharpness\.probes=last"):
         sharpness(boundary(), **{**SETTINGS, "probes": ["last"]})
@@ -112,7 +115,7 @@ def test_every_column_is_declared_and_filled(boundary) -> None:  # type: ignore[
 
 def test_after_the_first_task_the_three_probes_are_one(boundary) -> None:  # type: ignore[no-untyped-def]
     found = sharpness(boundary(t=0), **SETTINGS)
-    for name in {n.rsplit("_", 1)[0] for n in COLUMNS}:
+    for name in {n.rsplit("_", 1)[0] for n in COLUMNS} - {"eos"}:
         assert torch.equal(value(found[f"{name}_first"]), value(found[f"{name}_joint"])), name
 
 
@@ -136,13 +139,91 @@ def test_diverged_seed_is_nan_and_leaves_the_other_alone(boundary) -> None:  # t
     assert all(value(r)[0].isnan().all() and value(r)[1].isfinite().all() for r in stopped.values())
 
 
-def test_rises_are_plain_and_adaptive_at_their_own_radius(boundary) -> None:  # type: ignore[no-untyped-def]
+def hessian_of(b: Boundary, s: int) -> Tensor:
+    """Dense Hessian of the current task's loss."""
+    f = loss_of(b, [b.probe(b.t, 48)], s, [slice(0, 2)])
+    return torch.func.jacrev(torch.func.grad(f))(flatten(b.trained.params)[s])
+
+
+@pytest.mark.parametrize("seeds", [(3,), (3, 5, 8)])
+def test_every_number_is_that_of_the_dense_hessian(boundary, seeds) -> None:  # type: ignore[no-untyped-def]
+    b: Boundary = boundary(seeds)
+    found = {n.removesuffix("_current"): r for n, r in sharpness(b, **{**CHEAP, "steps": 400}).items()}
+    for s in range(len(seeds)):
+        h, w = hessian_of(b, s), flatten(b.trained.params)[s]
+        true = torch.linalg.eigvalsh(h)
+        torch.testing.assert_close(value(found["lambda_top"])[s], true.flip(0)[:3], rtol=1e-8, atol=0)
+        torch.testing.assert_close(value(found["lambda_bottom"])[s], true[:2], rtol=1e-8, atol=0)
+        adaptive = torch.linalg.eigvalsh(w.abs()[:, None] * h * w.abs())[-1]
+        torch.testing.assert_close(value(found["lambda_max_adaptive"])[s], adaptive, rtol=1e-8, atol=0)
+        # the Krylov space is the whole space, which leaves nothing to chance
+        torch.testing.assert_close(value(found["trace"])[s], true.sum(), rtol=1e-8, atol=0)
+        rank = true.square().sum() / true[-1].square()
+        torch.testing.assert_close(value(found["stable_rank_hessian"])[s], rank, rtol=1e-8, atol=0)
+        torch.testing.assert_close(value(found["eos_ratio"])[s], 0.1 * true[-1] / 2, rtol=1e-8, atol=0)
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "mse"])
+@pytest.mark.parametrize("scenario", ["domain", "class"])
+def test_fisher_trace_is_that_of_the_gauss_newton_matrix(boundary, loss: str, scenario: str) -> None:  # type: ignore[no-untyped-def]
+    if (loss, scenario) == ("mse", "class"):
+        pytest.skip("regression has no classes")
+    b: Boundary = boundary(t=1, loss=loss, scenario=scenario)
+    found = value(sharpness(b, **{**CHEAP, "probes": ["joint"]})["fisher_trace_joint"])
+    batch, used = mixture(b, (0, 1), 48), 2 if scenario == "domain" else 4
+    for s in range(2):
+        flat = flatten(b.trained.params)
+
+        def logits(v: Tensor, s: int = s, flat: Tensor = flat) -> Tensor:
+            params = unflatten(torch.cat([flat[:s], v[None], flat[s + 1 :]]), b.trained.params)
+            return b.trained.apply(params, {}, batch.x, batch.t).logits[s, :, :used]
+
+        j, p = torch.func.jacrev(logits)(flat[s]), logits(flat[s]).softmax(-1)  # [B, C, P], [B, C]
+        middle = torch.eye(2, dtype=F64).expand(48, 2, 2)  # 2 / C of the mean square over 2 outputs
+        if loss == "cross_entropy":
+            middle = torch.diag_embed(p) - p[:, :, None] * p[:, None]
+        true = torch.einsum("b,bcp,bcd,bdp->", batch.w[s], j, middle, j)
+        torch.testing.assert_close(found[s], true, rtol=1e-9, atol=0)
+
+
+def test_what_is_switched_off_leaves_no_column_and_does_not_move_the_others(boundary) -> None:  # type: ignore[no-untyped-def]
+    whole = sharpness(boundary(), **CHEAP)
+    off = {"lowest": 0, "trace_probes": 0, "adaptive_steps": 0, "fisher": False, "edge_ratio": False}
+    parts = {
+        "lowest": ["lambda_min", "lambda_bottom", "lambda_bottom_residual"],
+        "trace_probes": ["trace", "stable_rank_hessian"],
+        "adaptive_steps": ["lambda_max_adaptive"],
+        "fisher": ["fisher_trace"],
+        "edge_ratio": ["eos_ratio"],
+    }
+    for key, names in parts.items():
+        found = sharpness(boundary(), **{**CHEAP, key: off[key]})
+        assert set(whole) - set(found) == {n if n == "eos_ratio" else f"{n}_current" for n in names}
+        assert all(torch.equal(value(r), value(whole[n])) for n, r in found.items())
+    assert "eos_ratio" not in sharpness(boundary(), **{**CHEAP, "probes": ["joint"]})
+
+
+def test_settings_that_cannot_give_the_numbers_are_refused(boundary) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(ValueError, match=r"metrics\.sharpness\.steps=20: lambda_min needs at least 40"):
+        sharpness(boundary(), **{**CHEAP, "steps": 20})
+    with pytest.raises(ValueError, match=r"metrics\.sharpness\.k=5, steps=4"):
+        sharpness(boundary(), **{**CHEAP, "steps": 4, "k": 5, "lowest": 0})
+
+
+def test_adam_is_held_against_its_own_preconditioner(boundary) -> None:  # type: ignore[no-untyped-def]
     b: Boundary = boundary()
-    found = sharpness(b, **CHEAP)
-    loss, params = b.loss([b.t], 48), b.trained.params
-    plain, adaptive = worst_rise(loss, params, 0.05, 4), worst_rise(loss, params, 0.5, 4, adaptive=True)
-    for name, true in (("sam_onestep", plain.one_step), ("sam_worst", plain.worst), ("asam_worst", adaptive.worst)):
-        torch.testing.assert_close(value(found[f"{name}_current"])[:, 0], true)
+    b.learner.optimizer = Adam(lr=0.003)
+    assert value(sharpness(b, **CHEAP)["eos_ratio"]).isnan().all()  # before its first step
+    for i in range(4):
+        b.learner.optimizer.update(tree.copy(b.trained.params), b.learner.fresh(fold(b.learner.key("g"), i))[0])
+    kept = {k: tree.copy(v) for k, v in b.learner.optimizer.state.items()}
+    found = value(sharpness(b, **CHEAP)["eos_ratio"])
+    square = flatten(kept["square"])
+    for s in range(2):
+        p = (1 - 0.9**4) * ((square[s] / (1 - 0.999**4)).sqrt() + 1e-8)
+        lam = torch.linalg.eigvals(hessian_of(b, s) / p[:, None]).real.max()
+        torch.testing.assert_close(found[s], 0.003 * lam * 0.1 / 1.9 / 2, rtol=1e-6, atol=0)
+    assert all(tree.dot(tree.sub(v, kept[k]), v).tolist() == [0, 0] for k, v in b.learner.optimizer.state.items())
 
 
 def test_dropout_is_off_inside_the_hessian(boundary) -> None:  # type: ignore[no-untyped-def]

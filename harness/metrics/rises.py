@@ -1,0 +1,99 @@
+"""How much the loss rises around the trained point: at worst within a ball (SAM, ASAM) and on average.
+
+The scale-honest panel: plain, adaptive (blind to rescaled ReLU layers), and each of normalised logits (blind to
+confidence as well). Read the first two beside sharpness' `probe_loss` and `logit_norm`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from harness.metrics import Readings, blank, by_probe, objective, probed
+from harness.random import fold
+from harness.rises import average_rise, normalised, worst_rise
+from harness.types import Batch, Boundary, Column, Reading
+
+VARIANTS = {
+    "plain": "||e|| <= rho",
+    "adaptive": "||e/|w||| <= rho",
+    "normalised": "||e|| <= rho, logits normalised",
+    "adaptive_normalised": "||e/|w||| <= rho, logits normalised",
+}
+
+COLUMNS: dict[str, Column] = by_probe(
+    {
+        **{f"rise_onestep_{v}": Column("", "nat", f"rise after SAM's step, {ball}") for v, ball in VARIANTS.items()},
+        **{f"rise_worst_{v}": Column("", "nat", f"largest rise found within {ball}") for v, ball in VARIANTS.items()},
+        **{
+            f"rise_average_{v}": Column("", "nat", f"mean rise under noise of size rho a weight, as {ball}")
+            for v, ball in VARIANTS.items()
+        },
+        "probe_loss_normalised": Column("", "nat", "loss of the normalised logits at the point itself"),
+    }
+)
+
+
+def rises(
+    b: Boundary,
+    *,
+    probes: Sequence[str],
+    size: int,
+    tasks: int,
+    variants: Sequence[str],
+    ascent: int,
+    pairs: int,
+    rho: float,
+    rho_adaptive: float,
+    rho_average: float,
+    rho_average_adaptive: float,
+) -> Readings:
+    """Rise of the trained net's loss after a task, on each probe (see `metrics.probed`) and in each variant [S, rho].
+
+    * rise_worst: max over the ball of L(w + e) - L(w), by `ascent` steps of projected gradient ascent; at least 0, a
+      lower bound of the maximum. rise_onestep: at the end of the first step, SAM's own (Foret et al. 2021, adaptive
+      Kwon et al. 2021).
+    * rise_average: mean over normal noise from `pairs` pairs of draws, with standard error (Andriushchenko et al.
+      2023); may be negative. Its radii are per weight, hence much smaller than those of the ball.
+    * Variants: plain; adaptive, e relative to |w|; normalised, the same of normalised logits (`rises.normalised`).
+
+    Cost of a probe and variant: `ascent` + 1 gradients and 2 `pairs` + 1 forward passes; 0 leaves either out.
+    Regression has no normalised variants. NaN for a diverged seed. Raises ValueError for an unknown variant or probe.
+    """
+    if b.phase != "end":
+        return {}
+    for variant in variants:
+        if variant not in VARIANTS:
+            raise ValueError(f"metrics.rises.variants={variant}: choose from {', '.join(VARIANTS)}")
+
+    def around(batch: Batch, key: Tensor) -> Readings:
+        params = b.trained.params
+        found: Readings = {}
+        for variant in variants:
+            adaptive, flat = variant.startswith("adaptive"), variant.endswith("normalised")
+            if flat and b.stream.loss == "mse":
+                continue
+            loss = objective(b, batch)
+            if flat:
+                apply = normalised(b.trained.apply, b.stream, b.t)
+                loss = b.learner.objective([batch], b.stream, b.t, b.trained.buffers, apply)
+                with torch.no_grad():
+                    found["probe_loss_normalised"] = loss(params)
+            if ascent:
+                radius = rho_adaptive if adaptive else rho
+                rise = worst_rise(loss, params, radius, ascent, adaptive=adaptive)
+                found[f"rise_onestep_{variant}"] = _at(radius, rise.one_step)
+                found[f"rise_worst_{variant}"] = _at(radius, rise.worst)
+            if pairs:
+                radius = rho_average_adaptive if adaptive else rho_average
+                mean, error = average_rise(loss, params, fold(key, "average"), radius, pairs, adaptive=adaptive)
+                found[f"rise_average_{variant}"] = _at(radius, mean, error)
+        return found
+
+    return blank(b, probed(b, "rises", probes, size, tasks, around))
+
+
+def _at(rho: float, value: Tensor, error: Tensor | None = None) -> Reading:
+    return Reading(value[:, None], None if error is None else error[:, None], axis="rho", coords=(rho,))
