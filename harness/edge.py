@@ -77,9 +77,9 @@ def edge_ratio(learner: Learner, lr: float, loss: Loss, params: Params, lam: Ten
     return ratio(optimizer, lr, lam)
 
 
-def coming_lr(learner: Learner) -> float:
-    """The learning rate of the step that comes next; the learner is left as it is."""
+def rate(learner: Learner, step: int) -> float:
+    """The learning rate of a step of the current task, as the schedule has it; the learner is left as it is."""
     twin = copy.copy(learner)
-    twin.optimizer = copy.copy(learner.optimizer)
+    twin.optimizer, twin.steps = copy.copy(learner.optimizer), step
     twin.set_lr()
     return twin.optimizer.lr

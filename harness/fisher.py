@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot, unfold
 
-from harness import rows, tree
+from harness import rows, tree, work
 from harness.learner import Learner, mask_logits
 from harness.random import RandomStream, normal, uniform
 from harness.types import Batch, Layer, Out, Params, Source
@@ -116,6 +116,7 @@ def _accumulate(
     rest = {k: v for k, v in learner.params.items() if k not in closed}
     sums: list[Tensor | float] = [0.0 for _ in layers]  # Σ power(δ) of linear layers over the vectors: [S, B, O]
     for v in vectors:
+        work.done("gradients")
         for i, (layer, delta) in enumerate(zip(layers, pull(v))):
             if layer.conv is None:
                 sums[i] = sums[i] + power(delta)

@@ -95,9 +95,14 @@ def by_probe(columns: Mapping[str, Column]) -> dict[str, Column]:
     """The columns that `probed` makes of these."""
     return {
         f"{name}_{probe}": c._replace(text=f"{c.text}, {of}")
-        for name, c in columns.items()
+        for name, c in on_train(columns).items()
         for probe, of in PROBES.items()
     }
+
+
+def on_train(columns: Mapping[str, Column]) -> dict[str, Column]:
+    """The same columns, of training rows, as a probe's are."""
+    return {name: c._replace(data="train") for name, c in columns.items()}
 
 
 def objective(b: Boundary, batch: Batch) -> Loss:

@@ -10,22 +10,24 @@ from collections.abc import Sequence
 
 from harness import edge
 from harness.curvature import Hessian, curvature_rank, krylov, moments, negative_mass, quadrature, random_signs, ritz
-from harness.metrics import Readings, blank, objective, own_key
+from harness.metrics import Readings, blank, objective, on_train, own_key
 from harness.metrics.sharpness import logit_norm
 from harness.random import fold
 from harness.types import Boundary, Column, Reading
 
-COLUMNS: dict[str, Column] = {
-    "next_lambda_max": Column("", "nat/weight2", "largest Hessian eigenvalue of the coming task's loss"),
-    "next_lambda_residual": Column("lower", "nat/weight2", "||Hu - lambda u|| of it"),
-    "next_trace": Column("", "nat/weight2", "Hessian trace of the coming task's loss, with standard error"),
-    "next_stable_rank": Column("", "dimensions", "tr H^2 / lambda_max^2 of the coming task's loss"),
-    "next_curvature_rank": Column("", "dimensions", "eigenvalues above threshold x lambda_max, coming task"),
-    "next_negative_mass": Column("", "fraction", "sum of |lambda| over the negative / over all, coming task"),
-    "next_eos_ratio": Column("", "", "first step x curvature of the coming task over the largest stable"),
-    "next_probe_loss": Column("", "nat", "loss of the coming task before training on it"),
-    "next_logit_norm": Column("", "logit", "mean norm of the competing logits on the coming task"),
-}
+COLUMNS: dict[str, Column] = on_train(
+    {
+        "next_lambda_max": Column("", "nat/weight2", "largest Hessian eigenvalue of the coming task's loss"),
+        "next_lambda_residual": Column("lower", "nat/weight2", "||Hu - lambda u|| of it"),
+        "next_trace": Column("", "nat/weight2", "Hessian trace of the coming task's loss, with standard error"),
+        "next_stable_rank": Column("", "dimensions", "tr H^2 / lambda_max^2 of the coming task's loss"),
+        "next_curvature_rank": Column("", "dimensions", "eigenvalues above threshold x lambda_max, coming task"),
+        "next_negative_mass": Column("", "fraction", "sum of |lambda| over the negative / over all, coming task"),
+        "next_eos_ratio": Column("", "", "first step x curvature of the coming task over the largest stable"),
+        "next_probe_loss": Column("", "nat", "loss of the coming task before training on it"),
+        "next_logit_norm": Column("", "logit", "mean norm of the competing logits on the coming task"),
+    }
+)
 
 
 def forecast(
@@ -47,8 +49,8 @@ def forecast(
       next_negative_mass from `vectors` x `quadrature_steps` quadrature (see `curvature`); vectors=0 leaves them out.
     * next_eos_ratio: `edge.ratio` at the learning rate of the first step; NaN with Adam where its state is fresh.
 
-    Cost: `steps` + `trace_probes` + `vectors` x `quadrature_steps` Hessian products, one gradient and two forward
-    passes; `steps` products more with Adam. At t = 0 it is that of the initialisation. NaN for a diverged seed; ranks
+    Cost: `steps` + `trace_probes` + `vectors` x `quadrature_steps` Hessian products, one gradient and one forward
+    pass; `steps` products more with Adam. At t = 0 it is that of the initialisation. NaN for a diverged seed; ranks
     NaN for a flat one. Raises ValueError for fewer than 1 step or one trace probe.
     """
     if b.phase != "start":
@@ -76,6 +78,6 @@ def forecast(
         found["next_curvature_rank"] = Reading(*curvature_rank(q, thresholds), axis="threshold", coords=thresholds)
         found["next_negative_mass"] = Reading(*negative_mass(q))
     if edge_ratio:
-        lr = edge.coming_lr(b.learner)
+        lr = edge.rate(b.learner, 0)
         found["next_eos_ratio"] = edge.edge_ratio(b.learner, lr, loss, params, values[:, 0], fold(key, "edge"), steps)
     return blank(b, found)

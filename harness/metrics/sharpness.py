@@ -18,7 +18,7 @@ from harness import edge, tree
 from harness.curvature import Hessian, krylov, moments, random_signs, ritz, scaled, top_of
 from harness.fisher import diagonal_on
 from harness.learner import mask_logits
-from harness.metrics import Readings, blank, by_probe, objective, own_key, probed
+from harness.metrics import Readings, blank, by_probe, objective, on_train, own_key, probed
 from harness.random import fold
 from harness.types import Batch, Boundary, Column, Reading
 
@@ -39,7 +39,7 @@ COLUMNS: dict[str, Column] = by_probe(
         "probe_loss": Column("", "nat", "loss at the point itself"),
         "logit_norm": Column("", "logit", "mean Euclidean norm of the competing logits"),
     }
-) | {"eos_ratio": Column("", "", "step x curvature over the largest stable, task just trained; 1: edge of stability")}
+) | on_train({"eos_ratio": Column("", "", "step x curvature over the largest stable, task just trained; 1: the edge")})
 
 
 def sharpness(
@@ -120,7 +120,8 @@ def sharpness(
     if edge_ratio and "current" in probes:
         lam, loss, key = found["lambda_max_current"], objective(b, b.probe(b.t, size)), own_key(b, "sharpness", "edge")
         assert isinstance(lam, Tensor)
-        found["eos_ratio"] = edge.edge_ratio(b.learner, b.learner.optimizer.lr, loss, b.trained.params, lam, key, steps)
+        lr = edge.rate(b.learner, max(b.learner.planned - 1, 0))
+        found["eos_ratio"] = edge.edge_ratio(b.learner, lr, loss, b.trained.params, lam, key, steps)
     return blank(b, found)
 
 

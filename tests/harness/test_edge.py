@@ -90,13 +90,18 @@ def test_ratio_of_a_net_under_adam_is_that_of_its_dense_preconditioned_hessian()
     torch.testing.assert_close(edge.edge_ratio(learner, 0.02, loss, params, lam, key, 60), 0.01 * lam)
 
 
-def test_coming_rate_is_that_of_the_next_step_and_leaves_the_schedule_alone() -> None:
+def test_rate_is_that_of_the_step_in_the_schedule_and_leaves_it_alone() -> None:
     optimizer = SGD(lr=0.1, schedule="cosine")
     learner = gaussian(lambda s: MLP(s.shape, s.outputs, (3,)), optimizer, tasks=2)
     learner.budget = Budget(steps=10, batch_size=8)
-    optimizer.set_progress(0.9, 0)  # as the task before left it
-    left = optimizer.lr
     learner.enter(learner.stream.tasks[1])
     learner.plan(learner.stream.tasks[1])
-    assert edge.coming_lr(learner) == pytest.approx(0.1)
-    assert optimizer.lr == left and learner.optimizer is optimizer
+    used = []
+    for batch in learner.batches(learner.stream.tasks[1]):
+        learner.update(learner.task_grad(learner.params, batch), learner.apply(learner.params, {}, batch.x, batch.t))
+        used.append(optimizer.lr)
+    assert [edge.rate(learner, step) for step in range(10)] == used and used[0] == 0.1 > used[9] > 0
+    assert optimizer.lr == used[9] and learner.optimizer is optimizer and learner.steps == 10
+    constant = gaussian(lambda s: MLP(s.shape, s.outputs, (3,)), SGD(lr=0.1))
+    constant.optimizer.lr = 0.03  # as a strategy may have set it
+    assert edge.rate(constant, 0) == 0.03
