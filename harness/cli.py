@@ -19,6 +19,8 @@ from harness import catalogue
 from harness.catalogue import CONF, LISTED, ROOT, nearest
 
 if TYPE_CHECKING:
+    import argparse
+
     from omegaconf import DictConfig
 
 HELP = """\
@@ -57,7 +59,8 @@ Settings            (`{run} --cfg job` shows all of them with their values)
 
 Commands and flags
   ls [WHAT]               {listed}
-  leaderboard [FOLDER]    finished runs side by side
+  leaderboard [FOLDER...] finished runs side by side, and as files in FOLDER/leaderboard
+                          (--by SCORE, --baseline STRATEGY, --out FOLDER)
   catalogue [FOLDER]      the page about all strategies, with the runs in FOLDER
   measure RUN metrics=... more measures of a finished run, from the nets that it kept
   --cfg job               show the configuration and stop
@@ -195,10 +198,18 @@ def _ls(argv: Sequence[str]) -> int:
 
 
 def _leaderboard(argv: Sequence[str]) -> int:
-    folders = _folders("leaderboard", argv or ["results"])
-    from harness.leaderboard import leaderboard
+    given = _given("leaderboard", argv, "folders", {"--by": "average_accuracy", "--baseline": "naive", "--out": None})
+    folders = _folders("leaderboard", given.folders or ["results"])
+    out = Path(given.out) if given.out else folders[0] / "leaderboard"
+    from harness.leaderboard import leaderboard, text, write
 
-    print("\n".join(leaderboard(folders)) or f"no finished run in {', '.join(map(str, folders))}")
+    found = leaderboard(folders, by=given.by, baseline=given.baseline)
+    if not found.boards:
+        print(f"no finished run in {', '.join(map(str, folders))}")
+        return 0
+    print("\n".join(text(found)), flush=True)
+    write(found, out)
+    print(f"\nwritten: {out / 'leaderboard'}.md .csv .parquet")
     return 0
 
 
@@ -253,6 +264,18 @@ def _config_dir(argv: Sequence[str]) -> tuple[str | None, list[str]]:
     if at + 1 == len(args):
         raise ValueError("--config-dir: name a folder; it holds metrics/*.yaml, ...")
     return args[at + 1], [*args[:at], *args[at + 2 :]]
+
+
+def _given(command: str, argv: Sequence[str], rest: str, options: dict[str, str | None]) -> argparse.Namespace:
+    """What was typed behind a command: its options, with their defaults, and the `rest`."""
+    import argparse
+
+    parser = argparse.ArgumentParser(prog=command, add_help=False, allow_abbrev=False)
+    parser.error = _usage  # type: ignore[method-assign]
+    parser.add_argument(rest, nargs="*")
+    for name, default in options.items():
+        parser.add_argument(name, default=default)
+    return parser.parse_intermixed_args(list(argv))
 
 
 def _folders(command: str, names: Sequence[str]) -> list[Path]:

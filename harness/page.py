@@ -10,11 +10,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness import catalogue, store
+from harness import catalogue
 from harness.catalogue import ROOT
-from harness.leaderboard import SCORES, cost, ranked, settings, shown, size, times
+from harness.leaderboard import SCORES, Board, heading, leaderboard, piped, table
 from harness.strategy import HOOKS, Strategy
-from harness.trackers import interval
 
 HEAD = """\
 # Strategies
@@ -51,7 +50,7 @@ def overview() -> str:
 
 def measured(folders: Sequence[Path]) -> Iterator[str]:
     """A table for every setting in which more than one strategy was run; nothing where there is none."""
-    tables = [_table(runs) for runs in settings(folders).values() if len(runs) > 1]
+    tables = [_table(board) for board in leaderboard(folders).boards if len(board.rows) > 1]
     if tables:
         yield MEASURED
         if REMARKS.exists():
@@ -59,28 +58,9 @@ def measured(folders: Sequence[Path]) -> Iterator[str]:
         yield from tables
 
 
-def _table(runs: Sequence[store.Run]) -> str:
-    facts = runs[0].manifest
-    cfg = facts["config"]
-    steps, epochs = cfg["train"]["steps"], cfg["train"]["epochs"]
-    budget = f"{steps} steps" if steps else f"{epochs} epoch{'s' * (epochs > 1)}"
-    entries = ranked(runs)
-    known = [i for i in range(len(SCORES)) if any(interval(values[i])[2] for values, _ in entries)]
-    lines = [
-        f"### {facts['stream']}",
-        "",
-        f"{cfg['tasks'].get('n_tasks', '?')} tasks, {budget} a task in batches of {cfg['train']['batch_size']},"
-        f" {cfg['optimizer']['_target_'].rpartition('.')[2]} with lr {cfg['optimizer']['lr']},"
-        f" seeds {', '.join(map(str, facts['seeds']))}, setting {facts['setting']}.",
-        "",
-        f"| strategy | {' | '.join(SCORES[i].title for i in known)} | step | memory |",
-        f"| --- |{' ---: |' * (len(known) + 2)}",
-    ]
-    for values, run in entries:
-        step, memory = cost(run)
-        cells = [*(shown(values[i]) for i in known), times(step), size(memory)]
-        lines.append(f"| {run.manifest['strategy']} | {' | '.join(cells)} |")
-    return "\n".join([*lines, ""])
+def _table(board: Board) -> str:
+    shown = table(board, ("strategy", "seeds", *(score.title for score in SCORES), "step", "memory"))
+    return "\n".join([f"### {board.stream}", "", f"Setting {board.setting}: {heading(board)}", "", *piped(*shown), ""])
 
 
 def methods() -> str:

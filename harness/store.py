@@ -206,7 +206,7 @@ def _write_table(path: Path, table: Any, name: str, boundary: int, after: int | 
     import pyarrow.parquet as pq
 
     floats = [c for c, kind in SCHEMAS[name].items() if kind == "float64"]
-    with _replacing(path) as tmp:
+    with replacing(path) as tmp:
         pq.write_table(
             table.cast(schema(name, boundary, after)),
             tmp,
@@ -224,11 +224,11 @@ def _read(path: Path, name: str) -> tuple[Any, dict[str, Any]]:
     # not pq.read_table: it reads "key=value" folders above the file as columns
     with pq.ParquetFile(path, page_checksum_verification=True) as file:
         state = json.loads((file.schema_arrow.metadata or {}).get(b"harness", b"{}"))
-        _check_version(path.parent, state.get("schema_version"))
+        check_version(path.parent, state.get("schema_version"))
         return file.read().cast(schema(name)), state
 
 
-def _check_version(folder: Path, version: object) -> None:
+def check_version(folder: Path, version: object) -> None:
     if version != SCHEMA_VERSION:
         raise SchemaError(
             f"{folder}: written under schema version {version}, this program reads version {SCHEMA_VERSION};"
@@ -316,7 +316,7 @@ def find_runs(root: Path | str, **filters: object) -> Iterator[Run]:
 
 
 @contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path) -> Iterator[Path]:
     """A temporary path that takes the place of `path` once it is written and on the disk."""
     # never ends in .parquet: DuckDB's wildcard reads dot files too
     tmp = path.parent / f".{path.name}.{os.getpid()}.tmp"
@@ -338,7 +338,7 @@ def _sync(path: Path) -> None:
 
 
 def _write_text(path: Path, text: str) -> None:
-    with _replacing(path) as tmp:
+    with replacing(path) as tmp:
         tmp.write_text(text, "utf-8")
 
 
@@ -346,7 +346,7 @@ def _save(path: Path, value: Mapping[str, Any], previous: Path | None = None) ->
     """Write tensors and primitives; the file that stood there becomes `previous`."""
     import torch
 
-    with _replacing(path) as tmp:
+    with replacing(path) as tmp:
         with tmp.open("wb") as file:
             try:
                 torch.save(value, file)
@@ -367,7 +367,7 @@ def _load(path: Path) -> dict[str, Any]:
         if damaged := file.testzip():
             raise ValueError(f"{damaged} is damaged")
     loaded: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    _check_version(path.parent, loaded["schema_version"])
+    check_version(path.parent, loaded["schema_version"])
     return loaded
 
 
@@ -441,7 +441,7 @@ class RunFolder:
             raise ValueError(f"keep={keep!r}: all boundary nets or only the last ones; use all or last")
         top = Path(root)
         path = top / "runs" / slug(stream) / slug(strategy) / slug(run_id)
-        with _reporting(path):
+        with reporting(path):
             for folder in (path, path / "nets", path / "parts"):
                 if not folder.resolve().is_relative_to(top.resolve()):
                     raise StoreError(f"{folder}: a link leads out of the results folder {top}; remove the link")
@@ -449,7 +449,7 @@ class RunFolder:
             lock = _acquire(path, wait)
         names = {"run_id": run_id, "stream": stream, "scenario": scenario, "strategy": strategy}
         try:
-            with _reporting(path):
+            with reporting(path):
                 if force:
                     _wipe(path)
                 return cls(path, lock, names, keep)
@@ -510,7 +510,7 @@ class RunFolder:
             except ValueError:
                 self._set_aside(manifest)
             else:
-                _check_version(self.path, self.manifest.get("schema_version"))
+                check_version(self.path, self.manifest.get("schema_version"))
         if self.done:
             return
         self.update_manifest(
@@ -525,7 +525,7 @@ class RunFolder:
         return (self.path / "DONE").exists()
 
     def write_config(self, text: str) -> None:
-        with _reporting(self.path):
+        with reporting(self.path):
             _write_text(self.path / "config.yaml", text)
 
     def update_manifest(self, **changes: Any) -> None:
@@ -533,7 +533,7 @@ class RunFolder:
         if self._lock is None:
             raise StoreError(f"{self.path}: the run is closed and takes no more changes")
         changed = {**self.manifest, **_jsonable(changes)}
-        with _reporting(self.path):
+        with reporting(self.path):
             text = json.dumps(changed, indent=1, ensure_ascii=False, allow_nan=False)
             _write_text(self.path / "manifest.json", text + "\n")
         self.manifest = changed
@@ -567,7 +567,7 @@ class RunFolder:
         stamp = {"schema_version": SCHEMA_VERSION, "boundary": t}
         state = {**stamp, "state": _portable(checkpoint, "checkpoint")}
         kept = None if kept is None else {**stamp, "net": _portable(kept, "net")}
-        with _reporting(self.path):
+        with reporting(self.path):
             for name in SCHEMAS:
                 self._write(name, t)
             if kept is not None:
@@ -611,7 +611,7 @@ class RunFolder:
         path = self._net_path(t)
         if not path.exists():
             raise StoreError(f"{path}: this net was not kept; train again with keep=all")
-        with _reporting(self.path):
+        with reporting(self.path):
             net: dict[str, Any] = _load(path)["net"]
         return net
 
@@ -627,7 +627,7 @@ class RunFolder:
         SchemaError under another schema version.
         """
         self._writable()
-        with _reporting(self.path):
+        with reporting(self.path):
             complete = self._read_tables()
             found = None
             for path in (self.path / "checkpoint.pt", self.path / "checkpoint.previous.pt"):
@@ -710,7 +710,7 @@ class RunFolder:
         self._writable()
         if self._at is None:
             raise StoreError(f"{self.path}: nothing was committed, so that there is nothing to finish")
-        with _reporting(self.path):
+        with reporting(self.path):
             for name in SCHEMAS:
                 if self._saved[name][1] != self._at or self._fresh[name]:
                     self._write(name, self._at, last=True)
@@ -719,7 +719,7 @@ class RunFolder:
             if self._keep == "last":
                 self._drop_nets(before=self._at)
         self.update_manifest(**{"status": "done", "ended_at": now(), **changes})
-        with _reporting(self.path):
+        with reporting(self.path):
             _write_text(self.path / "DONE", now() + "\n")
 
     def _writable(self) -> None:
@@ -788,7 +788,7 @@ def _wipe(path: Path) -> None:
 
 
 @contextmanager
-def _reporting(path: Path) -> Iterator[None]:
+def reporting(path: Path) -> Iterator[None]:
     """OSError (disk full, no permission) as one line that names the folder."""
     try:
         yield

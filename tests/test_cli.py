@@ -120,6 +120,9 @@ BAD = {
     "ls strategy": "ls strategy: nothing of that name to list; did you mean strategies?",
     "lss": "lss: no such command; did you mean ls?",
     "cbp": "cbp: no such command; did you mean strategy=cbp?",
+    "leaderboard nowhere": "leaderboard nowhere: holds no runs; name a folder that results=FOLDER wrote to",
+    "leaderboard --by": "argument --by: expected one argument; see --help",
+    "leaderboard --b x": "unrecognized arguments: --b",
     "qqqqq": "qqqqq: no such command; there is ls, leaderboard, catalogue, ",
 }
 

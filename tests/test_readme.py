@@ -8,7 +8,7 @@ import pytest
 
 import harness
 from harness import page
-from harness.leaderboard import leaderboard
+from harness.leaderboard import cells, heading, leaderboard
 
 README = Path(harness.__file__).resolve().parent.parent / "README.md"
 SNIPPETS = re.findall(r"```python\n(.*?)```", README.read_text("utf-8"), re.DOTALL)
@@ -45,18 +45,18 @@ def test_the_python_call_prints_the_accuracy_matrix(capsys: pytest.CaptureFixtur
 
 
 def test_the_leaderboard_is_computed_from_the_tables(results: Path) -> None:
-    lines = leaderboard([results])
-    assert lines[0].startswith("permuted_digits_domain, setting ")
-    shown = {line.split()[0]: line.split() for line in lines[2:]}
+    (board,) = leaderboard([results]).boards
+    assert "3 tasks, 3 steps a task in batches of 32, MLP 100-100, SGD with lr 0.1" in heading(board)
+    shown = {row.entry.label: cells(board, row) for row in board.rows}
     assert set(shown) == {"naive", "replay"}  # the control is not an entry
     for path in results.glob("runs/*/naive/*/accuracy.parquet"):
         table = pd.read_parquet(path)
         last = table[table.boundary == 2].groupby("seed").accuracy.mean()
-        assert float(shown["naive"][2]) == pytest.approx(last.mean(), abs=5e-4)
-    assert shown["naive"][-2:] == ["1.00", "0"]
+        assert float(shown["naive"]["average accuracy"].split()[0]) == pytest.approx(last.mean(), abs=5e-4)
+    assert (shown["naive"]["step"], shown["naive"]["memory"]) == ("1.00", "0")
     held = (200 + 1) * (64 * 4 + 8 + 8) + 8  # rows of x, y and t with one to spare, and the key of its draws
-    assert shown["replay"][-2:] == [f"{held / 1e3:.3g}", "kB"]
-    assert 0.5 < float(shown["replay"][-3]) < 20
+    assert shown["replay"]["memory"] == f"{held / 1e3:.3g} kB"
+    assert 0.5 < float(shown["replay"]["step"]) < 20
 
 
 def test_one_control_serves_both_runs(results: Path) -> None:
@@ -67,10 +67,10 @@ def test_the_page_shows_the_runs_of_a_setting_best_first(results: Path) -> None:
     said, *tables = page.measured([results])
     assert "not tuned" in said
     (table,) = [t for t in tables if t.startswith("### permuted_digits_domain")]
-    assert "3 tasks, 3 steps a task in batches of 32, SGD with lr 0.1, seeds 0, 1" in table
+    assert "3 tasks, 3 steps a task in batches of 32, MLP 100-100, SGD with lr 0.1." in table
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines() if line.startswith("| ")]
     assert {row[0] for row in rows[2:]} == {"naive", "replay"}
-    means = [float(row[1].split()[0]) for row in rows[2:]]
+    means = [float(row[2].split()[0]) for row in rows[2:]]
     assert means == sorted(means, reverse=True)
     assert {row[0]: row[-1] for row in rows[2:]}["naive"] == "0"
     assert len(rows[0]) == len(rows[2])

@@ -1,0 +1,198 @@
+"""Statistics of a few seeds: intervals, ranks, comparisons. Numpy alone; arrays of seeds in, numbers out.
+
+Scores are oriented by the caller: higher is better everywhere here. A seed that has diverged is -inf where
+scores have no bottom, so that it loses against every other.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+Statistic = Callable[[Array], Array]  # reduces the last axis
+
+RESAMPLES = 2000
+LEVEL = 0.95
+
+
+def student(x: Array) -> tuple[Array, Array]:
+    """Mean and half width of its 95 % Student interval over the last axis; NaN if a value is, half also for n < 2.
+
+    >>> mean, half = student(np.array([[1.0, 2.0, 3.0], [1.0, 2.0, np.nan]]))  # t(0.975, 2) = 4.3027, s = 1
+    >>> mean, half.round(4)
+    (array([ 2., nan]), array([2.4841,    nan]))
+    """
+    n = x.shape[-1]
+    if n < 2:
+        return (x.mean(-1) if n else np.full(x.shape[:-1], math.nan)), np.full(x.shape[:-1], math.nan)
+    from scipy.special import stdtrit  # a tenth of the import of scipy.stats
+
+    with np.errstate(invalid="ignore"):  # a mean of minus infinity has no interval
+        return x.mean(-1), stdtrit(n - 1, (1 + LEVEL) / 2) * x.std(-1, ddof=1) / math.sqrt(n)
+
+
+def iqm(x: Array) -> Array:
+    """Interquartile mean over the last axis: the mean of what is left when floor(n/4) are cut off at either end.
+
+    Agarwal et al. (2021), "Deep reinforcement learning at the edge of the statistical precipice", and their
+    library rliable; less moved by one bad seed than the mean, less noisy than the median. NaN stays NaN; an infinite
+    value that is cut off does no harm.
+
+    >>> float(iqm(np.array([0.0, 1.0, 2.0, 3.0, 100.0])))  # one of five is cut at either end
+    2.0
+    """
+    n = x.shape[-1]
+    cut = n // 4
+    kept = np.sort(x, -1)[..., cut : n - cut].mean(-1)
+    return np.where(np.isnan(x).any(-1), math.nan, kept)
+
+
+def bootstrap(
+    tasks: Sequence[Array], statistic: Statistic, *, resamples: int = RESAMPLES, seed: int = 0
+) -> tuple[Array, Array]:
+    """95 % percentile interval of a statistic of all scores of some tasks, each [..., n], by the stratified bootstrap.
+
+    Each task's seeds are drawn anew, with replacement, apart from the other tasks' (Agarwal et al. 2021, section
+    4.1). `statistic` reduces the last axis, along which the tasks stand one after the other; low and high [...]. NaN
+    where a task has fewer than two seeds; from five seeds such intervals come out too narrow.
+    """
+    if any(x.shape[-1] < 2 for x in tasks):
+        unknown = np.full(tasks[0].shape[:-1], math.nan)
+        return unknown, unknown
+    drawn = [x[..., draws(x.shape[-1], resamples, seed + i)] for i, x in enumerate(tasks)]
+    return limits(statistic(np.concatenate(drawn, -1)))
+
+
+@cache
+def draws(n: int, resamples: int = RESAMPLES, seed: int = 0) -> NDArray[np.int64]:
+    """Indices of resampled seeds, the same for the same arguments: [resamples, n]."""
+    drawn = np.random.default_rng(seed).integers(0, n, (resamples, n))
+    drawn.flags.writeable = False
+    return drawn
+
+
+def limits(x: Array) -> tuple[Array, Array]:
+    """What the middle 95 % of x [..., resamples] lie between: two of its values, never one between two.
+
+    >>> low, high = limits(np.arange(1, 1001) / 1000)
+    >>> float(low), float(high)
+    (0.025, 0.975)
+    """
+    n = x.shape[-1]
+    at = [math.ceil(round(n * q, 6)) - 1 for q in ((1 - LEVEL) / 2, (1 + LEVEL) / 2)]
+    low, high = np.moveaxis(np.partition(x, at, -1)[..., at], -1, 0)
+    return low, high
+
+
+def ranks(x: Array) -> NDArray[np.int64]:
+    """Rank of each entry over the last axis, 1 the highest; equal scores share the better rank.
+
+    >>> ranks(np.array([0.5, 0.9, 0.9, -np.inf]))
+    array([3, 1, 1, 4])
+    """
+    order = np.argsort(-x, -1)
+    high = np.take_along_axis(x, order, -1)
+    place = np.broadcast_to(np.arange(1, x.shape[-1] + 1), x.shape).copy()
+    place[..., 1:][high[..., 1:] == high[..., :-1]] = 0  # as good as the one before: its place
+    found = np.empty_like(place)
+    np.put_along_axis(found, order, np.maximum.accumulate(place, -1), -1)
+    return found
+
+
+def rank_intervals(x: Array, *, resamples: int = RESAMPLES, seed: int = 0) -> tuple[Array, Array]:
+    """95 % interval of each entry's rank by mean score, x [entries, seeds]: seeds are drawn anew for all at once.
+
+    Paired: all entries saw the same stream and initialisation under a seed, so that what a seed makes harder for
+    all of them moves no rank. NaN for fewer than two seeds.
+
+    >>> a = np.array([0.5, 0.6, 0.7])
+    >>> rank_intervals(np.stack([a + 0.01, a, a - [0.3, -0.2, 0.0]]))  # the first beats the second on every seed
+    (array([1., 2., 1.]), array([2., 3., 3.]))
+    """
+    if x.shape[1] < 2:
+        return np.full(len(x), math.nan), np.full(len(x), math.nan)
+    return limits(resampled_ranks(x, resamples=resamples, seed=seed).T.astype(np.float64))
+
+
+def resampled_ranks(x: Array, *, resamples: int = RESAMPLES, seed: int = 0) -> NDArray[np.int64]:
+    """Ranks by mean score of x [entries, seeds] in each resample, which draws seeds for all entries at once."""
+    return ranks(x.T[draws(x.shape[1], resamples, seed)].mean(1))  # [resamples, seeds, entries] -> [resamples, entries]
+
+
+def improvement(x: Array, y: Array) -> float:
+    """Share of seeds on which x beats y, x and y [n] paired by seed; an equal pair counts half.
+
+    >>> improvement(np.array([0.6, 0.7, 0.8]), np.array([0.5, 0.7, 0.9]))
+    0.5
+    """
+    return float(np.mean((x > y) + 0.5 * (x == y)))
+
+
+def improvement_unpaired(x: Array, y: Array) -> Array:
+    """P(X > Y) + P(X = Y) / 2 over all pairs of a seed of x [..., n] and one of y [..., m]: [...].
+
+    The probability of improvement of Agarwal et al. (2021) on one task, Mann and Whitney's U / (n m), as rliable has
+    it, which then takes the mean over tasks. `improvement` pairs by seed, which is another quantity.
+
+    >>> float(improvement_unpaired(np.array([0.6, 0.7]), np.array([0.5, 0.6])))
+    0.875
+    """
+    a, b = x[..., :, None], y[..., None, :]
+    return np.asarray(((a > b) + 0.5 * (a == b)).mean((-2, -1)))
+
+
+def proportion_interval(share: float, n: int) -> tuple[float, float]:
+    """Clopper and Pearson's (1934) exact 95 % interval of a probability of which `share` was seen in n trials.
+
+    Five wins in five do not show that an improvement is likelier than not:
+
+    >>> [round(v, 3) for v in proportion_interval(1.0, 5)], [round(v, 3) for v in proportion_interval(1.0, 6)]
+    ([0.478, 1.0], [0.541, 1.0])
+    """
+    if n == 0:
+        return math.nan, math.nan
+    from scipy.special import betaincinv
+
+    k, tail = share * n, (1 - LEVEL) / 2
+    low = float(betaincinv(k, n - k + 1, tail)) if k > 0 else 0.0
+    high = float(betaincinv(k + 1, n - k, 1 - tail)) if k < n else 1.0
+    return low, high
+
+
+def detectable(differences: Array, *, power: float = 0.8) -> float:
+    """The smallest mean difference that n paired seeds would have shown, with probability `power`, at the 5 % level.
+
+    The minimum detectable effect (Bloom 1995, Evaluation Review 19(5)) of a two-sided paired t test, d s / sqrt(n)
+    with d the noncentrality at which t with n - 1 degrees of freedom exceeds t(0.975, n - 1) with that probability.
+    Bloom's multiplier, t(0.975, n - 1) + t(power, n - 1), is its approximation, 1 % below at n = 5. A difference that
+    was not found says nothing about one below it. NaN for n < 2 or a value that is not finite.
+
+    >>> round(detectable(np.array([0.0, 0.01, 0.02, 0.03, 0.04])), 4)  # s = 0.0158, d = 3.758
+    0.0266
+    """
+    n = len(differences)
+    if n < 2 or not np.isfinite(differences).all():
+        return math.nan
+    from scipy.special import nctdtrinc, stdtrit
+
+    shift = nctdtrinc(n - 1, 1 - power, stdtrit(n - 1, (1 + LEVEL) / 2))
+    return float(shift * differences.std(ddof=1) / math.sqrt(n))
+
+
+def pareto(points: Array) -> NDArray[np.bool_]:
+    """Which of the points [entries, objectives] nothing beats: none is at least as high everywhere and higher once.
+
+    A point with a NaN is not on the front, and keeps no other off it. Equal points are on it together.
+
+    >>> pareto(np.array([[0.9, -3.0], [0.8, -1.0], [0.8, -2.0], [0.7, np.nan]]))  # accuracy, minus the cost
+    array([ True,  True, False, False])
+    """
+    known = ~np.isnan(points).any(1)
+    a, b = points[:, None], points[None]  # is b better than a?
+    beaten = np.all(b >= a, 2) & np.any(b > a, 2)  # a comparison with NaN is False
+    return np.asarray(known & ~np.any(beaten, 1))
