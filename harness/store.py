@@ -465,10 +465,10 @@ class RunFolder:
             raise StoreError(f"{path}: no run; name the folder that a run said its results are in")
         if not (path / "DONE").exists():
             raise StoreError(f"{path}: the run is not finished; the command that began it goes on with it")
-        with _reporting(path):
+        with reporting(path):
             lock = _acquire(path, wait)
         try:
-            with _reporting(path):
+            with reporting(path):
                 folder = cls(path, lock, {}, "all")
             names = ("run_id", "stream", "scenario", "strategy")
             folder._names = {name: folder.manifest[name] for name in names}
@@ -485,13 +485,13 @@ class RunFolder:
         """Give a table of a finished run other rows, all of them or none."""
         if self._lock is None or not self.done:
             raise StoreError(f"{self.path}: only a finished run that is open has its tables replaced")
-        with _reporting(self.path):
+        with reporting(self.path):
             _, state = _read(self.path / f"{name}.parquet", name)
             _write_table(self.path / f"{name}.parquet", self.filled(name, rows), name, state["boundary"])
 
     def checkpoint(self) -> dict[str, Any]:
         """The state that a finished run left at its last boundary."""
-        with _reporting(self.path):
+        with reporting(self.path):
             state: dict[str, Any] = _load(self.path / "checkpoint.pt")["state"]
         return state
 
