@@ -63,6 +63,7 @@ Commands and flags
                           (--by SCORE, --baseline STRATEGY, --out FOLDER)
   catalogue [FOLDER]      the page about all strategies, with the runs in FOLDER
   measure RUN metrics=... more measures of a finished run, from the nets that it kept
+  atlas RUN               barriers, planes, spectra of a finished run as tables and figures
   --cfg job               show the configuration and stop
   -m, --multirun          run every combination of comma-separated values
   --config-dir FOLDER     also choose from your own FOLDER/strategy/*.yaml and the like
@@ -249,6 +250,40 @@ def _measure(argv: Sequence[str]) -> int:
     return 0
 
 
+def _atlas(argv: Sequence[str]) -> int:
+    import dataclasses
+
+    from harness.atlas import Settings, atlas
+    from harness.figures import draw
+
+    paths = [a for a in argv if "=" not in a]
+    given = dict(a.split("=", 1) for a in argv if "=" in a)
+    known = [f.name for f in dataclasses.fields(Settings)]
+    for key, value in given.items():
+        if key not in (*known, "force"):
+            close = nearest(key, [*known, "force"])
+            hint = f"did you mean {close}?" if close else f"there is {', '.join([*known, 'force'])}"
+            raise ValueError(f"atlas {key}={value}: no such setting; {hint}")
+        if key == "force" and value not in ("true", "false"):
+            raise ValueError(f"atlas force={value}: must be true or false")
+        if key != "force" and not value.isdigit():
+            raise ValueError(f"atlas {key}={value}: must be a whole number")
+    if not paths:
+        raise ValueError("atlas: name the folder of a finished run, as in atlas results/runs/...")
+    settings = Settings(**{k: int(v) for k, v in given.items() if k != "force"})
+    for path in map(Path, paths):
+        try:
+            parts, remarks = atlas(path, settings, force=given.get("force") == "true")
+        except KeyboardInterrupt as stop:
+            _say("interrupted: the same command again goes on after the last part that is done")
+            return _stopped(stop)
+        figures = draw(path / "atlas")
+        print(f"{len(parts)} tables ({', '.join(parts)}) and {len(figures)} figures in {path / 'atlas'}", flush=True)
+        for line in remarks:
+            print(line)
+    return 0
+
+
 def _at(values: Any, key: str) -> Any:
     for part in key.split("."):
         values = values[part]
@@ -290,6 +325,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "leaderboard": _leaderboard,
     "catalogue": _catalogue,
     "measure": _measure,
+    "atlas": _atlas,
     "help": _help,
 }
 

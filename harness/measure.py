@@ -47,13 +47,8 @@ def measure(path: Path, metrics: Mapping[str, Any], *, every: int = 1, changes: 
     each. ValueError where the run is not done, did not keep its nets, or does not come out of this source.
     """
     with store.RunFolder.reopen(path) as folder:
+        folder.needs_nets()
         run = opened(folder, changes or {})
-        kept = [t for t in range(-1, len(run.stream.tasks)) if folder.has_net(t)]
-        if len(kept) <= len(run.stream.tasks):
-            raise ValueError(
-                f"{path}: keeps {len(kept)} of {len(run.stream.tasks) + 1} nets, and measures need all of them;"
-                " run it again with keep=all force=true"
-            )
         replay = Replay(run, chosen_metrics(dict(metrics)))
         tasks = [t for t in run.stream.tasks if measured(t.index, len(run.stream.tasks), every)]
         with bar("measure", len(tasks)) as part:

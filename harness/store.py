@@ -286,6 +286,27 @@ def read_all(root: Path | str, name: str = "metrics", **filters: object) -> Any:
     return pa.concat_tables([schema(name).empty_table(), *tables])
 
 
+def write_frame(path: Path, columns: Mapping[str, Sequence[Any]], about: Mapping[str, Any]) -> None:
+    """A table of a form of its own, beside a run: written whole or not at all; `about` says how it was made."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table = pa.table({k: pa.array(v, from_pandas=False) for k, v in columns.items()})
+    with _reporting(path.parent), _replacing(path) as tmp:
+        pq.write_table(table.replace_schema_metadata({"about": json.dumps(_jsonable(about))}), tmp, compression="zstd")
+
+
+def described(path: Path) -> dict[str, Any] | None:
+    """What `write_frame` was told of the table at `path`; None if there is none that can be read."""
+    import pyarrow.parquet as pq
+
+    try:
+        made: dict[str, Any] = json.loads((pq.read_schema(path).metadata or {})[b"about"])
+    except (OSError, ValueError, KeyError):  # pyarrow's errors are these
+        return None
+    return made
+
+
 @dataclass(frozen=True)
 class Run:
     """A finished run: where it is and what its manifest says."""
@@ -488,6 +509,16 @@ class RunFolder:
         with reporting(self.path):
             _, state = _read(self.path / f"{name}.parquet", name)
             _write_table(self.path / f"{name}.parquet", self.filled(name, rows), name, state["boundary"])
+
+    def needs_nets(self) -> None:
+        """StoreError unless the net of every boundary was kept."""
+        boundaries = set(read_table(self.path, "accuracy")["boundary"].to_pylist()) | {INITIAL}
+        kept = sum(self.has_net(t) for t in boundaries)
+        if kept < len(boundaries):
+            raise StoreError(
+                f"{self.path}: keeps {kept} of {len(boundaries)} nets, and all of them are needed;"
+                " run it again with keep=all force=true"
+            )
 
     def checkpoint(self) -> dict[str, Any]:
         """The state that a finished run left at its last boundary."""

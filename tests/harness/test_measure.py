@@ -163,7 +163,7 @@ def test_what_cannot_be_measured_is_said_in_one_line(
         return code, err.removeprefix("harness: ")
 
     before = {f: f.read_bytes() for f in path.rglob("*") if f.is_file() and f.name != "lock"}
-    line = f"{path}: keeps 2 of 4 nets, and measures need all of them; run it again with keep=all force=true\n"
+    line = f"{path}: keeps 2 of 4 nets, and all of them are needed; run it again with keep=all force=true\n"
     assert said(str(path), "metrics=fast") == (2, line)
     assert said(str(tmp_path), "metrics=fast") == (
         2,

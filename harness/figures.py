@@ -1,0 +1,250 @@
+"""Figures from tables: matplotlib without a window, colours that the colour-blind tell apart, 95 % bands over seeds.
+
+Every function takes the rows of one table of harness/atlas.py and gives a figure; `draw` writes them beside the tables.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from harness.trackers import Array, interval
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe & Ito (2008), which keep apart under every common colour blindness, less the yellow that white drowns
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+DASHES = ("-", "--", "-.", ":")
+FAINT = 0.1  # nat: colours and axes reach at least so far, lest rounding look like a wall
+FLOOR = 1e-6  # densities below are the tails of the bumps that nodes are drawn as
+CELLS = 12  # anchors whose barriers are also written as numbers
+STYLE: Any = {
+    "font.size": 11,
+    "axes.titlesize": 12,
+    "figure.titlesize": 14,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "svg.hashsalt": "harness",  # the same table gives the same file
+    "svg.fonttype": "none",
+}
+
+
+def sheet(title: str, panels: int = 1, rows: int = 1, width: float = 4.6, height: float = 4.2) -> tuple[Figure, Any]:
+    """A figure with panels side by side, and its axes [rows, panels]."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(max(width * panels, 6.4), height * rows), layout="constrained")
+    figure.suptitle(title)
+    return figure, figure.subplots(rows, panels, squeeze=False)
+
+
+def band(ax: Axes, x: Sequence[float], values: Array, label: str, number: int, **how: Any) -> None:
+    """Mean over seeds of values [S, K] as a line, their 95 % Student interval as a band."""
+    found = [interval(column) for column in values.T]
+    mean, half = np.array([m for m, _, _ in found]), np.nan_to_num([h for _, h, _ in found])
+    colour = COLOURS[number % len(COLOURS)]
+    ax.plot(x, mean, color=colour, linestyle=DASHES[number % len(DASHES)], label=label, linewidth=2, **how)
+    ax.fill_between(x, mean - half, mean + half, color=colour, alpha=0.2, linewidth=0)
+
+
+def below(figure: Figure, ax: Axes, title: str) -> None:
+    """One legend for all panels, under them."""
+    figure.legend(*ax.get_legend_handles_labels(), title=title, loc="outside lower center", ncols=3, frameon=False)
+
+
+def over_seeds(frame: pd.DataFrame, column: str) -> tuple[list[float], Array]:
+    """Values by seed (rows) and by `column`: its coordinates and [S, K]."""
+    table = frame.pivot_table("value", "seed", column, dropna=False)
+    return [float(x) for x in table.columns], table.to_numpy(dtype=np.float64)
+
+
+def barriers(frame: pd.DataFrame, unit: str = "nat") -> Figure:
+    """Mean over seeds of two loss barriers between every two anchors, under three losses."""
+    anchors = sorted({*frame.start, *frame.end})
+    panels = {"earlier": "earlier task's loss", "later": "later task's loss", "both": "mean of both"}
+    kinds = {"barrier_entezari_loss": "above the chord", "instability_frankle_loss": "above the mean of the ends"}
+    figure, axes = sheet("Barriers on the line between the nets after two tasks", 3, len(kinds), height=3.8)
+    for line, (measure, label) in zip(axes, kinds.items()):
+        mean = frame[frame.measure == measure].groupby(["of", "start", "end"]).value.mean()
+        top = max(float(mean.max()), FAINT)
+        for ax, (of, title) in zip(line, panels.items()):
+            matrix = np.full((len(anchors) - 1, len(anchors) - 1), np.nan)
+            for (start, end), value in mean[of].items():
+                matrix[anchors.index(end) - 1, anchors.index(start)] = value
+            image = ax.imshow(matrix, cmap="viridis", vmin=0, vmax=top)
+            ax.set_title(title)
+            ax.set_xticks(range(len(anchors) - 1), [str(t + 1) for t in anchors[:-1]])
+            ax.set_yticks(range(len(anchors) - 1), [str(t + 1) for t in anchors[1:]])
+            ax.set_xlabel("from the net after task")
+            ax.spines[:].set_visible(False)
+            for (row, column), value in np.ndenumerate(matrix) if len(anchors) <= CELLS else ():
+                if np.isfinite(value):
+                    ink = "white" if value < 0.6 * top else "black"
+                    ax.text(column, row, f"{value:.2f}", ha="center", va="center", color=ink, fontsize=9)
+        line[0].set_ylabel("to the net after task")
+        figure.colorbar(image, ax=list(line), label=f"largest loss\n{label}, {unit}", shrink=0.9)
+    return figure
+
+
+def barriers_by_distance(frame: pd.DataFrame, unit: str = "nat") -> Figure:
+    """The chord barriers against how far apart the tasks are, and the path between the farthest anchors."""
+    figure, ((left, right),) = sheet("Barriers against distance in tasks", 2, width=5.2)
+    chosen = frame[frame.measure == "barrier_entezari_loss"]
+    chosen = chosen.assign(distance=chosen.end - chosen.start)
+    first, last = frame.start.min(), frame.end.max()
+    path = frame[(frame.measure == "loss") & (frame.start == first) & (frame.end == last)]
+    for n, (of, label) in enumerate({"earlier": "earlier task", "later": "later task", "both": "mean of both"}.items()):
+        means = chosen[chosen.of == of].groupby(["seed", "distance"]).value.mean().reset_index()
+        band(left, *over_seeds(means, "distance"), label, n, marker="o")
+        band(right, *over_seeds(path[path.of == of], "alpha"), label, n)
+    left.set_ylim(bottom=min(0.0, left.get_ylim()[0]), top=max(FAINT, left.get_ylim()[1]))
+    left.xaxis.get_major_locator().set_params(integer=True)
+    left.set_xlabel("how many tasks the second net is later")
+    left.set_ylabel(f"largest loss above the chord, {unit}")
+    left.set_title("barrier, mean over pairs")
+    right.set_xlabel("position on the line")
+    right.set_xticks([0, 0.5, 1], [f"after task {first + 1}", "half way", f"after task {last + 1}"])
+    right.set_ylabel(f"loss, {unit}")
+    right.set_title(f"from task {first + 1} to task {last + 1}")
+    figure.legend(
+        *right.get_legend_handles_labels(), title="loss of", loc="outside lower center", ncols=3, frameon=False
+    )
+    return figure
+
+
+def planes(frame: pd.DataFrame, unit: str = "nat") -> Figure:
+    """The plane through three nets of one seed, one panel a task's loss."""
+    names = sorted(frame.of.unique(), key=int)
+    seed = frame.seed.min()
+    after = ", ".join(str(int(n) + 1) for n in names)
+    figure, (axes,) = sheet(f"Plane through the nets after tasks {after} (seed {seed})", 3)
+    titles = [f"loss of task {int(n) + 1}" for n in names]
+    corners = [int(n) + 1 for n in names]
+    ways = (f"from net {corners[0]} to net {corners[1]}", f"across, to net {corners[2]}")
+    return _contours(figure, axes, frame[frame.seed == seed], names, titles, corners, ways, unit)
+
+
+def random_planes(frame: pd.DataFrame, unit: str = "nat") -> Figure:
+    """Around the first and the last net of one seed, along random directions as long as each filter."""
+    names = sorted(frame.of.unique(), key=int)
+    seed = frame.seed.min()
+    figure, (axes,) = sheet(f"Filter-normalised random directions, mean loss (seed {seed})", len(names))
+    titles = [f"after task {int(n) + 1}" for n in names]
+    ways = ("one direction (1: as long as the filters)", "another direction")
+    return _contours(figure, axes, frame[frame.seed == seed], names, titles, None, ways, unit)
+
+
+def _contours(
+    figure: Figure,
+    axes: Sequence[Axes],
+    frame: pd.DataFrame,
+    names: Sequence[str],
+    titles: Sequence[str],
+    corners: Sequence[int] | None,
+    ways: tuple[str, str],
+    unit: str,
+) -> Figure:
+    from matplotlib.colors import LogNorm
+
+    points = frame[frame.corner < 0]
+    finite = points.value[np.isfinite(points.value) & (points.value > 0)]
+    low, high = max(float(finite.min()), 1e-3), max(float(finite.max()), 2e-3)
+    levels = np.geomspace(low, high, 21)
+    drawn = None
+    for ax, name, title in zip(axes, names, titles):
+        table = points[points.of == name].pivot_table("value", "y", "x")
+        z = np.clip(table.to_numpy(), low, high)
+        how: dict[str, Any] = {"levels": levels, "norm": LogNorm(low, high)}
+        drawn = ax.contourf(table.columns, table.index, z, cmap="viridis", **how)
+        ax.contour(table.columns, table.index, z, colors="white", linewidths=0.4, alpha=0.6, **how)
+        marks = frame[(frame.corner >= 0) & (frame.of == name)]
+        for n, (x, y) in enumerate(zip(marks.x, marks.y)):
+            ax.plot(x, y, "o", color="white", markeredgecolor="black", markersize=9)
+            if corners is not None:
+                box = {"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 1.5}
+                ax.annotate(f"{corners[n]}", (x, y), (8, 8), textcoords="offset points", bbox=box)
+        ax.set_title(title)
+        ax.set_xlabel(ways[0])
+    axes[0].set_ylabel(ways[1])
+    bar = figure.colorbar(drawn, ax=list(axes), label=f"loss, {unit} (log scale)", shrink=0.85)  # type: ignore[arg-type]
+    ticks = [t for t in (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100) if low <= t <= high]
+    bar.set_ticks(ticks, labels=[f"{t:g}" for t in ticks])
+    bar.minorticks_off()
+    return figure
+
+
+def seeds(frame: pd.DataFrame, unit: str = "nat") -> Figure:
+    """Loss and error of the last task between two seeds' last nets, with their units as they are and aligned."""
+    figure, (axes,) = sheet("From one seed's last net to another's, on the last task", 2, width=5.2)
+    for ax, kind, label in zip(axes, ("loss", "error"), (f"loss, {unit}", "error, fraction")):
+        for n, how in enumerate(frame.aligned.unique()):
+            rows = frame[(frame.measure == kind) & (frame.aligned == how)]
+            name = how if how == "as they are" else f"matched by {how}"
+            band(ax, *over_seeds(rows, "alpha"), name, n)
+        ax.set_xlabel("position on the line")
+        ax.set_xticks([0, 0.5, 1], ["one seed", "half way", "another"])
+        ax.set_ylabel(label)
+    below(figure, axes[0], "hidden units")
+    return figure
+
+
+def spectra(frame: pd.DataFrame, unit: str = "nat") -> Figure:
+    """Spectral densities of the Hessian after the first, the middle and the last task: mean over seeds, and each."""
+    figure, ((ax,),) = sheet("Hessian spectrum of the mean loss over the tasks seen", 1, width=8.0)
+    for n, t in enumerate(sorted(frame.after.unique())):
+        rows = frame[frame.after == t]
+        mean, half, _ = interval((rows.groupby("seed").eigenvalue.max() / rows.share.max()).to_numpy())
+        spread = f" ± {half:.2g}" if np.isfinite(half) else ""
+        share, values = over_seeds(rows, "share")
+        how = {"color": COLOURS[n], "linestyle": DASHES[n]}
+        ax.semilogy(share, values.mean(0), linewidth=2, label=f"after task {t + 1}: {mean:.3g}{spread}", **how)
+        ax.semilogy(share, values.T, linewidth=0.6, alpha=0.45, **how)
+    seen = frame[frame.value > FLOOR]
+    ax.set_ylim(FLOOR, 10 * float(seen.value.max()))
+    ax.set_xlim(float(seen.share.min()) - 0.05, 1.1)
+    ax.set_xlabel("eigenvalue / largest absolute one of the seed (thin lines: each seed)")
+    ax.set_ylabel(f"density, weight²/{unit}")
+    ax.legend(title=f"largest, {unit}/weight²", frameon=False)
+    return figure
+
+
+DRAWN: dict[str, tuple[str, Callable[..., Figure]]] = {  # figure -> table, function
+    "barriers": ("barriers", barriers),
+    "barriers_by_distance": ("barriers", barriers_by_distance),
+    "planes": ("planes", planes),
+    "random_planes": ("random_planes", random_planes),
+    "seeds": ("seeds", seeds),
+    "spectra": ("spectra", spectra),
+}
+
+
+def draw(folder: Path, unit: str = "nat") -> list[Path]:
+    """Every figure whose table lies in `folder`, as png and svg beside it; the files written."""
+    import pandas as pd
+    from matplotlib import rc_context
+
+    written = []
+    for name, (table, function) in DRAWN.items():
+        source = folder / f"{table}.parquet"
+        if not source.exists() or (frame := pd.read_parquet(source)).empty:
+            continue
+        with rc_context(STYLE):
+            figure = function(frame, unit=unit)
+            for kind in ("png", "svg"):
+                path = folder / f"{name}.{kind}"
+                save(figure, path)
+                written.append(path)
+    return written
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure whole or not at all, without a date."""
+    part = path.with_name(f".{path.name}.tmp")
+    figure.savefig(part, format=path.suffix[1:], dpi=160, metadata={"Date": None} if path.suffix == ".svg" else None)
+    part.replace(path)
