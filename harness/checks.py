@@ -40,6 +40,7 @@ def check(cfg: Mapping[str, Any]) -> None:
         _whole(cfg, "eval.tasks", 1, remedy="seen, all, or a number of at least 1")
     _whole(cfg, "eval.samples", 1, null=True)
     _whole(cfg, "eval.batch_size", 1)
+    _whole(cfg, "eval.every", 1, null=True)
     for purpose in ("init", "order", "stream", "probe"):
         _whole(cfg, f"pin.{purpose}", 0, null=True)
     if not isinstance(cfg.get("tuned", {}), Mapping):

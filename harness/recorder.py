@@ -19,11 +19,12 @@ from torch import Tensor
 from harness import cost, tree, work
 from harness.learner import Learner, mask_logits
 from harness.strategy import Chain, Strategy
-from harness.types import Aux, Batch, Boundary, Column, Metric, Net, Out, Reading, Step, Task
+from harness.types import Aux, Batch, Boundary, Column, Inside, Metric, Net, Out, Reading, Step, Task
 
 Columns = dict[str, list[Any]]  # column name -> values
 CHUNK = 50  # steps whose logits are kept until they are scored together: scoring each costs 5 % of a small step
 CURVE_BINS = 50  # points of a task's learning curve
+INSIDE = 1000  # test rows of a task that is tested within another, as in the paper
 IDLE = 1e-4  # of the loss: a penalty or replayed rows that stay below all task long do nothing
 COLUMNS = {
     "fresh_score": Column("", "score", "test score of a fresh net on the new task just after training on it"),
@@ -36,12 +37,14 @@ class Evaluation:
     """Which tasks are tested at a boundary, on how many samples.
 
     tasks: `seen` (every task so far and the next one, for forward transfer), `all`, or the number of
-    latest tasks (and the next one) for long streams.
+    latest tasks (and the next one) for long streams. every: also every so many steps within a task,
+    the tasks so far on `samples` rows, or `INSIDE` of them.
     """
 
     tasks: str | int = "seen"
     samples: int | None = None
     batch_size: int = 2048
+    every: int | None = None
 
     def __post_init__(self) -> None:
         if self.tasks not in ("seen", "all") and not (isinstance(self.tasks, int) and self.tasks >= 1):
@@ -50,6 +53,8 @@ class Evaluation:
             raise ValueError(f"eval.samples={self.samples}: must be at least 1, or null for all")
         if self.batch_size < 1:
             raise ValueError(f"eval.batch_size={self.batch_size}: must be at least 1")
+        if self.every is not None and self.every < 1:
+            raise ValueError(f"eval.every={self.every}: must be at least 1, or null for boundaries alone")
 
     def measured(self, now: int, total: int, ahead: bool) -> range:
         """Tasks tested after task `now` (-1: at initialisation); `ahead`: unseen tasks have a meaning."""
@@ -138,6 +143,7 @@ class Recorder:
         self.chosen = {t for t in range(total) if measured(t, total, every)}
         self.accuracy = torch.full((learner.S, total + 1, total), math.nan, dtype=torch.float64)
         self.loss = self.accuracy.clone()
+        self.least = torch.full_like(self.accuracy[:, 0], math.inf)  # score of each old task within later ones
         self.gap: Tensor | None = None
         self.random = learner.random("probe")
         self.times: dict[str, float] = {}
@@ -158,6 +164,7 @@ class Recorder:
         self.appended = False
         self.online: list[Tensor] = []
         self.losses: list[Tensor] = []
+        self.within: dict[int, Tensor] = {}  # steps done -> score of each task [S, T]
         self.gap, self.aside = None, 0.0  # seconds that recording took of the steps' time
         if self.measure_gap and task.index in self.chosen and not (self.is_control or self.strategy.plain):
             with self.timed("gap"):
@@ -175,12 +182,16 @@ class Recorder:
         if len(self.pending) == CHUNK:
             self.score()
             self.progress(self.learner.now, self.learner.steps, self.learner.planned)
+        if self.evaluation.every:
+            self.look(self.evaluation.every)
         self.aside += time.perf_counter() - entered
 
     def end(self, task: Task) -> None:
         self.score()
-        self.add_time("train", self.clock() - self.began)
+        self.add_time("train", self.clock() - self.began - self.times.get("evaluate inside", 0.0))
         self.learner.mark_diverged()
+        for score in self.within.values():
+            self.least[:, : task.index] = self.least.minimum(score)[:, : task.index]  # NaN stays: not measured
         with self.timed("evaluate"):
             self.test(task.index)
         if self.is_control:
@@ -266,6 +277,23 @@ class Recorder:
             )
             self.accuracy[:, now + 1, j], self.loss[:, now + 1, j] = score.cpu(), loss.cpu()
 
+    def look(self, every: int) -> None:
+        """Test the tasks so far within one, every so many steps and after the last (De Lange et al. 2023)."""
+        learner, steps = self.learner, self.learner.steps
+        if steps % every and steps != learner.planned:
+            return
+        with self.timed("evaluate inside"):
+            net = self.strategy.deploy(learner, learner.net)
+            score = torch.full_like(self.least, math.nan)
+            for j in self.evaluation.measured(learner.now, score.shape[1], ahead=False):
+                score[:, j] = learner.evaluate(
+                    net,
+                    learner.stream.tasks[j].test,
+                    size=self.evaluation.batch_size,
+                    samples=self.evaluation.samples or INSIDE,
+                )[0].cpu()
+            self.within[steps] = score
+
     def boundary(self, task: Task, phase: str) -> Boundary:
         learner = self.learner
         return Boundary(
@@ -282,6 +310,9 @@ class Recorder:
             control=self.control,
             gap=self.gap,
             alive=learner.alive,
+            inside=Inside(tuple(self.within), torch.stack(list(self.within.values()), 1), self.least)
+            if self.within
+            else None,
         )
 
     def measure(self, task: Task, phase: str) -> None:
@@ -323,6 +354,7 @@ class Recorder:
         coords = list(reading.coords) or list(range(table.shape[1]))
         n = table.numel()
         per_task = reading.axis == "task"
+        tasks = [int(c) for c in coords] if per_task else list(reading.tasks) or [-1] * len(coords)
         self.sink.write(
             "metrics",
             {
@@ -330,7 +362,7 @@ class Recorder:
                 "boundary": [b.t] * n,
                 "phase": [b.phase] * n,
                 "net": [net] * n,
-                "task": [int(c) if per_task else -1 for _ in self.learner.seeds for c in coords],
+                "task": [task for _ in self.learner.seeds for task in tasks],
                 "metric": [name] * n,
                 "axis": ["" if per_task else reading.axis] * n,
                 "coord": ["" if per_task or not reading.axis else str(c) for _ in self.learner.seeds for c in coords],
@@ -419,12 +451,13 @@ class Recorder:
             "strategy": self.strategy.state_dict(),
             "accuracy": self.accuracy,
             "loss": self.loss,
+            "least": self.least,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.learner.load_state_dict(state["learner"])
         self.strategy.load_state_dict(state["strategy"])
-        self.accuracy, self.loss = state["accuracy"].clone(), state["loss"].clone()
+        self.accuracy, self.loss, self.least = (state[k].clone() for k in ("accuracy", "loss", "least"))
 
 
 def measured(t: int, total: int, every: int) -> bool:

@@ -227,6 +227,7 @@ class Reading(NamedTuple):
     stderr: Tensor | None = None  # as value
     axis: str = ""  # "" for [S]; "task", "layer", "alpha", "k"... for [S, K]
     coords: Sequence[float | int | str] = ()  # K coordinates; () means 0 ... K-1
+    tasks: Sequence[int] = ()  # K evaluated tasks, where there is a task to each coordinate of another axis
 
 
 class Column(NamedTuple):
@@ -236,6 +237,14 @@ class Column(NamedTuple):
     unit: str
     text: str  # one line
     data: str = ""  # split of the rows that it is measured on: train, val or test; "" where it is of none
+
+
+class Inside(NamedTuple):
+    """Scores of the deployed net while it trains on a task, on a fixed subset of each task's test rows."""
+
+    steps: tuple[int, ...]  # K optimizer steps done in this task, its last one among them
+    score: Tensor  # [S, K, T]; NaN: not measured
+    least: Tensor  # [S, T] lowest score of each old task so far, over all steps since it was learnt
 
 
 class Nets(Protocol):
@@ -266,6 +275,7 @@ class Boundary:
     control: Tensor | None = None  # [S, T] a fresh net's accuracy on each task just after training on it
     gap: Tensor | None = None  # [S] test accuracy of the learner's copy after plain training on task t
     alive: Tensor | None = None  # [S] False where the seed has diverged
+    inside: Inside | None = None  # None unless eval.every asks for it
 
     def probe(self, task: int, size: int = 512, split: str = "train") -> Batch:
         """A frozen, class-stratified sample of task's train, val or test rows, the same for the whole run."""
