@@ -292,7 +292,7 @@ def write_frame(path: Path, columns: Mapping[str, Sequence[Any]], about: Mapping
     import pyarrow.parquet as pq
 
     table = pa.table({k: pa.array(v, from_pandas=False) for k, v in columns.items()})
-    with _reporting(path.parent), _replacing(path) as tmp:
+    with reporting(path.parent), replacing(path) as tmp:
         pq.write_table(table.replace_schema_metadata({"about": json.dumps(_jsonable(about))}), tmp, compression="zstd")
 
 
