@@ -110,6 +110,17 @@ def objective(b: Boundary, batch: Batch) -> Loss:
     return b.learner.objective([batch], b.stream, b.t, b.trained.buffers, b.trained.apply)
 
 
+def crossed(value: Tensor, tasks: Sequence[int], axis: str, coords: Sequence[float | int]) -> Reading:
+    """A number for each evaluated task and each coordinate of an axis, [S, tasks, K], as a reading [S, tasks K].
+
+    >>> r = crossed(torch.tensor([[[1.0, 2.0], [3.0, 4.0]]]), (0, 5), "alpha", (0.0, 1.0))
+    >>> r.value, r.tasks, r.coords
+    (tensor([[1., 2., 3., 4.]]), [0, 0, 5, 5], [0.0, 1.0, 0.0, 1.0])
+    """
+    pairs = [(task, c) for task in tasks for c in coords]
+    return Reading(value.flatten(1), axis=axis, coords=[c for _, c in pairs], tasks=[task for task, _ in pairs])
+
+
 @torch.no_grad()
 def score(b: Boundary, net: Net, batch: Batch, now: int | None = None) -> Tensor:
     """Loss and error (1 - accuracy; 0 for regression) of a net on a batch, under this boundary's mask or task `now`'s.

@@ -2,6 +2,9 @@
 
 On it, the loss of the old tasks, of the new one, and of all seen ("joint"), all under this boundary's mask. A naive
 learner slides down the line without a hill; what averaging could recover is the gain at the best point.
+
+The line to a jointly trained net is no measure of a boundary: whether such a run stands among the results would then
+decide what a run's tables say. `along` gives it to whoever has both nets.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ import torch
 from torch import Tensor
 
 from harness import paths, tree
-from harness.metrics import Readings, blank, score, shares, spread
+from harness.metrics import Readings, blank, crossed, score, shares, spread
 from harness.types import Batch, Boundary, Column, Net, Params, Reading
 
 BARRIERS: dict[str, Callable[[Tensor, Sequence[float]], Tensor]] = {
@@ -53,23 +56,30 @@ COLUMNS: dict[str, Column] = {
     "best_alpha_error_joint": Column("", "", "where on the line the joint error is lowest"),
     "gain_loss_joint": Column("", "nat", "joint loss of the better end minus the lowest on the line"),
     "gain_error_joint": Column("", "error", "joint error of the better end minus the lowest on the line"),
+    "path_loss_task": Column("", "nat", "loss of each measured task along the line"),
+    "path_accuracy_task": Column("", "accuracy", "probe accuracy on each measured task along the line"),
     "path_length": Column("", "weight", "Euclidean distance between the two ends"),
 }
 
 
-def connectivity(b: Boundary, *, size: int, tasks: int, points: int) -> Readings:
+def connectivity(b: Boundary, *, size: int, tasks: int, points: int, by_task: bool) -> Readings:
     """The line theta_{t-1} -> theta_t on `size` probe rows of each measured task; nothing at t = 0.
 
-    The old tasks measured are those of `metrics.spread(t, tasks)`; joint = old and new weighted by how many tasks
-    they stand for. Cost: `points` forward passes over every measured task's rows. A net with batch norm gets its
-    statistics renewed at every point, the ends included, from all the measured rows (two more passes a point).
-    Regression has no error columns.
+    The tasks measured are those of `metrics.spread(t, tasks)`; joint = old and new weighted by how many tasks they
+    stand for. `by_task` also gives the path of each of them. Cost: `points` forward passes over every measured task's
+    rows. A net with batch norm gets its statistics renewed at every point, the ends included, from all the measured
+    rows (two more passes a point). Regression has no error columns.
     """
     if b.phase != "end" or b.t == 0:
         return {}
+    start, end = b.nets[b.t - 1].params, b.trained.params
+    return along(b, start, end, size=size, tasks=tasks, points=points, by_task=by_task)
+
+
+def along(b: Boundary, start: Params, end: Params, *, size: int, tasks: int, points: int, by_task: bool) -> Readings:
+    """The columns of this file for the line between any two points, under the losses and the mask of boundary t > 0."""
     measured, alphas = spread(b.t, tasks), paths.grid(points)
     batches = [b.probe(i, size) for i in measured]
-    start, end = b.nets[b.t - 1].params, b.trained.params
     values = paths.line(start, end, lambda p: scores(b, p, batches), alphas)  # [S, K, measured tasks, 2]
     weight = torch.tensor(shares(measured, b.t), dtype=values.dtype, device=values.device)
     means = {
@@ -77,14 +87,20 @@ def connectivity(b: Boundary, *, size: int, tasks: int, points: int) -> Readings
         "new": values[:, :, -1],
         "joint": (values * weight[:, None]).sum(2),
     }
+    classes = b.stream.loss != "mse"
     found: Readings = {"path_length": tree.norm(tree.sub(end, start))}
     for name, mean in means.items():
         found[f"path_loss_{name}"] = Reading(mean[..., 0], axis="alpha", coords=alphas)
         found[f"area_loss_{name}"] = paths.area(mean[..., 0], alphas)
         found.update(summary("loss", name, mean[..., 0], alphas))
-        if b.stream.loss != "mse":
+        if classes:
             found[f"path_accuracy_{name}"] = Reading(1 - mean[..., 1], axis="alpha", coords=alphas)
             found.update(summary("error", name, mean[..., 1], alphas))
+    if by_task:
+        loss, error = values.transpose(1, 2).unbind(3)  # [S, measured tasks, K]
+        found["path_loss_task"] = crossed(loss, measured, "alpha", alphas)
+        if classes:
+            found["path_accuracy_task"] = crossed(1 - error, measured, "alpha", alphas)
     return blank(b, found)
 
 

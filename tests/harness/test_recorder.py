@@ -15,6 +15,7 @@ from torch import Tensor
 from harness import cost, loop, tree
 from harness.curvature import Hessian
 from harness.learner import Budget, Learner
+from harness.metrics import crossed
 from harness.models.mlp import MLP
 from harness.optim import SGD
 from harness.recorder import CURVE_BINS, Evaluation, InMemory, Recorder, trained_plainly
@@ -381,6 +382,7 @@ def test_a_reading_becomes_one_row_per_seed_and_coordinate() -> None:
             "plain": torch.tensor([5.0, 6.0]),
             "layers": Reading(value, stderr=value / 10, axis="layer", coords=("fc1", "head")),
             "tasks": Reading(value, axis="task"),
+            "both": crossed(value[..., None] + torch.tensor([0.0, 10.0, 20.0]), (2, 4), "alpha", (0, 0.5, 1)),
         }
 
     s = stream()
@@ -394,12 +396,16 @@ def test_a_reading_becomes_one_row_per_seed_and_coordinate() -> None:
     assert column(table, "task", metric="layers", **at) == [-1] * 4
     assert column(table, "task", metric="tasks", **at) == [0, 1, 0, 1]
     assert column(table, "coord", metric="tasks", **at) == [""] * 4
+    assert column(table, "task", metric="both", **at) == [2, 2, 2, 4, 4, 4] * 2
+    assert column(table, "coord", metric="both", **at) == ["0", "0.5", "1"] * 4
+    assert column(table, "axis", metric="both", **at) == ["alpha"] * 12
+    assert column(table, "value", metric="both", **at)[:7] == [1, 11, 21, 2, 12, 22, 3]
     values, errors = (column(table, k, metric="layers", **at) for k in ("value", "stderr"))
     assert values[:3] == [1, 2, 3] and math.isnan(values[3])
     assert errors[:3] == pytest.approx([0.1, 0.2, 0.3])
     assert all(math.isnan(v) for v in column(table, "stderr", metric="plain", **at))
-    # (1 + 2 + 2 readings) * 2 phases, and what the strategy costs once, for 2 seeds and 5 tasks
-    assert {len(v) for v in table.values()} == {(5 * 2 + len(cost.COLUMNS)) * 2 * 5}
+    # (1 + 2 + 2 + 6 readings) * 2 phases, and what the strategy costs once, for 2 seeds and 5 tasks
+    assert {len(v) for v in table.values()} == {(11 * 2 + len(cost.COLUMNS)) * 2 * 5}
 
 
 def test_times_stand_in_their_own_table() -> None:

@@ -1,6 +1,7 @@
 """The line between boundaries: its points, its weights, its summaries."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -11,11 +12,13 @@ from harness.metrics.connectivity import COLUMNS, connectivity
 from harness.models.layers import batch_norm
 from harness.types import Boundary, Net, Out, Reading
 
-SETTINGS = {"size": 30, "tasks": 5, "points": 5}
+SETTINGS: dict[str, Any] = {"size": 30, "tasks": 5, "points": 5, "by_task": True}
 
 
 def value(r: Tensor | Reading) -> Tensor:
-    return r if isinstance(r, Tensor) else r.value
+    if isinstance(r, Tensor):
+        return r
+    return r.value.view(len(r.value), len(set(r.tasks)), -1) if r.tasks else r.value
 
 
 @pytest.mark.parametrize("scenario", ["domain", "class"])
@@ -32,13 +35,14 @@ def test_path_is_loss_and_accuracy_of_the_interpolated_net(boundary, scenario: s
             right.append((logits.argmax(2) == batch.y).double().mean(1))
         for name, true in (("loss", losses), ("accuracy", right)):
             expected = {"old": (true[0] + true[1]) / 2, "new": true[2], "joint": sum(true) / 3}
+            torch.testing.assert_close(value(found[f"path_{name}_task"])[:, :, k], torch.stack(true, 1))
             for part, mean in expected.items():
                 torch.testing.assert_close(value(found[f"path_{name}_{part}"])[:, k], mean, rtol=1e-10, atol=1e-12)
 
 
 def test_few_measured_tasks_stand_for_all_that_were_seen(boundary) -> None:  # type: ignore[no-untyped-def]
     b: Boundary = boundary(t=3)
-    found = connectivity(b, size=30, tasks=2, points=5)
+    found = connectivity(b, size=30, tasks=2, points=5, by_task=False)
     old, new, joint = (value(found[f"path_loss_{n}"]) for n in ("old", "new", "joint"))
     torch.testing.assert_close(joint, 0.75 * old + 0.25 * new)
     torch.testing.assert_close(old[:, 0], b.loss([0], 30)(b.nets[2].params))
@@ -75,6 +79,12 @@ def test_columns_phases_and_the_first_task(boundary) -> None:  # type: ignore[no
     torch.testing.assert_close(
         value(found["path_length"]), tree.norm(tree.sub(b.nets[1].params, b.trained.params)), rtol=1e-12, atol=0
     )
+    each = found["path_loss_task"]
+    assert isinstance(each, Reading) and each.tasks == [0] * 5 + [1] * 5 + [2] * 5
+    assert set(found) - set(connectivity(b, **{**SETTINGS, "by_task": False})) == {
+        "path_loss_task",
+        "path_accuracy_task",
+    }
     assert connectivity(boundary(t=0), **SETTINGS) == {}
     assert connectivity(boundary(phase="start"), **SETTINGS) == {}
     squared = connectivity(boundary(loss="mse"), **SETTINGS)
