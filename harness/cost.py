@@ -21,6 +21,10 @@ COLUMNS = {
 }
 
 
+class Bytes(int):
+    """A number of bytes, which stands for what is no tensor of ours."""
+
+
 def held(state: Any) -> int:
     """Bytes of all tensors in nested state; a tensor that stands there twice is held once.
 
@@ -30,11 +34,14 @@ def held(state: Any) -> int:
     64
     """
     storages: dict[int, int] = {}
+    numbers: list[int] = []
 
     def visit(node: Any) -> None:
         if isinstance(node, Tensor):
             storage = node.untyped_storage()
             storages[storage.data_ptr()] = storage.nbytes()
+        elif isinstance(node, Bytes):
+            numbers.append(node)
         elif isinstance(node, dict):
             for value in node.values():
                 visit(value)
@@ -43,7 +50,7 @@ def held(state: Any) -> int:
                 visit(value)
 
     visit(state)
-    return sum(storages.values())
+    return sum(storages.values()) + sum(numbers)
 
 
 def plain_step(learner: Learner, task: Task, clock: Callable[[], float] = time.perf_counter) -> float:

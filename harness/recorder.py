@@ -258,7 +258,7 @@ class Recorder:
     def costs(self, task: Task) -> None:
         """What the strategy holds and adds, and, outside the tables that must be equal, the time of a plain step."""
         learner, S = self.learner, self.learner.S
-        values = {"memory": cost.held(self.strategy.state_dict()), "extra_parameters": _numel(learner) - self.own}
+        values = {"memory": cost.held(self.strategy.holds()), "extra_parameters": _numel(learner) - self.own}
         boundary = self.boundary(task, "end")
         for name, value in values.items():
             each = torch.full((S,), value / S, dtype=torch.float64)

@@ -254,7 +254,7 @@ def _one(
     setting: Setting, spec: dict[str, Any], strategies: dict[str, Strategy], seeds: tuple[int, ...], progress: bool
 ) -> Path:
     # everything that can refuse its settings is made before anything is written
-    cfg, label = setting.cfg, "+".join(strategies)
+    cfg, label = setting.cfg, "+".join(part.label or name for name, part in strategies.items())
     stream = setting.stream(seeds)
     parts, evaluation = setting.parts(stream), Evaluation(**cfg["eval"])
     metrics = chosen_metrics(cfg["metrics"])

@@ -71,6 +71,15 @@ class Strategy:
         """Whether this strategy does anything in `hook`."""
         return getattr(type(self), hook) is not getattr(Strategy, hook)
 
+    @property
+    def label(self) -> str:
+        """What it is called in tables, where that is not its name in the configuration."""
+        return ""
+
+    def holds(self) -> Any:
+        """What it keeps between tasks: the tensors in it, or numbers of bytes (cost.Bytes), are its memory."""
+        return self.state_dict()
+
     def state_dict(self) -> dict[str, Any]:
         """Everything that a resumed run needs, as tensors and primitives."""
         skip = {*self.transient, "random"}
@@ -199,6 +208,9 @@ class Chain(Strategy):
 
     def state_dict(self) -> dict[str, Any]:
         return {p.name: p.state_dict() for p in self.parts}
+
+    def holds(self) -> Any:
+        return [p.holds() for p in self.parts]
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for p in self.parts:

@@ -5,27 +5,22 @@ JMLR 24(363).
 """
 
 import inspect
-import io
 import itertools
-import random as python_random
-import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from harness import random, require
-from harness.learner import Learner, mask_logits
+from harness.avalanche import Criterion, apart, benchmark, masked, network, rows
+from harness.cost import Bytes
+from harness.learner import Learner
 from harness.rows import order
 from harness.strategy import Strategy
 from harness.trackers import warn
-from harness.types import Buffers, Out, Params, Stream, Task
-from tasks.avalanche import benchmark, rows
+from harness.types import Task
 
 OWN_LOSS = ("ER_ACE", "DER")  # they pass over the criterion, hence over every mask
 OWN_ROWS = ("Cumulative", "GDumb")  # they train on other rows than the task's
@@ -43,6 +38,10 @@ FAIL = {  # with Avalanche 0.6 and torch 2.15
     "GenerativeReplay": "its generator is made for 28x28 images",
     "JointTraining": "it takes the whole stream at once; use strategy=joint or Cumulative",
 }
+_STEP = (  # attributes of Avalanche's template that are no memory
+    "experience", "adapted_dataset", "dataloader", "mbatch", "mb_output", "loss", "feed", "clock",
+    "current_eval_stream",
+)  # fmt: skip
 GIVEN = (  # arguments that are the run's own
     "model", "optimizer", "criterion", "train_mb_size", "train_epochs", "eval_mb_size", "device", "plugins",
     "evaluator", "eval_every", "peval_mode",
@@ -62,7 +61,7 @@ class Avalanche(Strategy):
       over all outputs, hence are refused where outputs are masked.
     * Resuming: Avalanche's state is no tree of tensors, so that a resumed run trains the past tasks again and
       refuses to go on unless their weights are those of the checkpoint.
-    * No curve within a task, no time of a step, and its memories are not in the column `memory`.
+    * No curve within a task, and no time of a step. `memory` is what its plugins and buffers hold.
     * Costs: seeds one after the other, Avalanche's own time, and a copy of each seed's stream.
 
     Faults of Avalanche that are left as they are, since this is for comparison: SynapticIntelligence is naive on
@@ -73,6 +72,10 @@ class Avalanche(Strategy):
     alone = True
     transient = ("agents", "experiences", "trained")
 
+    @property
+    def label(self) -> str:
+        return f"avalanche_{self.method}"
+
     def __init__(self, *, name: str, options: dict[str, Any]) -> None:
         if name in FAIL:
             raise ValueError(f"avalanche.name={name}: does not run here, since {FAIL[name]}")
@@ -80,14 +83,14 @@ class Avalanche(Strategy):
         for key in options:
             if key in GIVEN:
                 raise ValueError(f"avalanche.options.{key}: is the run's own; set train, optimizer or model instead")
-        self.method, self.options = name, dict(options)
+        self.method, self.options = name, {k: v for k, v in options.items() if v is not None}
 
     @property
     def name(self) -> str:
         return f"Avalanche[{self.method}]"
 
     def setup(self, learner: Learner) -> None:
-        if self.method in OWN_LOSS and _masked(learner.stream):
+        if self.method in OWN_LOSS and masked(learner.stream):
             raise ValueError(
                 f"avalanche.name={self.method}: its loss lets all outputs compete; "
                 "use scenario=domain, or scenario=class with classes=all"
@@ -96,8 +99,10 @@ class Avalanche(Strategy):
             raise ValueError("avalanche.name=SynapticIntelligence: keeps its state in float32; use dtype=float32")
         if self.method == "SynapticIntelligence" and learner.device.type == "cpu":
             warn("avalanche.name=SynapticIntelligence: on a CPU its importances stay 0, which makes it naive")
+        if any(getattr(task.train, "augmented", False) for task in learner.stream.tasks):
+            raise ValueError("dataset.augment: Avalanche gets a copy of the rows as they are; use dataset.augment=[]")
         self.trained = 0  # tasks that the agents below have seen
-        with _apart(0):
+        with apart(0):
             self.experiences = [benchmark(learner.stream, s).train_stream for s in range(learner.S)]
             self.agents = [self.agent(learner, s) for s in range(learner.S)]
 
@@ -112,6 +117,10 @@ class Avalanche(Strategy):
             if key not in known:
                 there = f"there is {', '.join(known)}" if known else "it has none"
                 raise ValueError(f"avalanche.options.{key}: no argument of {self.method}; {there}")
+        parameters = inspect.signature(base).parameters
+        for key in known:
+            if parameters[key].default is inspect.Parameter.empty and key not in self.options:
+                raise ValueError(f"avalanche.options.{key}=null: {self.method} needs it, and Avalanche has no default")
         net = network(learner, s)
         return _fed(base, learner)(
             model=net,
@@ -148,6 +157,9 @@ class Avalanche(Strategy):
                     buffers[k][s] = v
         learner.buffers = buffers
 
+    def holds(self) -> Any:
+        return [_held(agent) for agent in self.agents]
+
     def train(self, learner: Learner, task: Task) -> None:
         """One experience of every seed's strategy."""
         size, planned = learner.budget.batch_size, learner.budget.of(task)
@@ -157,7 +169,7 @@ class Avalanche(Strategy):
             experience = self.experiences[s][task.index]
             agent.feed = None if self.method in OWN_ROWS else Feed(task, s, position.split(size))
             agent._criterion.now = task.index
-            with _apart(seed, learner.device):
+            with apart(seed, learner.device):
                 try:
                     agent.train(experience, eval_streams=[], reset_optimizer_state=learner.optimizer.reset_each_task)
                 except Exception as error:
@@ -206,85 +218,50 @@ def _fed(base: Any, learner: Learner) -> Any:
     return Fed
 
 
-class Network(nn.Module):
-    """One seed's parameters and buffers as a module, under their own names."""
+def _held(agent: Any) -> list[Any]:
+    """What a strategy of Avalanche's keeps beside the network: tensors, networks, and rows of the data in buffers."""
+    from avalanche.benchmarks.utils import AvalancheDataset
+    from avalanche.training.storage_policy import ExemplarsBuffer
+    from avalanche.training.templates import SupervisedTemplate
+    from avalanche.training.utils import ParamData
 
-    def __init__(self, learner: Learner, s: int) -> None:
-        super().__init__()
-        for k, v in learner.params.items():
-            self._owner(k).register_parameter(k.rpartition(".")[2], nn.Parameter(v[s].detach().clone()))
-        for k, v in learner.buffers.items():
-            self._owner(k).register_buffer(k.rpartition(".")[2], v[s].detach().clone())
-        masks = learner.stream.masks
-        self.heads: Any = None if masks is None else masks[s % len(masks)]  # [T, C]
-        apply, stochastic = learner.apply, learner.model.stochastic
+    found: list[Any] = []
+    own = (agent, agent.model, agent._criterion, *agent.model.parameters(), *agent.model.buffers())
+    seen = {id(node) for node in own}
 
-        def run(params: Params, buffers: Buffers, x: Tensor, t: Tensor, train: bool) -> Out:
-            key = torch.randint(2**62, (1,)).to(x.device) if train and stochastic else None
-            params, buffers = ({k: v[None] for k, v in part.items()} for part in (params, buffers))
-            return apply(params, buffers, x[None], t[None], train=train, key=key)
+    def visit(node: Any) -> None:
+        if id(node) in seen:
+            return
+        seen.add(id(node))
+        if isinstance(node, Tensor):
+            found.append(node.detach())
+        elif isinstance(node, ParamData):
+            found.append(node.data.detach())
+        elif isinstance(node, nn.Module):
+            found.extend(v.detach() for v in (*node.parameters(), *node.buffers()))
+        elif isinstance(node, ExemplarsBuffer):
+            visit(node.buffer)
+        elif isinstance(node, AvalancheDataset):
+            if len(node):
+                row = [v if isinstance(v, Tensor) else torch.tensor(v) for v in node[0]]
+                found.append(Bytes(len(node) * sum(v.nbytes for v in row)))
+        elif isinstance(node, dict):
+            for value in node.values():
+                visit(value)
+        elif isinstance(node, (list, tuple)):
+            for value in node:
+                visit(value)
+        elif type(node).__module__.startswith("avalanche.training"):
+            visit(vars(node))
 
-        self.run = run  # a function: copies of the module share it
+    # of the strategy itself what it has beyond the template's attributes, which are the step under way
+    plain = set(inspect.signature(SupervisedTemplate.__init__).parameters) | set(_STEP)
+    for key, value in vars(agent).items():
+        if key not in plain and not key.startswith(("_", "mb_")):
+            visit(value)
+        visit(agent.plugins)
 
-    def _owner(self, name: str) -> nn.Module:
-        module: nn.Module = self
-        for part in name.split(".")[:-1]:
-            if part not in module._modules:
-                module.add_module(part, nn.Module())
-            module = module.get_submodule(part)
-        return module
-
-    def logits(self, x: Tensor, t: Tensor) -> Tensor:
-        out = self.run(dict(self.named_parameters()), dict(self.named_buffers()), x, t, self.training)
-        if self.training:
-            with torch.no_grad():
-                for k, v in self.named_buffers():
-                    v.copy_(out.buffers[k][0])
-        return out.logits[0]
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.logits(x, torch.zeros(len(x), dtype=torch.int64, device=x.device))
-
-
-def network(learner: Learner, s: int) -> nn.Module:
-    """Seed s's network; with scenario=task one that Avalanche hands the task labels to."""
-    if learner.stream.scenario != "task":
-        return Network(learner, s)
-    from avalanche.models import MultiTaskModule
-
-    class Heads(Network, MultiTaskModule):  # type: ignore[misc]
-        known_train_tasks_labels: Any
-
-        def forward(self, x: Tensor, task_labels: Tensor | None = None) -> Any:
-            """Logits, 0 at other tasks' outputs; without labels every known task's, in a dict."""
-            known = sorted(self.known_train_tasks_labels)
-            if task_labels is None:
-                z = self.logits(x, torch.zeros(len(x), dtype=torch.int64, device=x.device))
-                return {t: z.where(self.heads[t], 0) for t in known}
-            return self.logits(x, task_labels).where(self.heads[task_labels], 0)
-
-    return Heads(learner, s)
-
-
-class Criterion(nn.Module):
-    """Our masked cross-entropy, where the targets tell the task."""
-
-    def __init__(self, stream: Stream, s: int) -> None:
-        super().__init__()
-        self.now, self.reduction = 0, "mean"  # MIR sets the reduction
-        self.scenario, masked = stream.scenario, _masked(stream)
-        self.masks = stream.masks[s % len(stream.masks)] if masked and stream.masks is not None else None  # [T, C]
-
-    def forward(self, logits: Tensor, y: Tensor) -> Tensor:
-        mask = None
-        if self.masks is not None:
-            task = self.masks.long().argmax(0)  # of each output
-            mask = self.masks[task[y]] if self.scenario == "task" else self.masks[: self.now + 1].any(0)
-        return F.cross_entropy(mask_logits(logits, mask), y, reduction=self.reduction)
-
-
-def _masked(stream: Stream) -> bool:
-    return stream.scenario == "task" or (stream.scenario == "class" and stream.classes != "all")
+    return found
 
 
 def _optimizer(learner: Learner, net: nn.Module) -> torch.optim.Optimizer:
@@ -299,21 +276,3 @@ def _optimizer(learner: Learner, net: nn.Module) -> torch.optim.Optimizer:
         )
     made: torch.optim.Optimizer = theirs(net.parameters(), **how)
     return made
-
-
-@contextmanager
-def _apart(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
-    """Global generators that start from `seed` and are put back; no warnings, no output."""
-    devices = [device] if torch.device(device).type == "cuda" else []
-    before = python_random.getstate(), np.random.get_state()
-    # recorded, since Avalanche switches some warnings on again
-    with torch.random.fork_rng(devices), warnings.catch_warnings(record=True), redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
-        torch.manual_seed(seed)
-        python_random.seed(seed)
-        np.random.seed(seed % 2**32)
-        try:
-            yield
-        finally:
-            python_random.setstate(before[0])
-            np.random.set_state(before[1])

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from harness import loop
+from harness.avalanche import benchmark
+from harness.avalanche import rows as rows_of
 from harness.fisher import diagonal
 from harness.learner import Budget, Learner
 from harness.models.mlp import MLP
@@ -35,8 +37,6 @@ from strategies.icarl import ICaRL
 from strategies.lwf import LwF
 from strategies.mas import MAS
 from strategies.replay import Replay
-from tasks.avalanche import benchmark
-from tasks.avalanche import rows as rows_of
 from tasks.datasets import Dataset, load
 from tasks.permuted import permuted
 from tasks.split import split

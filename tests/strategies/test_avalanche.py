@@ -9,18 +9,23 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 from torch import Tensor
 
 from harness import loop, rows
 from harness import random as draws
+from harness.avalanche import Criterion, benchmark, network
+from harness.catalogue import CONF
+from harness.cost import held
 from harness.learner import Budget, Learner
 from harness.models.mlp import MLP
 from harness.optim import SGD, Adam, AdamW, Optimizer
 from harness.strategy import Chain
 from harness.types import Stream
-from strategies.avalanche import FAIL, OWN_LOSS, WORK, Avalanche, Criterion, network
+from strategies.avalanche import FAIL, GIVEN, OWN_LOSS, WORK, Avalanche
 from strategies.replay import Replay
-from tasks.avalanche import benchmark
+from tasks.datasets import load
+from tasks.split import split
 from tests.toy import MODELS, stream
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -236,6 +241,51 @@ def test_a_loss_that_knows_no_mask_is_refused_where_there_is_one(name: str, scen
         trained(learner_of(made), theirs(name))
     if scenario == "class":
         trained(learner_of(replace(made, classes="all")), theirs(name))
+
+
+def test_null_is_avalanche_s_default_and_what_has_none_is_asked_for() -> None:
+    part = Avalanche(name="MAS", options={"lambda_reg": None, "alpha": 0.25, "mem_size": None})
+    trained(learner_of(stream("domain", (0,))), part)
+    plugin = next(p for p in part.agents[0].plugins if type(p).__name__ == "MASPlugin")
+    assert (plugin._lambda, plugin.alpha) == (1.0, 0.25)
+    with pytest.raises(ValueError, match=r"avalanche\.options\.ewc_lambda=null: EWC needs it"):
+        trained(learner_of(stream("domain", (0,))), Avalanche(name="EWC", options={"ewc_lambda": None}))
+
+
+def test_the_file_offers_every_argument_of_what_runs() -> None:
+    import inspect
+
+    from avalanche.training import supervised
+
+    node: Any = OmegaConf.load(CONF / "strategy" / "avalanche.yaml")
+    taken = {k for n in WORK for k in inspect.signature(getattr(supervised, n)).parameters}
+    assert set(node.avalanche.options) == taken - {*GIVEN, "base_kwargs", "kwargs", "verbose"}
+
+
+@pytest.mark.parametrize(
+    ("name", "rows_held", "nets"),
+    [
+        ("Naive", 0, 0), ("Replay", 20, 0), ("GDumb", 20, 1), ("MIR", 20, 0), ("ER_ACE", 20, 0), ("AGEM", 30, 1),
+        ("EWC", 0, 4.5), ("MAS", 0, 1.5), ("LwF", 0, 1),
+    ],
+)  # fmt: skip
+def test_its_memory_is_what_it_holds(name: str, rows_held: int, nets: float) -> None:
+    """Rows in buffers (AGEM: 10 of each task, and a gradient); anchors, and float32 importances; initial net; teacher."""
+    learner, part = learner_of(stream("domain", (0, 1))), theirs(name)
+    trained(learner, part)
+    net = sum(v[0].nbytes for v in learner.params.values())
+    row = learner.stream.tasks[0].train.take(torch.zeros(2, 1, dtype=torch.int64))[0][0, 0].nbytes + 16
+    assert held(part.holds()) == pytest.approx(2 * (rows_held * row + nets * net), rel=0.02)
+
+
+def test_it_is_called_by_its_method_in_tables() -> None:
+    assert [theirs(n).label for n in ("Naive", "EWC")] == ["avalanche_Naive", "avalanche_EWC"]
+
+
+def test_augmented_rows_are_refused() -> None:
+    made = split(dataset=load("digits", augment=["flip"]), seeds=[0], n_tasks=2, fixed=False)
+    with pytest.raises(ValueError, match=r"dataset\.augment: Avalanche gets a copy of the rows as they are"):
+        trained(learner_of(made), theirs())
 
 
 def test_a_schedule_is_refused() -> None:
