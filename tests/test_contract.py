@@ -55,6 +55,12 @@ def copy_of(value: Any) -> Any:
     return [copy_of(v) for v in value] if isinstance(value, (list, tuple)) else value
 
 
+def leaves(values: Any, prefix: str = "") -> list[str]:
+    """Dotted names of what has no names below it."""
+    pairs = [(f"{prefix}{k}", v) for k, v in values.items()]
+    return [p for k, v in pairs for p in (leaves(v, f"{k}.") if isinstance(v, dict) and v else [k])]
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_the_yaml_gives_every_argument_a_commented_default_that_a_preset_can_change(name: str) -> None:
     text = FILES[name].read_text(encoding="utf-8").splitlines()
@@ -62,10 +68,11 @@ def test_the_yaml_gives_every_argument_a_commented_default_that_a_preset_can_cha
     parameters = list(inspect.signature(strategy_class(name)).parameters.values())
     assert keys == [p.name for p in parameters]
     assert all(p.kind is p.KEYWORD_ONLY and p.default is p.empty for p in parameters)
-    for key in keys:
-        (line,) = (i for i, row in enumerate(text) if row.startswith(f"  {key}: "))
-        assert f"${{oc.select:tuned.{name}.{key}," in text[line]
-        assert text[line - 1].startswith("  # ")
+    for path in leaves({k: node(name)[k] for k in keys}):
+        indent = "  " * (1 + path.count("."))
+        (line,) = (i for i, row in enumerate(text) if row.startswith(f"{indent}{path.rpartition('.')[2]}: "))
+        assert f"${{oc.select:tuned.{name}.{path}," in text[line]
+        assert text[line - 1].startswith(f"{indent}# ")
     assert isinstance(instantiate(node(name)), strategy_class(name))
 
 

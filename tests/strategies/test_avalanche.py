@@ -270,7 +270,7 @@ def test_the_file_offers_every_argument_of_what_runs() -> None:
     ],
 )  # fmt: skip
 def test_its_memory_is_what_it_holds(name: str, rows_held: int, nets: float) -> None:
-    """Rows in buffers (AGEM: 10 of each task, and a gradient); anchors, and float32 importances; initial net; teacher."""
+    """Rows in buffers (AGEM: 10 of each task, and a gradient), anchors, float32 importances, first net, teacher."""
     learner, part = learner_of(stream("domain", (0, 1))), theirs(name)
     trained(learner, part)
     net = sum(v[0].nbytes for v in learner.params.values())
