@@ -202,6 +202,8 @@ class Replay:
         self.set_to(task, "end", known=last)
         self.recorder.measure(task, "end")
         self.recorder.write_times(task.index)
+        if self.run.evaluation.every:
+            self.missing.add("scores inside tasks: what reads them is as the run recorded it, or not there")
         if self.state.asked:
             self.missing.add("the optimizer's state before the last boundary: what reads it (eos_ratio of Adam) is NaN")
         if self.plain is not None and bool(self.plain[:, task.index].isnan().all()):
@@ -236,6 +238,7 @@ class Replay:
         if recorder.is_control:
             recorder.control = recorder.accuracy[:, 1:].diagonal(dim1=1, dim2=2)
         recorder.online = [self.online[task.index]] if ended and task.index in self.online else []
+        recorder.within = {}
         recorder.gap = None if self.plain is None or (plain and not ended) else self.plain[:, task.index]
 
 

@@ -19,16 +19,7 @@ from harness.run import from_config
 from harness.types import Boundary, Reading
 
 SMALL = ("tasks.n_tasks=3", "train.steps=8", "seeds=[0,1]", "tracker.mode=disabled", "threads=1", "model.widths=[12]")
-CHEAP = {
-    "metrics=[transfer,plasticity,sharpness,connectivity]",
-    "metrics.plasticity.size=40",
-    "metrics.sharpness.size=40",
-    "metrics.sharpness.steps=4",
-    "metrics.sharpness.trace_probes=6",
-    "metrics.sharpness.ascent=2",
-    "metrics.connectivity.size=40",
-    "metrics.connectivity.points=3",
-}
+CHEAP = ("metrics=standard", "metrics.sharpness.steps=6", "metrics.rises.ascent=2", "metrics.connectivity.points=3")
 
 
 def trained(results: Path, *overrides: str) -> Path:
@@ -76,7 +67,14 @@ def test_measured_afterwards_is_bit_for_bit_what_the_run_records(tmp_path: Path,
         assert not (after.index.get_level_values("phase") == "start").any()
         whole = whole[~started]
     else:
-        assert started.any() and "missing" not in said, said
+        assert started.any()
+    if "optimizer=adam" in overrides:  # whose state is kept of the last boundary only
+        assert "the optimizer's state before the last boundary" in said
+        lost = whole.value.notna() & after.value.isna()
+        assert set(whole.index.get_level_values("metric")[lost]) == {"eos_ratio", "next_eos_ratio"}
+        whole, after = whole[~lost], after[~lost]
+    elif "strategy=reset" not in overrides:
+        assert "missing" not in said, said
     binned = whole.index.get_level_values("metric") == "online_accuracy"  # 70 steps lie in 50 stretches
     pd.testing.assert_frame_equal(whole[~binned], after[~binned], check_exact=True)
     pd.testing.assert_frame_equal(whole[binned], after[binned], rtol=1e-12)
@@ -178,6 +176,8 @@ def test_what_cannot_be_measured_is_said_in_one_line(
     assert said(str(unfinished))[1].startswith(f"{unfinished}: the run is not finished; the command that began it")
     other = tmp_path / "other"
     shutil.copytree(path, other)
+    for t in (0, 1):
+        shutil.copy(other / "nets" / "2.pt", other / "nets" / f"{t}.pt")
     manifest = json.loads((other / "manifest.json").read_text())
     (other / "manifest.json").write_text(json.dumps({**manifest, "stream_hash": "0"}))
     assert said(str(other))[1].startswith(f"{other}: its stream comes out otherwise now")
@@ -185,6 +185,9 @@ def test_what_cannot_be_measured_is_said_in_one_line(
     def stop(*args: Any, **how: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("harness.measure.opened", stop)
-    assert said(str(path)) == (130, f"interrupted: {path} is as it was\n")
+    (other / "manifest.json").write_text(json.dumps(manifest))
+    table = (other / "metrics.parquet").read_bytes()
+    monkeypatch.setattr("harness.measure.Replay.around", stop)
+    assert said(str(other)) == (130, f"interrupted: {other} is as it was\n")
+    assert (other / "metrics.parquet").read_bytes() == table
     assert {f: f.read_bytes() for f in path.rglob("*") if f.is_file() and f.name != "lock"} == before
