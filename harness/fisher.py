@@ -98,7 +98,8 @@ def backward(learner: Learner, batch: Batch) -> tuple[Out, list[Layer], Pull]:
     layers = [m for m in learner.model.layers if m.preact in out.preacts]
     preacts = [out.preacts[m.preact] for m in layers]
     # rows do not mix in evaluation mode: the gradient of each row's output is the row's own
-    return out, layers, lambda v: torch.autograd.grad(out.logits, preacts, v, retain_graph=True)
+    # a user's own module may declare no layer
+    return out, layers, lambda v: torch.autograd.grad(out.logits, preacts, v, retain_graph=True) if preacts else ()
 
 
 def _accumulate(

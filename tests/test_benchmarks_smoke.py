@@ -20,3 +20,21 @@ def test_the_step_benchmark_prints_a_ratio_for_every_contender(capsys: pytest.Ca
     assert [line.what for line in lines] == names
     assert all(line.ratio > 0 and line.ours > 0 and line.by_hand > 0 for line in lines)
     assert len(capsys.readouterr().out.splitlines()) == 2 + len(names)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:FutureWarning")  # by a dependency of curvlinops
+def test_the_curvature_benchmark_prints_time_and_error_of_both(capsys: pytest.CaptureFixture[str]) -> None:
+    state = torch.random.get_rng_state()
+    script = Path(__file__).parent / "benchmarks" / "curvature.py"
+    main = runpy.run_path(str(script))["main"]
+    tiny = ["--nets", "64-4", "--rounds", "1", "--training", "3", "--rows", "40", "--seeds", "2", "--steps", "10"]
+    lines = main(tiny)
+    torch.random.set_rng_state(state)
+    assert [line.who for line in lines] == [
+        *("curvlinops, tol 0", "curvlinops, tol 1e-4", "ours, 20 products", "ours, 30 products"),
+        *("curvlinops", "ours", "curvlinops", "ours", "ours, a seed of 2"),
+    ]
+    assert all(line.seconds > 0 and line.ratio > 0 for line in lines)
+    assert all(line.error < 1e-4 for line in (*lines[:2], lines[3]))  # relative, of the worst of five eigenvalues
+    assert all(abs(line.error) < 0.5 for line in lines[4:8])
+    assert len(capsys.readouterr().out.splitlines()) == 4 + len(lines)
