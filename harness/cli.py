@@ -11,7 +11,7 @@ import signal
 import sys
 import sysconfig
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -61,6 +61,8 @@ Commands and flags
   ls [WHAT]               {listed}
   leaderboard [FOLDER...] finished runs side by side, and as files in FOLDER/leaderboard
                           (--by SCORE, --baseline STRATEGY, --out FOLDER)
+  report [RUN|FOLDER...]  one HTML file with all figures, to open offline (--out FILE)
+  show RUN...             a run on the terminal, by its folder or the beginning of its id
   catalogue [FOLDER]      the page about all strategies, with the runs in FOLDER
   measure RUN metrics=... more measures of a finished run, from the nets that it kept
   atlas RUN               barriers, planes, spectra of a finished run as tables and figures
@@ -210,7 +212,34 @@ def _leaderboard(argv: Sequence[str]) -> int:
         return 0
     print("\n".join(text(found)), flush=True)
     write(found, out)
-    print(f"\nwritten: {out / 'leaderboard'}.md .csv .parquet")
+    print(f"\nwritten: {out / 'leaderboard'}.md .html .csv .parquet")
+    return 0
+
+
+def _page(argv: Sequence[str]) -> int:
+    options = {"--by": "average_accuracy", "--baseline": "naive", "--out": "report.html"}
+    given = _given("report", argv, "runs", options)
+    names = given.runs or ["results"]
+    for name in names:
+        if not ((Path(name) / "runs").is_dir() or (Path(name) / "manifest.json").is_file()):
+            raise ValueError(f"report {name}: neither a results folder nor the folder of a run")
+    from harness.report import report
+    from harness.store import write_text
+
+    text = report([Path(name) for name in names], by=given.by, baseline=given.baseline)
+    write_text(Path(given.out), text)
+    print(f"written: {given.out} ({len(text.encode()) / 1e3:.0f} kB); open it in a browser, it needs no network")
+    return 0
+
+
+def _show(argv: Sequence[str]) -> int:
+    runs = _given("show", argv, "runs", {}).runs
+    if not runs:
+        raise ValueError("show: name a run by its folder or the beginning of its id")
+    from harness.show import find_run, show
+
+    for path in [find_run(name) for name in runs]:
+        show(path)
     return 0
 
 
@@ -301,7 +330,7 @@ def _config_dir(argv: Sequence[str]) -> tuple[str | None, list[str]]:
     return args[at + 1], [*args[:at], *args[at + 2 :]]
 
 
-def _given(command: str, argv: Sequence[str], rest: str, options: dict[str, str | None]) -> argparse.Namespace:
+def _given(command: str, argv: Sequence[str], rest: str, options: Mapping[str, str | None]) -> argparse.Namespace:
     """What was typed behind a command: its options, with their defaults, and the `rest`."""
     import argparse
 
@@ -323,6 +352,8 @@ def _folders(command: str, names: Sequence[str]) -> list[Path]:
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "ls": _ls,
     "leaderboard": _leaderboard,
+    "report": _page,
+    "show": _show,
     "catalogue": _catalogue,
     "measure": _measure,
     "atlas": _atlas,

@@ -845,26 +845,19 @@ def flat_seeds(found: Leaderboard) -> list[dict[str, Any]]:
     ]
 
 
-def write(found: Leaderboard, out: Path) -> list[Path]:
-    """leaderboard.md, .html, .csv and .parquet, and what the means are of as leaderboard_seeds.csv and .parquet.
-
-    StoreError where the folder cannot be written to.
-    """
+def write(found: Leaderboard, out: Path) -> None:
+    """leaderboard.md, .html, .csv and .parquet, and what the means are of as leaderboard_seeds.csv and .parquet."""
     import pandas as pd
 
+    from harness.report import page
+
     tables = {"leaderboard": pd.DataFrame(flat(found)), "leaderboard_seeds": pd.DataFrame(flat_seeds(found))}
-    texts = {"leaderboard.md": markdown(found)}
-    paths = []
-    with store.reporting(out):
-        out.mkdir(parents=True, exist_ok=True)
-        for name, content in texts.items():
-            with store.replacing(out / name) as tmp:
-                tmp.write_text(content, "utf-8")
-            paths.append(out / name)
-        for name, frame in tables.items():
-            with store.replacing(out / f"{name}.csv") as tmp:
-                frame.to_csv(tmp, index=False)
-            with store.replacing(out / f"{name}.parquet") as tmp:
-                frame.to_parquet(tmp, index=False)
-            paths += [out / f"{name}.csv", out / f"{name}.parquet"]
-    return paths
+    texts = {"leaderboard.md": markdown(found), "leaderboard.html": page(found)}
+    out.mkdir(parents=True, exist_ok=True)
+    for name, content in texts.items():
+        store.write_text(out / name, content)
+    for name, frame in tables.items():
+        with store.replacing(out / f"{name}.csv") as tmp:
+            frame.to_csv(tmp, index=False)
+        with store.replacing(out / f"{name}.parquet") as tmp:
+            frame.to_parquet(tmp, index=False)

@@ -60,10 +60,10 @@ def snapshot(folders: Sequence[Path], wanted: Mapping[str, Wanted], **filters: o
 
 
 def find(folders: Sequence[Path], **filters: object) -> list[tuple[Run, Mark]]:
-    """Finished runs, in order of their paths, with the mark of their DONE."""
+    """Finished runs in results folders (or single ones), in order of their paths, with the mark of their DONE."""
     found = []
     for folder in folders:
-        for done in sorted(folder.glob("runs/*/*/*/DONE")):
+        for done in _in(folder, "DONE"):
             mark = _mark(done.parent)
             try:
                 manifest = json.loads((done.parent / "manifest.json").read_bytes())
@@ -80,7 +80,7 @@ def find(folders: Sequence[Path], **filters: object) -> list[tuple[Run, Mark]]:
 def unfinished(folders: Sequence[Path]) -> list[Run]:
     """Runs that were begun and are not done: cut short, failed, or under way."""
     found = []
-    for path in (path for folder in folders for path in sorted(folder.glob("runs/*/*/*/manifest.json"))):
+    for path in (path for folder in folders for path in _in(folder, "manifest.json")):
         if not (path.parent / "DONE").exists():
             try:
                 found.append(Run(path.parent, json.loads(path.read_bytes())))
@@ -98,6 +98,12 @@ def read(runs: Sequence[Run], name: str, columns: Sequence[str], keep: Any = Non
     data = ds.dataset(paths, schema=schema(name), format=ds.ParquetFileFormat(default_fragment_scan_options=scan))
     frame: pd.DataFrame = data.to_table(columns=["run_id", *columns], filter=keep).to_pandas()
     return frame
+
+
+def _in(folder: Path, name: str) -> list[Path]:
+    """The files of this name of all runs in a results folder, or of the one run whose folder this is."""
+    own = folder / name
+    return [own] if own.exists() else sorted(folder.glob(f"runs/*/*/*/{name}"))
 
 
 def _mark(path: Path) -> Mark | None:

@@ -358,7 +358,8 @@ def _sync(path: Path) -> None:
         os.close(fd)
 
 
-def _write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
+    """Replace a file by another, whole or not at all."""
     with replacing(path) as tmp:
         tmp.write_text(text, "utf-8")
 
@@ -557,7 +558,7 @@ class RunFolder:
 
     def write_config(self, text: str) -> None:
         with reporting(self.path):
-            _write_text(self.path / "config.yaml", text)
+            write_text(self.path / "config.yaml", text)
 
     def update_manifest(self, **changes: Any) -> None:
         """Change keys of manifest.json, all of them or none."""
@@ -566,7 +567,7 @@ class RunFolder:
         changed = {**self.manifest, **_jsonable(changes)}
         with reporting(self.path):
             text = json.dumps(changed, indent=1, ensure_ascii=False, allow_nan=False)
-            _write_text(self.path / "manifest.json", text + "\n")
+            write_text(self.path / "manifest.json", text + "\n")
         self.manifest = changed
 
     def append(self, t: int, phase: str, tables: Mapping[str, Rows]) -> None:
@@ -751,7 +752,7 @@ class RunFolder:
                 self._drop_nets(before=self._at)
         self.update_manifest(**{"status": "done", "ended_at": now(), **changes})
         with reporting(self.path):
-            _write_text(self.path / "DONE", now() + "\n")
+            write_text(self.path / "DONE", now() + "\n")
 
     def _writable(self) -> None:
         if self._lock is None or self.done:

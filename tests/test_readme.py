@@ -30,17 +30,29 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_pandas_lines_answer_for_every_run(
+def said(snippet: str, capsys: pytest.CaptureFixture[str]) -> str:
+    exec(compile(snippet, "README.md", "exec"), {})
+    return capsys.readouterr().out
+
+
+def test_the_queries_are_three_lines_each_and_answer_alike(
     results: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(results.parent)
-    exec(compile(SNIPPETS[0], "README.md", "exec"), {})
-    out = capsys.readouterr().out
-    assert "naive" in out and "replay" in out and "permuted_digits_domain" in out
+    assert [snippet.count("\n") for snippet in SNIPPETS[:2]] == [3, 3]
+    (path,) = results.glob("runs/*/replay/*/metrics.parquet")
+    rows = pd.read_parquet(path)
+    known = rows[(rows.metric == "forgetting") & (rows.boundary == 2)].value.mean()
+    for snippet in SNIPPETS[:2]:
+        out = said(snippet, capsys)
+        (line,) = [line for line in out.splitlines() if "replay" in line]
+        assert "permuted_digits_domain" in out and "naive" in out
+        numbers = [float(word) for word in re.findall(r"-?\d+\.\d+(?:e-?\d+)?", line)]
+        assert numbers[0] == pytest.approx(known, abs=1e-6)
 
 
 def test_the_python_call_prints_the_accuracy_matrix(capsys: pytest.CaptureFixture[str]) -> None:
-    exec(compile(SNIPPETS[1], "README.md", "exec"), {})
+    exec(compile(SNIPPETS[2], "README.md", "exec"), {})
     assert capsys.readouterr().out.startswith("tensor([[")
 
 

@@ -294,7 +294,7 @@ def test_the_files_hold_what_is_printed(tmp_path: Path) -> None:
     assert mine.value.tolist() == [0.5, 0.6] and len(seeds) == len(pd.read_csv(out / "leaderboard_seeds.csv"))
     assert not list(out.glob(".*"))
     (tmp_path / "file").write_text("")
-    with pytest.raises(store.StoreError, match="file"):
+    with pytest.raises(OSError, match="file"):
         board_of.write(found, tmp_path / "file")
 
 

@@ -1,0 +1,254 @@
+"""What the report shows of a board, drawn from the tables: each figure with the numbers behind it."""
+
+from __future__ import annotations
+
+import importlib
+import math
+import pkgutil
+from collections.abc import Sequence
+from functools import cache
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from markupsafe import Markup
+
+from harness import metrics, stats
+from harness.leaderboard import Board, Entry
+from harness.report import svg
+from harness.stats import Array
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SHOWN = 12  # boundaries or tasks of a long stream that a matrix shows
+
+
+class Figure(NamedTuple):
+    title: str
+    svg: Markup
+    heads: list[str]
+    rows: list[list[str]]  # the same as text
+    key: tuple[tuple[str, int], ...] = ()  # its own legend, where it is not that of the board
+
+
+class Group(NamedTuple):
+    title: str
+    text: str
+    figures: list[Figure]
+    folded: bool = False
+
+
+class Curve(NamedTuple):
+    metric: str
+    title: str
+    unit: str
+
+
+STORY = (
+    Curve("average_accuracy", "Average accuracy over the tasks so far", "accuracy"),
+    Curve("forgetting", "Forgetting", "accuracy lost"),
+    Curve("learning_accuracy", "Accuracy on the new task", "accuracy"),
+    Curve("trainability_gap", "Plasticity lost", "accuracy lost"),
+)
+LANDSCAPE = (
+    Curve("lambda_max_joint", "Sharpness: top eigenvalue, all tasks seen", "nat/weight²"),
+    Curve("trace_joint", "Trace of the Hessian, all tasks seen", "nat/weight²"),
+    Curve("barrier_entezari_loss_joint", "Barrier on the line from the last boundary", "nat"),
+    Curve("path_length", "Length of that line", "distance"),
+)
+ACROSS = ("alpha", "task", "layer", "rho", "")  # axes that are no spectrum
+
+
+def groups(board: Board, rows: pd.DataFrame, accuracy: pd.DataFrame) -> list[Group]:
+    """All groups that have a figure. The tables hold the board's runs (and may hold others)."""
+    entries = [row.entry for row in board.rows if row.entry.seeds]
+    whole = rows[(rows.axis == "") & (rows.task == -1)]
+    told = columns()
+    known = {c.metric for c in (*STORY, *LANDSCAPE)}
+    often = whole.groupby("metric").boundary.nunique()
+    rest = [Curve(name, name, told.get(name, ("", ""))[0]) for name in sorted(set(often[often > 1].index) - known)]
+    made = [
+        Group(
+            "What it costs",
+            "Average accuracy against compute, memory and forgetting; the line is the Pareto front,"
+            " filled points are on it.",
+            _fronts(board),
+        ),
+        Group(
+            "Accuracy",
+            "Test accuracy in per cent on each task (across) after each task (down), mean over seeds."
+            " A column that darkens downwards is a task being forgotten.",
+            _matrices(entries, accuracy),
+        ),
+        Group(
+            "Forgetting and plasticity",
+            "Mean over seeds with its 95 % interval. A line ends where a seed diverged.",
+            _curves(entries, whole, STORY),
+        ),
+        Group("The landscape", "Measured at the trained point after each task.", _curves(entries, whole, LANDSCAPE)),
+        Group(
+            "Paths",
+            "Loss along the straight line from the last boundary (0) to this one (1): a valley or a wall?"
+            " Each card has its own scale.",
+            _paths(entries, rows),
+        ),
+        Group("Spectra", "At the last boundary.", _spectra(entries, rows)),
+        Group(
+            "Everything else that was measured",
+            "One chart for every other measure.",
+            _curves(entries, whole, rest),
+            folded=True,
+        ),
+    ]
+    return [group for group in made if group.figures]
+
+
+Cube = tuple[Entry, int, Array, Array]  # an entry, its place, coordinates [K], values [K, seeds]
+
+
+def _cubes(entries: Sequence[Entry], rows: pd.DataFrame, column: str) -> list[Cube]:
+    """One metric of each entry that has it, by a coordinate; NaN where a seed has no value."""
+    owner = {run.manifest["run_id"]: i for i, entry in enumerate(entries) for run in entry.runs}
+    of = rows.run_id.map(owner).to_numpy()
+    at, seed, value = rows[column].to_numpy(np.float64), rows.seed.to_numpy(), rows.value.to_numpy(np.float64)
+    made = []
+    for i, entry in enumerate(entries):
+        mine = (of == i) & np.isin(seed, entry.seeds)
+        if mine.any():
+            x, place = np.unique(at[mine], return_inverse=True)
+            table = np.full((len(x), len(entry.seeds)), math.nan)
+            table[place, np.searchsorted(entry.seeds, seed[mine])] = value[mine]
+            made.append((entry, i, x, table))
+    return made
+
+
+def _series(entry: Entry, style: int, x: Array, values: Array) -> svg.Series:
+    mean, half = stats.student(values)
+    half = np.where(np.isnan(half), 0.0, half) if values.shape[1] < 2 else half
+    return svg.Series(entry.label, style, x, mean, mean - half, mean + half)
+
+
+def _chart(title: str, series: Sequence[svg.Series], x_title: str, unit: str, whole: bool, **more: object) -> Figure:
+    drawn = svg.lines(f"{title}, by {x_title}; the numbers follow", series, x_title, unit, whole=whole)
+    at = sorted({float(x) for s in series for x in s.x})
+    chosen = [at[i] for i in _spread(len(at), SHOWN)]
+    rows = []
+    for s in series:
+        found = dict(zip(s.x.tolist(), zip(s.y, s.high - s.y)))
+        rows.append([s.label, *(_text(*found.get(x, (math.nan, math.nan))) for x in chosen)])
+    return Figure(title, drawn, [x_title, *map(svg.number, chosen)], rows, **more)  # type: ignore[arg-type]
+
+
+def _text(mean: float, half: float) -> str:
+    return svg.number(mean) + (f" ± {svg.number(half)}" if half > 0 else "")
+
+
+def _curves(entries: Sequence[Entry], whole: pd.DataFrame, curves: Sequence[Curve]) -> list[Figure]:
+    made = []
+    by_metric = dict(list(whole.groupby("metric")))
+    for curve in (c for c in curves if c.metric in by_metric):
+        cubes = _cubes(entries, by_metric[curve.metric], "boundary")
+        series = [_series(e, i, x + 1, values) for e, i, x, values in cubes]
+        if any(np.isfinite(s.y).any() for s in series):
+            made.append(_chart(curve.title, series, "after task", curve.unit, True))
+    return made
+
+
+def _fronts(board: Board) -> list[Figure]:
+    ranked = [(i, row) for i, row in enumerate(r for r in board.rows if r.entry.seeds)]
+    ranked = [(i, row) for i, row in ranked if not math.isnan(row.rank)]
+    if len(ranked) < 2:
+        return []
+    accuracy = {i: float(row.entry.scores["average_accuracy"].mean()) for i, row in ranked}
+    axes = {
+        "step": ("Compute", "time of a step, plain step = 1", {i: row.entry.step for i, row in ranked}),
+        "memory": ("Memory", "kilobytes held for a seed", {i: row.entry.memory / 1e3 for i, row in ranked}),
+        "forgetting": ("Forgetting", "forgetting", {i: row.means["forgetting"][0] for i, row in ranked}),
+    }
+    made = []
+    for name, (title, unit, cost) in axes.items():
+        points = [(row.entry.label, i, cost[i], accuracy[i], name in row.fronts) for i, row in ranked]
+        drawn = svg.scatter(f"Average accuracy against {unit}; the numbers follow", points, unit, "average accuracy")
+        if drawn:
+            rows = [[p[0], svg.number(p[2]), svg.number(p[3]), "yes" if p[4] else "no"] for p in points]
+            made.append(Figure(title, drawn, ["strategy", unit, "average accuracy", "on the front"], rows))
+    return made
+
+
+def _matrices(entries: Sequence[Entry], accuracy: pd.DataFrame) -> list[Figure]:
+    cells = accuracy[accuracy.boundary >= 0]
+    values = cells.accuracy.to_numpy(dtype=np.float64)
+    values = values[np.isfinite(values)]
+    if not len(values):
+        return []
+    low, high = min(0.0, float(values.min())), float(values.max())
+    if low == 0 and high <= 1:
+        high = 1.0  # the same colours on every board
+    made = []
+    for entry in entries:
+        mine = cells[cells.run_id.isin({run.manifest["run_id"] for run in entry.runs}) & cells.seed.isin(entry.seeds)]
+        if mine.empty:
+            continue
+        mean = mine.groupby(["boundary", "task"]).accuracy.agg(lambda x: x.mean(skipna=False)).unstack()
+        rows = [int(mean.index[i]) for i in _spread(len(mean.index), SHOWN)]
+        columns = [int(mean.columns[i]) for i in _spread(len(mean.columns), SHOWN)]
+        table = mean.loc[rows, columns].to_numpy(dtype=np.float64)
+        drawn = svg.heat(f"Accuracy of {entry.label}; the numbers follow", table, rows, columns, low, high)
+        text = [[f"after {i + 1}", *map(svg.number, line)] for i, line in zip(rows, table)]
+        made.append(Figure(entry.label, drawn, ["", *(f"task {j + 1}" for j in columns)], text))
+    return made
+
+
+ENDS = (("path_loss_old", "old tasks", 0), ("path_loss_new", "new task", 1), ("path_loss_joint", "all", 2))
+
+
+def _paths(entries: Sequence[Entry], table: pd.DataFrame) -> list[Figure]:
+    along = table[(table.axis == "alpha") & table.metric.isin([name for name, *_ in ENDS])]
+    along = along.assign(coord=along.coord.astype(float))
+    made = []
+    boundaries = sorted(along.boundary.unique())
+    shown = sorted({0, len(boundaries) - 1}) if boundaries else []
+    for entry in entries:
+        mine = along[along.run_id.isin({run.manifest["run_id"] for run in entry.runs})]
+        for t in [boundaries[i] for i in shown]:
+            series = []
+            for name, title, style in ENDS:
+                for _, _, x, values in _cubes([entry], mine[(mine.boundary == t) & (mine.metric == name)], "coord"):
+                    series.append(_series(entry, style, x, values)._replace(label=title))
+            if any(np.isfinite(s.y).any() for s in series):
+                key = tuple((title, style) for _, title, style in ENDS)
+                title = f"{entry.label}, task {t} to {t + 1}"
+                made.append(_chart(title, series, "along the line", "loss, nat", False, key=key))
+    return made
+
+
+def _spectra(entries: Sequence[Entry], table: pd.DataFrame) -> list[Figure]:
+    spread = table[~table.axis.isin(ACROSS) & ~table.metric.str.contains("residual")]
+    spread = spread[spread.coord.str.fullmatch(r"[-+.\deE]+")]
+    told = columns()
+    made = []
+    for name in sorted(set(spread.metric)):
+        rows = spread[(spread.metric == name)]
+        rows = rows[rows.boundary == rows.boundary.max()]
+        rows = rows.assign(coord=rows.coord.astype(float))
+        if rows.coord.nunique() < 3:
+            continue
+        series = [_series(e, i, x, values) for e, i, x, values in _cubes(entries, rows, "coord")]
+        if any(np.isfinite(s.y).any() for s in series):
+            unit, text = told.get(name, ("", name))
+            made.append(_chart(text or name, series, str(rows.axis.iloc[0]), unit, False))
+    return made
+
+
+@cache
+def columns() -> dict[str, tuple[str, str]]:
+    """Unit and meaning of each of our metrics."""
+    found = {}
+    for module in pkgutil.iter_modules(metrics.__path__, "harness.metrics."):
+        declared = getattr(importlib.import_module(module.name), "COLUMNS", {})
+        found.update({name: (column.unit, column.text) for name, column in declared.items()})
+    return found
+
+
+def _spread(n: int, limit: int) -> list[int]:
+    return list(range(n)) if n <= limit else [round(i * (n - 1) / (limit - 1)) for i in range(limit)]
