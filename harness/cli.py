@@ -66,6 +66,7 @@ Commands and flags
   catalogue [FOLDER]      the page about all strategies, with the runs in FOLDER
   measure RUN metrics=... more measures of a finished run, from the nets that it kept
   atlas RUN               barriers, planes, spectra of a finished run as tables and figures
+  catalogue metrics       the page about all metrics: direction, unit, tier, cost
   --cfg job               show the configuration and stop
   -m, --multirun          run every combination of comma-separated values
   --config-dir FOLDER     also choose from your own FOLDER/strategy/*.yaml and the like
@@ -244,6 +245,11 @@ def _show(argv: Sequence[str]) -> int:
 
 
 def _catalogue(argv: Sequence[str]) -> int:
+    if list(argv) == ["metrics"]:
+        from harness import metrics_page
+
+        print(metrics_page.page(), end="")
+        return 0
     folders = _folders("catalogue", argv)
     from harness.page import page
 
