@@ -8,6 +8,7 @@ score lost, since the head no longer fits features that are still there. Both te
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -41,9 +42,9 @@ def representation(b: Boundary, *, size: int, test_size: int, tasks: int, ridge:
         deep_i = p_i(then) - p_i(now)      shallow_i = a_i(then) - a_i(now) - deep_i      readout_gap_i = p_i - a_i(now)
 
     Features are those of the net as trained, then and now. A strategy that deploys other weights (an average of
-    them) has their effect counted as shallow. NaN where the accuracy was not measured. Cost: two forward passes for
-    the current task and four for an old one, one solve of D x D for each pair. A regression has CKA alone; a model
-    that declares no head has nothing.
+    them) has their effect counted as shallow. NaN where the accuracy was not measured, or the net at the boundary of i
+    not kept (keep=last). Cost: two forward passes for the current task and four for an old one, one solve of D x D for
+    each pair. A regression has CKA alone; a model that declares no head has nothing.
     """
     layer = templates.head(b.learner.model)
     if b.phase != "end" or layer is None:
@@ -51,9 +52,11 @@ def representation(b: Boundary, *, size: int, test_size: int, tasks: int, ridge:
     measured, regression = spread(b.t, tasks), b.stream.loss == "mse"
     drift, now, then = [], [], []
     for i in measured:
-        train, nets = b.probe(i, size), [b.trained, *([b.nets[i]] if i < b.t else [])]
+        kept = i == b.t or i in b.nets
+        known = 1.0 if kept else math.nan
+        train, nets = b.probe(i, size), [b.trained, *([b.nets[i]] if i < b.t and kept else [])]
         seen = [features(net, layer.input, train) for net in nets]
-        drift.append(linear_cka(seen[0], seen[-1]))
+        drift.append(known * linear_cka(seen[0], seen[-1]))
         if not regression:
             test = b.probe(i, test_size, "test")
             accuracy = [
@@ -61,7 +64,7 @@ def representation(b: Boundary, *, size: int, test_size: int, tasks: int, ridge:
                 for z, net in zip(seen, nets)
             ]
             now.append(accuracy[0])
-            then.append(accuracy[-1])
+            then.append(known * accuracy[-1])
     found: Readings = {"cka_task": Reading(torch.stack(drift, 1), axis="task", coords=measured)}
     if not regression:
         found.update(falls(b.accuracy.to(now[0]), measured, torch.stack(now, 1), torch.stack(then, 1)))

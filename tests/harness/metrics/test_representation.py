@@ -13,6 +13,7 @@ from torch import Tensor
 from harness import tree
 from harness.metrics.representation import COLUMNS, features, linear_cka, probe_accuracy, representation
 from harness.types import Batch, Boundary, Net, Reading
+from tests.harness.metrics.nets import holding
 
 SETTINGS = {"size": 40, "test_size": 50, "tasks": 5, "ridge": 0.1}
 
@@ -167,6 +168,16 @@ def test_what_is_missing_is_nan_or_absent(boundary) -> None:  # type: ignore[no-
     squared = representation(boundary(loss="mse"), **SETTINGS)
     assert set(squared) == {"cka_task"} and value(squared["cka_task"]).isfinite().all()
     assert representation(boundary(phase="start"), **SETTINGS) == {}
+
+
+def test_a_net_that_was_not_kept_is_nan(boundary) -> None:  # type: ignore[no-untyped-def]
+    b: Boundary = boundary()
+    whole, few = representation(b, **SETTINGS), representation(holding(b, {1: b.nets[1]}), **SETTINGS)
+    for name, known in (("cka_task", [False, True, False, True]), ("forgetting_deep_task", [False, True, False])):
+        for i, there in enumerate(known):
+            assert value(few[name])[:, i].isnan().all() != there, (name, i)
+            assert not there or torch.equal(value(few[name])[:, i], value(whole[name])[:, i])
+    assert torch.equal(value(few["linear_probe_task"]), value(whole["linear_probe_task"]))
 
 
 def test_the_deployed_net_is_not_what_the_features_are_of(boundary) -> None:  # type: ignore[no-untyped-def]
