@@ -18,20 +18,18 @@ from harness.metrics.connectivity import BARRIERS, scores
 from harness.types import Boundary, Column, Reading
 
 COLUMNS: dict[str, Column] = {
-    "anchor_loss": Column("", "nat", "loss of the old task along the line from the net just after it"),
-    "anchor_accuracy": Column(
-        "", "accuracy", "probe accuracy on the old task along the line from the net just after it"
-    ),
-    "anchor_barrier_entezari_loss": Column("lower", "nat", "largest loss above the chord"),
-    "anchor_barrier_entezari_error": Column("lower", "error", "largest error above the chord"),
-    "anchor_instability_frankle_loss": Column("lower", "nat", "largest loss above the mean of the ends"),
-    "anchor_instability_frankle_error": Column("lower", "error", "largest error above the mean of the ends"),
-    "anchor_excess_loss": Column("lower", "nat", "largest loss above the worse end"),
-    "anchor_excess_error": Column("lower", "error", "largest error above the worse end"),
-    "anchor_best_alpha_loss": Column("", "", "where on the line the old task's loss is lowest"),
-    "anchor_best_alpha_error": Column("", "", "where on the line the old task's error is lowest"),
-    "anchor_gain_loss": Column("", "nat", "loss of the better end minus the lowest on the line"),
-    "anchor_gain_error": Column("", "error", "error of the better end minus the lowest on the line"),
+    "anchor_loss": Column("", "nat", "loss of the old task along the line from the net just after it", "train"),
+    "anchor_accuracy": Column("", "accuracy", "accuracy on the old task along the line from that net", "train"),
+    "anchor_barrier_entezari_loss": Column("lower", "nat", "largest loss above the chord", "train"),
+    "anchor_barrier_entezari_error": Column("lower", "error", "largest error above the chord", "train"),
+    "anchor_instability_frankle_loss": Column("lower", "nat", "largest loss above the mean of the ends", "train"),
+    "anchor_instability_frankle_error": Column("lower", "error", "largest error above the mean of the ends", "train"),
+    "anchor_excess_loss": Column("lower", "nat", "largest loss above the worse end", "train"),
+    "anchor_excess_error": Column("lower", "error", "largest error above the worse end", "train"),
+    "anchor_best_alpha_loss": Column("", "", "where on the line the old task's loss is lowest", "train"),
+    "anchor_best_alpha_error": Column("", "", "where on the line the old task's error is lowest", "train"),
+    "anchor_gain_loss": Column("", "nat", "loss of the better end minus the lowest on the line", "train"),
+    "anchor_gain_error": Column("", "error", "error of the better end minus the lowest on the line", "train"),
 }
 
 

@@ -16,11 +16,13 @@ from harness.metrics import Readings, blank, crossed, objective, spread
 from harness.types import Boundary, Column, Reading
 
 COLUMNS: dict[str, Column] = {
-    "gradient_cosine": Column("", "cosine", "between the loss gradients of two measured tasks"),
-    "gradient_cosine_mean": Column("", "cosine", "mean over all pairs of measured tasks"),
-    "gradient_cosine_new": Column("", "cosine", "mean over the pairs of the new task with each old one"),
-    "gradient_conflict": Column("", "fraction", "pairs of measured tasks whose gradients have a negative cosine"),
-    "gradient_norm_task": Column("", "nat/weight", "norm of each measured task's loss gradient"),
+    "gradient_cosine": Column("", "cosine", "between the loss gradients of two measured tasks", "train"),
+    "gradient_cosine_mean": Column("", "cosine", "mean over all pairs of measured tasks", "train"),
+    "gradient_cosine_new": Column("", "cosine", "mean over the pairs of the new task with each old one", "train"),
+    "gradient_conflict": Column(
+        "", "fraction", "pairs of measured tasks whose gradients have a negative cosine", "train"
+    ),
+    "gradient_norm_task": Column("", "nat/weight", "norm of each measured task's loss gradient", "train"),
 }
 
 

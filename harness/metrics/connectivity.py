@@ -25,39 +25,55 @@ BARRIERS: dict[str, Callable[[Tensor, Sequence[float]], Tensor]] = {
 }
 
 COLUMNS: dict[str, Column] = {
-    "path_loss_old": Column("", "nat", "mean loss of the old tasks along the line, alpha = 0 the last boundary"),
-    "path_loss_new": Column("", "nat", "loss of the new task along the line"),
-    "path_loss_joint": Column("", "nat", "mean loss of all tasks seen along the line"),
-    "path_accuracy_old": Column("", "accuracy", "mean probe accuracy on the old tasks along the line"),
-    "path_accuracy_new": Column("", "accuracy", "probe accuracy on the new task along the line"),
-    "path_accuracy_joint": Column("", "accuracy", "mean probe accuracy on all tasks seen along the line"),
-    "barrier_entezari_loss_old": Column("lower", "nat", "largest loss above the chord, old tasks"),
-    "barrier_entezari_loss_new": Column("lower", "nat", "largest loss above the chord, new task"),
-    "barrier_entezari_loss_joint": Column("lower", "nat", "largest loss above the chord, all tasks seen"),
-    "barrier_entezari_error_old": Column("lower", "error", "largest error above the chord, old tasks"),
-    "barrier_entezari_error_new": Column("lower", "error", "largest error above the chord, new task"),
-    "barrier_entezari_error_joint": Column("lower", "error", "largest error above the chord, all tasks seen"),
-    "instability_frankle_loss_old": Column("lower", "nat", "largest loss above the mean of the ends, old tasks"),
-    "instability_frankle_loss_new": Column("lower", "nat", "largest loss above the mean of the ends, new task"),
-    "instability_frankle_loss_joint": Column("lower", "nat", "largest loss above the mean of the ends, all seen"),
-    "instability_frankle_error_old": Column("lower", "error", "largest error above the mean of the ends, old tasks"),
-    "instability_frankle_error_new": Column("lower", "error", "largest error above the mean of the ends, new task"),
-    "instability_frankle_error_joint": Column("lower", "error", "largest error above the mean of the ends, all seen"),
-    "excess_loss_old": Column("lower", "nat", "largest loss above the worse end, old tasks"),
-    "excess_loss_new": Column("lower", "nat", "largest loss above the worse end, new task"),
-    "excess_loss_joint": Column("lower", "nat", "largest loss above the worse end, all tasks seen"),
-    "excess_error_old": Column("lower", "error", "largest error above the worse end, old tasks"),
-    "excess_error_new": Column("lower", "error", "largest error above the worse end, new task"),
-    "excess_error_joint": Column("lower", "error", "largest error above the worse end, all tasks seen"),
-    "area_loss_old": Column("", "nat", "integral over the line of the loss above the better end, old tasks"),
-    "area_loss_new": Column("", "nat", "integral over the line of the loss above the better end, new task"),
-    "area_loss_joint": Column("", "nat", "integral over the line of the loss above the better end, all tasks seen"),
-    "best_alpha_loss_joint": Column("", "", "where on the line the joint loss is lowest"),
-    "best_alpha_error_joint": Column("", "", "where on the line the joint error is lowest"),
-    "gain_loss_joint": Column("", "nat", "joint loss of the better end minus the lowest on the line"),
-    "gain_error_joint": Column("", "error", "joint error of the better end minus the lowest on the line"),
-    "path_loss_task": Column("", "nat", "loss of each measured task along the line"),
-    "path_accuracy_task": Column("", "accuracy", "probe accuracy on each measured task along the line"),
+    "path_loss_old": Column(
+        "", "nat", "mean loss of the old tasks along the line, alpha = 0 the last boundary", "train"
+    ),
+    "path_loss_new": Column("", "nat", "loss of the new task along the line", "train"),
+    "path_loss_joint": Column("", "nat", "mean loss of all tasks seen along the line", "train"),
+    "path_accuracy_old": Column("", "accuracy", "mean probe accuracy on the old tasks along the line", "train"),
+    "path_accuracy_new": Column("", "accuracy", "probe accuracy on the new task along the line", "train"),
+    "path_accuracy_joint": Column("", "accuracy", "mean probe accuracy on all tasks seen along the line", "train"),
+    "barrier_entezari_loss_old": Column("lower", "nat", "largest loss above the chord, old tasks", "train"),
+    "barrier_entezari_loss_new": Column("lower", "nat", "largest loss above the chord, new task", "train"),
+    "barrier_entezari_loss_joint": Column("lower", "nat", "largest loss above the chord, all tasks seen", "train"),
+    "barrier_entezari_error_old": Column("lower", "error", "largest error above the chord, old tasks", "train"),
+    "barrier_entezari_error_new": Column("lower", "error", "largest error above the chord, new task", "train"),
+    "barrier_entezari_error_joint": Column("lower", "error", "largest error above the chord, all tasks seen", "train"),
+    "instability_frankle_loss_old": Column(
+        "lower", "nat", "largest loss above the mean of the ends, old tasks", "train"
+    ),
+    "instability_frankle_loss_new": Column(
+        "lower", "nat", "largest loss above the mean of the ends, new task", "train"
+    ),
+    "instability_frankle_loss_joint": Column(
+        "lower", "nat", "largest loss above the mean of the ends, all seen", "train"
+    ),
+    "instability_frankle_error_old": Column(
+        "lower", "error", "largest error above the mean of the ends, old tasks", "train"
+    ),
+    "instability_frankle_error_new": Column(
+        "lower", "error", "largest error above the mean of the ends, new task", "train"
+    ),
+    "instability_frankle_error_joint": Column(
+        "lower", "error", "largest error above the mean of the ends, all seen", "train"
+    ),
+    "excess_loss_old": Column("lower", "nat", "largest loss above the worse end, old tasks", "train"),
+    "excess_loss_new": Column("lower", "nat", "largest loss above the worse end, new task", "train"),
+    "excess_loss_joint": Column("lower", "nat", "largest loss above the worse end, all tasks seen", "train"),
+    "excess_error_old": Column("lower", "error", "largest error above the worse end, old tasks", "train"),
+    "excess_error_new": Column("lower", "error", "largest error above the worse end, new task", "train"),
+    "excess_error_joint": Column("lower", "error", "largest error above the worse end, all tasks seen", "train"),
+    "area_loss_old": Column("", "nat", "integral over the line of the loss above the better end, old tasks", "train"),
+    "area_loss_new": Column("", "nat", "integral over the line of the loss above the better end, new task", "train"),
+    "area_loss_joint": Column(
+        "", "nat", "integral over the line of the loss above the better end, all tasks seen", "train"
+    ),
+    "best_alpha_loss_joint": Column("", "", "where on the line the joint loss is lowest", "train"),
+    "best_alpha_error_joint": Column("", "", "where on the line the joint error is lowest", "train"),
+    "gain_loss_joint": Column("", "nat", "joint loss of the better end minus the lowest on the line", "train"),
+    "gain_error_joint": Column("", "error", "joint error of the better end minus the lowest on the line", "train"),
+    "path_loss_task": Column("", "nat", "loss of each measured task along the line", "train"),
+    "path_accuracy_task": Column("", "accuracy", "probe accuracy on each measured task along the line", "train"),
     "path_length": Column("", "weight", "Euclidean distance between the two ends"),
 }
 

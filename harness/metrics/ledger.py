@@ -29,19 +29,29 @@ from harness.metrics import Readings, blank, score, spread
 from harness.types import Boundary, Column, Loss, Net, Params, Reading
 
 COLUMNS: dict[str, Column] = {
-    "ledger_loss": Column("lower", "nat", "loss of the old task now minus just after it"),
-    "ledger_accuracy": Column("higher", "accuracy", "probe accuracy on the old task now minus just after it"),
-    "ledger_first": Column("", "nat", "first-order term of that change of loss, g'd at the net just after the task"),
-    "ledger_second": Column("", "nat", "second-order term, 1/2 d'Hd at the net just after the task"),
-    "ledger_residual": Column("", "nat", "change of loss less both terms: what is not local to that net"),
+    "ledger_loss": Column("lower", "nat", "loss of the old task now minus just after it", "train"),
+    "ledger_accuracy": Column("higher", "accuracy", "probe accuracy on the old task now minus just after it", "train"),
+    "ledger_first": Column(
+        "", "nat", "first-order term of that change of loss, g'd at the net just after the task", "train"
+    ),
+    "ledger_second": Column("", "nat", "second-order term, 1/2 d'Hd at the net just after the task", "train"),
+    "ledger_residual": Column("", "nat", "change of loss less both terms: what is not local to that net", "train"),
     "ledger_distance": Column("", "weight", "|d|, Euclidean distance to the net just after the task"),
-    "ledger_gradient": Column("", "nat/weight", "|g|, which is 0 where that net is an optimum of the task's loss"),
-    "ledger_mask": Column("", "nat", "loss that classes learnt later add by competing, at the net just after the task"),
-    "ledger_statistics": Column("", "nat", "change of loss by the running statistics, weights as they are now"),
-    "ledger_lambda_max": Column("", "nat/weight2", "largest Hessian eigenvalue at the net just after the task"),
-    "ledger_lambda_residual": Column("lower", "nat/weight2", "||Hu - lambda u|| of that eigenvalue"),
-    "ledger_bound": Column("", "nat", "1/2 lambda_max |d|^2, which the second-order term cannot exceed"),
-    "ledger_share": Column("", "fraction", "share of |d|^2 in the eigenspace of the k largest eigenvalues"),
+    "ledger_gradient": Column(
+        "", "nat/weight", "|g|, which is 0 where that net is an optimum of the task's loss", "train"
+    ),
+    "ledger_mask": Column(
+        "", "nat", "loss that classes learnt later add by competing, at the net just after the task", "train"
+    ),
+    "ledger_statistics": Column(
+        "", "nat", "change of loss by the running statistics, weights as they are now", "train"
+    ),
+    "ledger_lambda_max": Column(
+        "", "nat/weight2", "largest Hessian eigenvalue at the net just after the task", "train"
+    ),
+    "ledger_lambda_residual": Column("lower", "nat/weight2", "||Hu - lambda u|| of that eigenvalue", "train"),
+    "ledger_bound": Column("", "nat", "1/2 lambda_max |d|^2, which the second-order term cannot exceed", "train"),
+    "ledger_share": Column("", "fraction", "share of |d|^2 in the eigenspace of the k largest eigenvalues", "train"),
 }
 
 
