@@ -63,9 +63,11 @@ def uniform(key: Tensor, *shape: int, dtype: torch.dtype = torch.float32) -> Ten
 
 
 def normal(key: Tensor, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Standard normal [S, *shape] (Box & Muller 1958)."""
-    u = uniform(key, 2, *shape, dtype=dtype)
-    return (-2 * torch.log1p(-u[:, 0])).sqrt() * torch.cos(2 * math.pi * u[:, 1])
+    """Standard normal [S, *shape] (Box & Muller 1958: two of them from two uniform numbers)."""
+    n = math.prod(shape)
+    u = uniform(key, 2, (n + 1) // 2, dtype=dtype)
+    radius, angle = (-2 * torch.log1p(-u[:, 0])).sqrt(), 2 * math.pi * u[:, 1]
+    return torch.cat([radius * angle.cos(), radius * angle.sin()], 1)[:, :n].view(len(key), *shape)
 
 
 def rademacher(key: Tensor, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:

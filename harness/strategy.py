@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -38,7 +39,7 @@ class Strategy:
         """Once: allocate state (zeros, so that the first task is no special case); may add parameters."""
 
     def begin(self, learner: Learner, task: Task) -> Task:
-        """Before a task's first step: may edit parameters, or return other data to train on."""
+        """Before a task's first step: may edit parameters, or return other data to train on (nominal=0: no step)."""
         return task
 
     def batch(self, learner: Learner, batch: Batch) -> Batch:
@@ -172,7 +173,8 @@ class Chain(Strategy):
 
     def begin(self, learner: Learner, task: Task) -> Task:
         for p in self.active["begin"]:
-            task = p.begin(learner, task)
+            data = p.begin(learner, task)
+            task = data if task.nominal else replace(data, nominal=0)  # no later part brings back what one took away
         return task
 
     def batch(self, learner: Learner, batch: Batch) -> Batch:

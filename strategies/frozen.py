@@ -20,15 +20,15 @@ class Frozen(Strategy):
 
     With separate heads (scenario=task) head=trained cannot forget, and head=frozen leaves later heads untrained.
 
-    Costs no less than naive: the body's gradient is computed and its update undone, so that it holds under every
-    optimizer. Batch norm's running statistics stay too; in training a batch is still normalised by its own.
+    The body is put back before, in and after every later task, so that it holds under every optimizer, and behind
+    strategies that edit or renew the net: joint then adds data and a fresh head. Costs no less than naive, and holds
+    the body once. Batch norm's running statistics stay too; in training a batch is still normalised by its own.
 
     Differences from the survey: none of its methods trains a head that tasks share; here the scenario decides.
     """
 
     family = "control"
-    needs = frozenset({"before"})
-    order = {"begin": 90, "step": 90}
+    order = {"begin": 90, "step": 90, "end": 90}
 
     def __init__(self, *, head: str) -> None:
         require.one_of(HEADS, "frozen", head=head)
@@ -37,14 +37,25 @@ class Frozen(Strategy):
     def setup(self, learner: Learner) -> None:
         if self.head == "trained" and not learner.model.head:
             raise ValueError(f"frozen: {type(learner.model).__name__} declares no head; use frozen.head=frozen")
+        free = learner.model.head if self.head == "trained" else ()
+        self.body = {k: v.clone() for k, v in learner.params.items() if k not in free}
         self.statistics = tree.copy(learner.buffers)
 
     def begin(self, learner: Learner, task: Task) -> Task:
-        self.statistics = tree.copy(learner.buffers)
+        self.hold(learner)
         return replace(task, nominal=0) if task.index and self.head == "frozen" else task
 
     def step(self, learner: Learner, step: Step) -> None:
+        self.hold(learner)
+
+    def end(self, learner: Learner, task: Task) -> None:
+        self.hold(learner)
+        if task.index == 0:
+            tree.assign(self.body, {k: learner.params[k] for k in self.body})
+            self.statistics = tree.copy(learner.buffers)
+
+    def hold(self, learner: Learner) -> None:
+        """Put the first task's body back, once there is one."""
         if learner.now:
-            assert step.before is not None
-            tree.assign(learner.params, {k: v for k, v in step.before.items() if k not in learner.model.head})
+            tree.assign(learner.params, self.body)
             learner.buffers = tree.copy(self.statistics)

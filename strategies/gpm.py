@@ -49,7 +49,7 @@ class GPM(Strategy):
         position = rows.order(self.random.key(), task.train.size, 0, min(self.samples, task.nominal))
         for found in layer_inputs(learner, task, position, 64, bias=False):
             C = tree.add(C, {k: r.flatten(1, 2).double().mT @ r.flatten(1, 2).double() for k, r in found.items()})
-        share = min(1.0, self.threshold + self.growth * task.index)
+        share = self.threshold + self.growth * task.index
         for k, c in C.items():
             c = c.nan_to_num(0, 0, 0)  # a diverged seed must not fail the others' decomposition
             total, Q = c.diagonal(dim1=1, dim2=2).sum(1, keepdim=True), self.allowed[k].double()

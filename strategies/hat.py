@@ -33,6 +33,8 @@ class HAT(Strategy):
     statistics or gains shared by the tasks would change what past tasks compute.
     Cost: a copy of the parameters for c and one for the update, an e for each task and unit. It stands first in a list.
 
+    The trainability gap's copy trains without this, through the new task's gates as they were drawn, at their steepest.
+
     Differences from the paper:
     * Where a step budget ends within an epoch, so does the annealing; anneal=task spans the task's steps instead.
     * The gate precedes dropout, in the code it follows. Its clipping of gradient norms at 10000 is left out.

@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from harness import require, templates
+from harness import require, templates, tree
 from harness.learner import Learner
 from harness.strategy import Strategy
 from harness.types import Net, Task
@@ -26,11 +26,12 @@ class SLDA(Strategy):
 
     which is exactly the covariance of all rows seen, in whatever batches and order they came.
 
-        features=frozen   z: what the head reads in the net as trained on the first task; later tasks take no step
+        features=frozen   z: what the head reads in the net as trained on the first task, whatever becomes of the
+                          learner's; later tasks take no step
         features=input    z: the flattened input; no step is taken at all
 
-    Holds C means and a D x D matrix; solves one D x D system per evaluation. The pass over a task's rows is
-    made once, at its end.
+    Holds C means, a D x D matrix and, for its features, one net; solves a D x D system per evaluation. The pass over a
+    task's rows is made once, at its end.
 
     Differences from the paper:
     * The deep features there come from ImageNet; here from the first task (its base initialisation), or none.
@@ -54,13 +55,21 @@ class SLDA(Strategy):
         self.mean = torch.zeros(learner.S, learner.stream.outputs, width, dtype=torch.float64, device=learner.device)
         self.count = self.mean.new_zeros(self.mean.shape[:2])
         self.scatter = self.mean.new_zeros(learner.S, width, width)
+        self.first = self.kept(learner)
 
     def begin(self, learner: Learner, task: Task) -> Task:
         return replace(task, nominal=0) if task.index or self.features == "input" else task
 
+    def kept(self, learner: Learner) -> Net:
+        """The learner's net as it is now; nothing where features are the inputs."""
+        if self.features == "input":
+            return Net({}, {}, learner.apply)
+        return Net(tree.copy(learner.params), tree.copy(learner.buffers), learner.apply)
+
     def end(self, learner: Learner, task: Task) -> None:
+        self.first = self.kept(learner) if task.index == 0 else self.first
         for batch in learner.scan(task.train):
-            z = templates.features(learner.net, self.layer, batch.x, batch.t)
+            z = templates.features(self.first, self.layer, batch.x, batch.t)
             self.update(z.double(), batch.y, (batch.w > 0).double())
 
     def update(self, z: Tensor, y: Tensor, w: Tensor) -> None:
@@ -78,6 +87,7 @@ class SLDA(Strategy):
         if not bool(self.count.sum()):
             return net
         weight, bias = (v.to(learner.dtype) for v in self.discriminant())
+        net = net if self.features == "input" else replace(self.first, apply=learner.apply)
         return templates.readout(net, self.layer, lambda z: z @ weight.mT + bias[:, None])
 
     def discriminant(self) -> tuple[Tensor, Tensor]:

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from scipy.optimize import nnls
 from torch import Tensor, nn
 
 from harness import loop
@@ -23,6 +24,7 @@ from harness.fisher import diagonal
 from harness.learner import Budget, Learner
 from harness.models.mlp import MLP
 from harness.optim import SGD
+from harness.projection import RIDGE
 from harness.recorder import Evaluation
 from harness.run import run
 from harness.strategy import Chain, Strategy
@@ -33,10 +35,13 @@ from strategies.cumulative import Cumulative
 from strategies.er_ace import ERACE
 from strategies.ewc import EWC
 from strategies.gdumb import GDumb
+from strategies.gem import GEM
 from strategies.icarl import ICaRL
 from strategies.lwf import LwF
 from strategies.mas import MAS
+from strategies.mir import MIR
 from strategies.replay import Replay
+from strategies.si import SI
 from tasks.datasets import Dataset, load
 from tasks.permuted import permuted
 from tasks.split import split
@@ -205,6 +210,59 @@ def test_avalanche_s_synaptic_intelligence_is_naive_on_a_cpu(avalanche: Any) -> 
     assert all(float(v.data.abs().max()) == 0 for v in plugin.ewc_data[1].values())
 
 
+def test_synaptic_intelligence_with_its_faults_mended_ends_at_the_same_weights(
+    avalanche: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Anchors that are copies, no cap of 0.001 on importances and none below 0: then it is ours, its λ having a ½."""
+    from avalanche.training.plugins.synaptic_intelligence import SynapticIntelligencePlugin as Plugin
+
+    update = Plugin.update_ewc_data
+
+    def copied(model: nn.Module, target: Any, excluded: Any) -> None:
+        for name, v in Plugin.allowed_parameters(model, excluded):
+            target[name].data = v.detach().clone().flatten()
+
+    def mended(net: nn.Module, kept: Any, path: Any, cap: float, *rest: Any, **options: Any) -> None:
+        update(net, kept, path, math.inf, *rest, **options)
+        for name, v in kept[1].items():
+            v.data = v.data.clamp(min=0)
+            path["cum_trajectory"][name].data = -v.data
+
+    monkeypatch.setattr(Plugin, "extract_weights", staticmethod(copied))
+    monkeypatch.setattr(Plugin, "update_ewc_data", staticmethod(mended))
+    for stream in streams().values():
+        learner = ours(stream, SI(strength=0.5, xi=0.1, gradient="total"))
+        _, net = theirs(avalanche, stream, "SynapticIntelligence", si_lambda=1.0, eps=0.1)
+        assert distance(learner, net) < 5e-6
+        assert distance(ours(stream), net) > 0.01
+
+
+def test_gem_ends_at_the_same_weights_with_the_same_solver(avalanche: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The memories hold whole tasks, so that nothing is drawn.
+
+    Avalanche asks for quadprog, which is no dependency (GPL); here scipy solves its problems, with our ridge in the
+    place of its 1e-3 whatever the gradients' lengths.
+    """
+    problems = []
+
+    def solve_qp(P: Any, q: Any, G: Any, h: Any, solver: str) -> Any:
+        P = torch.as_tensor(P) - 1e-3 * torch.eye(len(P))
+        P = P + RIDGE * P.diagonal().diag()
+        problems.append(len(P))
+        low, L = torch.as_tensor(-h), torch.linalg.cholesky(P)  # v = low + u, u >= 0
+        pull = torch.linalg.solve_triangular(L, (torch.as_tensor(q) + P @ low)[:, None], upper=False)[:, 0]
+        return (low + torch.as_tensor(nnls(L.T.numpy(), -pull.numpy())[0])).numpy()
+
+    monkeypatch.setattr("avalanche.training.plugins.gem.qpsolvers.solve_qp", solve_qp)
+    stream = streams()["permuted"]
+    for margin in (0.0, 0.5):
+        learner = ours(stream, GEM(per_task=300, margin=margin))
+        _, net = theirs(avalanche, stream, "GEM", patterns_per_exp=300, memory_strength=margin)
+        assert distance(learner, net) < 2e-5
+        assert distance(ours(stream), net) > 0.01
+    assert set(problems) == {1, 2}
+
+
 def inside(name: str, learner: Learner, **options: Any) -> tuple[Learner, Any]:
     """The learner after strategy=avalanche, and the first seed's Avalanche object."""
     part = Avalanche(name=name, options=options)
@@ -336,6 +394,16 @@ def test_cumulative_in_one_batch_ends_at_the_same_weights(avalanche: Any) -> Non
     loop.train(mine, chain, loop.Blind())
     other, _ = inside("Cumulative", learner())
     assert max(float((v - other.params[k]).abs().max()) for k, v in mine.params.items()) < 5e-6
+
+
+def test_avalanche_s_mir_leaves_out_the_classes_of_its_last_batch_and_ours_does_not(avalanche: Any) -> None:
+    """With two classes a task it never replays the latest task, so that two tasks are naive's."""
+    whole = streams()["split"]
+    stream = replace(whole, tasks=whole.tasks[:2])
+    _, net = theirs(avalanche, stream, "MIR", mem_size=100, subsample=50, batch_size_mem=10)
+    naive = ours(stream)
+    assert distance(naive, net) < 1e-6
+    assert distance(ours(stream, MIR(capacity=100, batch_size=10, candidates=50)), net) > 0.01
 
 
 def test_avalanche_s_er_ace_is_nan_where_a_logit_is_far_behind_and_ours_is_not(avalanche: Any) -> None:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -184,6 +185,22 @@ def test_a_double_pass_with_a_penalty_inside_is_the_hand_written_one() -> None:
             p = [(v - 0.1 * d).detach().requires_grad_() for v, d in zip(p, gradient(uphill, batch))]
         for (name, v), expected in zip(learner.params.items(), p):
             torch.testing.assert_close(v[s], expected.detach(), msg=f"{name} of seed {s}")
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_where_one_part_takes_no_step_no_later_part_brings_steps_back(order: int) -> None:
+    class Still(Strategy):
+        def begin(self, learner: Learner, task: Task) -> Task:
+            return replace(task, nominal=0) if task.index else task
+
+    class More(Strategy):
+        def begin(self, learner: Learner, task: Task) -> Task:
+            return replace(task, nominal=2 * learner.stream.tasks[task.index].nominal)
+
+    learner = learner_of(stream())
+    chain = Chain([Still(), More()][::order])
+    first, second, *_ = (chain.begin(learner, task).nominal for task in learner.stream.tasks)
+    assert first == 2 * learner.stream.tasks[0].nominal and second == 0
 
 
 def test_a_chain_threads_left_to_right_sums_losses_and_nests_gradients_last_outermost() -> None:

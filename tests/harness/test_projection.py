@@ -56,6 +56,26 @@ def test_the_qp_agrees_with_scipy(k: int) -> None:
     torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-10)
 
 
+CYCLES = (  # P, q: exchanging all wrong signs at once goes round in circles from u = 0 on
+    ([[24, -14, -20], [-14, 14, 19], [-20, 19, 26]], [7, -2, -5]),
+    ([[24, -8, -14], [-8, 19, 23], [-14, 23, 29]], [-9, 2, 5]),
+    ([[9, -12, 13], [-12, 17, -17], [13, -17, 19]], [4, -7, 3]),
+    ([[17, -11, -22], [-11, 10, 15], [-22, 15, 29]], [7, -2, -9]),
+)
+
+
+def test_the_qp_ends_where_exchanging_all_wrong_signs_would_not() -> None:
+    P, q = (torch.tensor(v).double() for v in zip(*CYCLES))
+    expected = torch.stack([enumerated(p, r) for p, r in zip(P, q)])
+    torch.testing.assert_close(nonnegative_qp(P, q, ridge=0), expected, rtol=1e-9, atol=1e-12)
+
+
+def test_the_qp_takes_few_rounds() -> None:
+    """One exchange at a time would need a round for each of some ten positive entries."""
+    P, q = problem(200, 19)
+    torch.testing.assert_close(nonnegative_qp(P, q, rounds=8), nonnegative_qp(P, q), rtol=1e-9, atol=1e-12)
+
+
 def test_the_qp_s_units_do_not_matter() -> None:
     P, q = problem(4, 5, 1.0)
     D = torch.tensor([1e-6, 1e3, 1.0, 10.0, 1e-2], dtype=torch.float64)

@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn.functional import cross_entropy
 
 from harness.learner import Learner
 from harness.loop import prepare
 from harness.strategy import Chain, Strategy
 from harness.types import Batch
 from strategies.er_ace import ERACE
-from tests.strategies.by_hand import learner_of, module, run
+from tests.strategies.by_hand import LR, learner_of, module, run, same_weights
 
 B, K = 8, 5
 
@@ -59,6 +60,37 @@ def test_the_loss_is_that_of_the_paper_by_hand(classes: str) -> None:
         assert len(nll) == B + K
         expected = sum(nll[:B]) / B + sum(nll[B:]) / K  # the sum of two means, not their mean
         assert float(found[s]) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("classes", ["seen", "all"])
+def test_it_steps_as_the_authors_loop_does(classes: str) -> None:
+    """AML's loop in plain torch, from the rows that were replayed.
+
+    mask = 0; mask[fresh classes] = 1; mask[classes not seen yet] = 1; logits of the fresh rows are filled with -1e9
+    where mask is 0; nothing is masked or replayed in the first task; the two means are added.
+    """
+    learner = learner_of("class", classes=classes)
+    steps = run(er_ace(), learner)
+    masks = learner.stream.masks
+    assert masks is not None
+    for s in range(2):
+        net, seen = module(steps[0].params, s), set[int]()
+        optimizer = torch.optim.SGD(net.parameters(), lr=LR)
+        for step in steps:
+            x, y = step.batch.x[s].double(), step.batch.y[s]
+            present = {*step.fresh.y[s].tolist()}
+            seen |= present
+            competing = masks[s if len(masks) > 1 else 0, : step.now + 1].any(0) | (classes == "all")
+            logits = net(x).masked_fill(~competing, -1e9)
+            mask = torch.tensor([c in present or c not in seen or step.now == 0 for c in range(10)])
+            loss = cross_entropy(logits[:B].masked_fill(~mask, -1e9), y[:B])
+            if step.now:
+                assert len(x) == B + K
+                loss = loss + cross_entropy(logits[B:], y[B:])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        same_weights(learner.params, s, net)
 
 
 def test_fresh_rows_do_not_push_old_classes() -> None:

@@ -13,7 +13,7 @@ from harness.loop import Blind, prepare, train
 from harness.models.mlp import MLP
 from harness.models.module import Module
 from harness.optim import SGD, Adam, AdamW
-from harness.strategy import Chain
+from harness.strategy import Chain, Strategy
 from harness.types import Aux, Params, Step, Task
 from strategies.frozen import Frozen
 from tests.toy import OneStage, gaussian
@@ -79,10 +79,52 @@ def test_the_head_alone_moves_as_its_own_gradient_says() -> None:
                 seen.append((tree.copy(learner.params), tree.sub(step.before, tree.scale(step.grads, 0.1))))
 
     prepare(learner, chain)
+    learner.needs = frozenset({"before"})
     train(learner, chain, Keep())
     assert len(seen) == 8
     for after, plain in seen:
         torch.testing.assert_close(after["head.weight"], plain["head.weight"], rtol=1e-12, atol=1e-14)
+
+
+class Shake(Strategy):
+    """Changes all weights and statistics wherever a strategy can."""
+
+    def begin(self, learner: Learner, task: Task) -> Task:
+        if learner.now:
+            for v in (*learner.params.values(), *learner.buffers.values()):
+                v.add_(1.0)
+        return task
+
+    def step(self, learner: Learner, step: Step) -> None:
+        self.begin(learner, learner.stream.tasks[learner.now])
+
+    def end(self, learner: Learner, task: Task) -> None:
+        self.begin(learner, task)
+
+
+@pytest.mark.parametrize("head", ["trained", "frozen"])
+def test_the_body_stays_behind_strategies_that_change_it(head: str) -> None:
+    learner, alone = made("residual", "sgd"), run(head, "residual", "sgd")
+    chain, seen = Chain([Shake(), Frozen(head=head)]), list[tuple[Params, Params]]()
+
+    class Look(Blind):
+        def start(self, task: Task) -> None:
+            if task.index:
+                seen.append((tree.copy(learner.params), tree.copy(learner.buffers)))
+
+        def step(self, step: Step, aux: Aux) -> None:
+            self.start(learner.stream.tasks[learner.now])
+
+        end = start
+
+    prepare(learner, chain)
+    train(learner, chain, Look())
+    assert len(seen) == (4 if head == "frozen" else 12)
+    for params, buffers in seen:
+        for k, v in alone.ends[0][0].items():
+            fixed = head == "frozen" or not k.startswith("head")
+            assert torch.equal(params[k], v) == fixed, k
+        assert all(torch.equal(v, alone.ends[0][1][k]) for k, v in buffers.items())
 
 
 def test_a_model_without_a_head_is_refused() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -11,14 +12,14 @@ from torch.nn.functional import cross_entropy
 
 from harness import tree
 from harness.learner import Budget, Learner
-from harness.loop import prepare
+from harness.loop import Blind, prepare, train
 from harness.memory import Memory
 from harness.models.mlp import MLP
 from harness.optim import SGD, Adam
 from harness.strategy import Chain
-from harness.types import Batch
+from harness.types import Aux, Batch, Step
 from strategies.mir import MIR
-from tests.strategies.by_hand import LR, allowed, learner_of, module, run
+from tests.strategies.by_hand import LR, allowed, learner_of, module, run, same_weights
 from tests.toy import MODELS, stream
 
 B = 8
@@ -68,6 +69,56 @@ def test_the_rows_are_exactly_those_of_a_dense_reference(scenario: str) -> None:
         for k in ("y", "t"):
             assert torch.equal(getattr(batch, k)[s, B:], getattr(rows, k)[s, harm.topk(5).indices])
     torch.testing.assert_close(batch.w, torch.tensor([1 / B] * B + [1 / 5] * 5).double().expand(2, -1))
+
+
+@pytest.mark.parametrize("scenario", ["task", "domain", "class"])
+def test_it_steps_as_a_plain_loop_does(scenario: str) -> None:
+    """Every step of two tasks in plain torch, from the candidates that were drawn: choose, replay, descend."""
+    learner, part, drawn = learner_of(scenario, tasks=2, steps=12), mir(), list[dict[str, Tensor]]()
+    prepare(learner, Chain([part]))
+    sample = part.memory.sample
+
+    def watched(n: int) -> dict[str, Tensor]:
+        drawn.append({k: v.clone() for k, v in sample(n).items()})
+        return dict(drawn[-1])
+
+    part.memory.sample = watched  # type: ignore[method-assign]
+    steps: list[tuple[int, Batch]] = []
+
+    class Look(Blind):
+        def step(self, step: Step, aux: Aux) -> None:
+            steps.append((learner.now, step.fresh))
+
+    start = tree.copy(learner.params)
+    train(learner, Chain([part]), Look())
+    for s in range(2):
+        net = module(start, s)
+        optimizer = torch.optim.SGD(net.parameters(), lr=LR)
+
+        def nll(b: Batch, own: Any = net, s: int = s) -> Tensor:
+            return cross_entropy(allowed(own(b.x[s].double()), b.mask, s), b.y[s], reduction="none")
+
+        chosen = 0
+        for (now, fresh), rows in zip(steps, [None, *drawn], strict=True):
+            learner.now = now
+            optimizer.zero_grad()
+            loss = nll(fresh).mean()
+            if rows is not None:
+                held = learner.make_batch(**rows)
+                if held.w.shape[1] > 5:
+                    ahead = copy.deepcopy(net)
+                    ahead.zero_grad()
+                    nll(fresh, ahead).mean().backward()
+                    torch.optim.SGD(ahead.parameters(), lr=LR).step()
+                    worst = (nll(held, ahead) - nll(held)).argsort(descending=True)[:5]
+                    chosen += 1
+                    loss = loss + nll(held)[worst].mean()
+                else:
+                    loss = loss + nll(held).mean()
+            loss.backward()
+            optimizer.step()
+        assert chosen > 15
+        same_weights(learner.params, s, net)
 
 
 @pytest.mark.parametrize("optimizer", [SGD(lr=0.4, momentum=0.9), Adam(lr=0.2), SGD(lr=0.4, schedule="cosine")])

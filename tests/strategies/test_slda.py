@@ -115,6 +115,13 @@ def test_later_tasks_take_no_step(features: str) -> None:
     torch.testing.assert_close(part.deploy(learner, learner.net)(x, t).logits, z @ weight.mT + bias[:, None])
 
 
+@pytest.mark.parametrize("names", [("joint", "slda"), ("slda", "joint"), ("slda", "reset")])
+def test_its_features_stay_beside_strategies_that_renew_the_net(names: tuple[str, str]) -> None:
+    beside, alone = go(names, "class", "mlp", "sgd"), go(("slda",), "class", "mlp", "sgd")
+    for a, b in zip(beside.logits(), alone.logits()):
+        assert torch.equal(a, b)
+
+
 def test_order_of_the_tasks_does_not_matter_on_raw_inputs() -> None:
     run = go(("naive",), "class", "mlp", "sgd", steps=1).learner
     found = []
