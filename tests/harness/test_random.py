@@ -150,6 +150,17 @@ def test_normal_has_the_moments_of_a_standard_normal(dtype: torch.dtype) -> None
     assert (z.abs().amax(1) > 3.5).all()  # the tails are there
 
 
+def test_normal_numbers_of_one_pair_are_independent() -> None:
+    """The two halves share their radii, not their angles: neither they nor their squares go together."""
+    n = 40_001
+    z = normal(keys([0, 1, 2], "z"), n, dtype=torch.float64)
+    half = (n + 1) // 2
+    for row in z:
+        for power in (1, 2):
+            both = torch.stack([row[: n - half], row[half:]]) ** power
+            assert abs(torch.corrcoef(both)[0, 1]) < 4 / math.sqrt(n - half)
+
+
 def test_rademacher_is_a_fair_coin() -> None:
     r = rademacher(keys([0, 1, 2], "r"), 30_000)
     assert set(r.unique().tolist()) == {-1.0, 1.0}

@@ -121,6 +121,16 @@ def test_replacements_are_rate_times_mature_units(rate: float, maturity: int) ->
         assert not any(c[layer] for c in cbp.counts[:maturity])  # nothing is due before anything is mature
 
 
+@pytest.mark.parametrize("utility", ["contribution", "adaptable_contribution"])
+def test_without_averaging_nothing_is_nan(utility: str) -> None:
+    """decay = 0: the utility is that of the last batch, and 1 - decay^age is 1 from the first step on."""
+    learner, cbp = learner_of(activation="tanh"), Watched(**{**DEFAULTS, "decay": 0.0, "utility": utility})
+    prepare(learner, Chain([cbp]))
+    train(learner, Chain([cbp]), Blind())
+    assert sum(n for c in cbp.counts for n in c) > 0
+    assert cbp.trace.isfinite().all() and all(v.isfinite().all() for v in learner.params.values())
+
+
 def test_at_rate_zero_the_run_is_naive_bit_for_bit() -> None:
     def run(chain: Chain) -> dict[str, torch.Tensor]:
         learner = learner_of()
@@ -183,7 +193,7 @@ def test_outputs_are_never_replaced() -> None:
     assert (learner.params["fc1.weight"] != 0).all()
 
 
-@pytest.mark.parametrize("activation", ["relu", "crelu"])
+@pytest.mark.parametrize("activation", ["tanh", "crelu"])  # a dead unit of relu would have no mean to hand over
 @pytest.mark.parametrize("transfer", [True, False])
 def test_bias_transfer_keeps_the_mean_over_the_trace(transfer: bool, activation: str) -> None:
     # the authors' code clears the mean before it uses it and transfers 0

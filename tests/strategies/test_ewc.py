@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -85,6 +86,28 @@ def test_separate_penalties_are_summed_in_constant_memory(tasks: int) -> None:
         torch.testing.assert_close(grad[k], g, rtol=1e-10, atol=1e-13)
     held = sum(v.numel() for p in (part.anchor, part.weight) for v in p.values())
     assert held == 2 * sum(v.numel() for v in made.params.values())
+
+
+def test_the_information_is_that_of_all_training_rows_and_no_test_row() -> None:
+    """L2-init's code takes test rows, and leaves out the last rows that fill no batch."""
+    made, part = learner(tasks=1), ewc(samples=None)
+    task = made.stream.tasks[0]
+    unseen = replace(task.test, data=torch.full_like(task.test.data, torch.nan))  # type: ignore[type-var, attr-defined]
+    prepare(made, Chain([part]))
+    part.end(made, replace(task, test=unseen, val=unseen))
+    rows = task.train.take(torch.arange(task.nominal).expand(made.S, -1))
+    batch = made.make_batch(*rows)
+    total = tree.zeros(made.params)
+    for i in range(task.nominal):
+        one = replace(batch, **{k: getattr(batch, k)[:, i : i + 1] for k in "xyt"}, w=torch.ones(made.S, 1).double())
+        for y in range(3):
+            labelled = replace(one, y=torch.full_like(one.y, y))
+            loss, _ = made.task_loss(made.params, labelled)
+            g = made.task_grad(made.params, labelled)
+            share = loss.detach().neg().exp() / task.nominal  # p(y | x)
+            total = {k: v + share.view(-1, *[1] * (v.dim() - 1)) * g[k].square() for k, v in total.items()}
+    for k, v in total.items():
+        torch.testing.assert_close(part.weight[k], v, rtol=1e-8, atol=1e-14)
 
 
 def test_online_penalty_decays_the_old_and_is_anchored_at_the_last() -> None:

@@ -130,6 +130,13 @@ def test_weights(weighting: str, fresh: list[float], held: list[float]) -> None:
         torch.testing.assert_close(b.w[:, B:], torch.full((2, 4), held[now] / 4).double())
 
 
+def test_every_step_replays_as_many_rows_whatever_the_capacity() -> None:
+    """Avalanche's loader ends each pass over 10 rows with a batch of 2, whose weight in the mean then differs."""
+    batches = run(replay(capacity=10, batch_size=4, weighting="mean"))
+    sizes = [b.x.shape[1] - B for _, b in batches]
+    assert sizes == [0] + [4] * (len(batches) - 1) and len(sizes) > 6
+
+
 def test_a_small_memory_is_replayed_whole() -> None:
     made = learner()
     batches = run(replay(capacity=3, batch_size=10), made)
