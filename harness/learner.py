@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -150,6 +150,11 @@ class Learner:
 
     # --- loss and gradient ------------------------------------------------------------------------
 
+    def competing(self) -> Tensor | None:
+        """Outputs that compete in the current task: [S or 1, C]; None: all of them."""
+        mask = self.stream.mask(torch.full((self.S, 1), self.now, device=self.device), self.now)
+        return None if mask is None else mask[:, 0]
+
     def row_loss(self, logits: Tensor, batch: Batch) -> Tensor:
         """Loss of each row [S, B]: masked cross-entropy in nats, or mean squared error over outputs."""
         return row_loss(self.stream.loss, logits, batch)
@@ -200,6 +205,14 @@ class Learner:
         self.buffers = {k: v.detach() for k, v in out.buffers.items()} if out.buffers else self.buffers
         self.steps += 1
         return before
+
+    def descend(self, batches: Iterable[Batch]) -> Iterator[None]:
+        """A plain step, without any strategy, on each of the batches."""
+        gradient = self.value_and_grad(lambda *_: 0.0)
+        for batch in batches:
+            grads, aux = gradient(self.params, batch)
+            self.update(grads, aux.out)
+            yield
 
     def enter(self, task: Task) -> None:
         """Make a task the current one."""

@@ -216,11 +216,9 @@ def competing(learner: Learner) -> dict[str, Tensor]:
 
     The others hold what they held before, so that an average over tasks must not count them.
     """
-    now = torch.full((learner.S, 1), learner.now, device=learner.device)
-    mask = learner.stream.mask(now, learner.now)
-    if mask is None:
+    rows = learner.competing()
+    if rows is None:
         return {}
-    rows = mask[:, 0]
     return {k: rows.view(*rows.shape, *[1] * (learner.params[k].dim() - 2)) for k in learner.model.head}
 
 

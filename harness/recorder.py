@@ -18,7 +18,7 @@ from torch import Tensor
 
 from harness import cost, tree, work
 from harness.learner import Learner, mask_logits
-from harness.strategy import Chain, Strategy
+from harness.strategy import Chain
 from harness.types import Aux, Batch, Boundary, Column, Inside, Metric, Net, Out, Reading, Step, Task
 
 Columns = dict[str, list[Any]]  # column name -> values
@@ -473,10 +473,8 @@ def trained_plainly(learner: Learner, task: Task, evaluation: Evaluation) -> Ten
     """Test accuracy on `task` of a copy of the learner, trained on it without any strategy: [S]."""
     copy = learner.clone()
     copy.plan(task)
-    gradient = copy.value_and_grad(Strategy().loss)
-    for batch in copy.batches(task):
-        grads, aux = gradient(copy.params, batch)
-        copy.update(grads, aux.out)
+    for _ in copy.descend(copy.batches(task)):
+        pass
     copy.mark_diverged()
     return copy.evaluate(copy.net, task.test, size=evaluation.batch_size, samples=evaluation.samples)[0].cpu()
 

@@ -57,15 +57,13 @@ class GDumb(Strategy):
         tree.assign(learner.params, params)
         learner.buffers = buffers
         learner.optimizer.reset()
-        held, gradient = self.memory.rows(), learner.value_and_grad(Strategy().loss)
+        held = self.memory.rows()
         count = len(self.memory)
         size = min(self.batch_size, count)
         learner.steps, learner.planned = 0, self.epochs * math.ceil(count / size)
         order = rows.order(self.random.key(), torch.full_like(task.train.size, count), 0, learner.planned * size)
-        for position in order.split(size, 1):
-            batch = learner.make_batch(**pick(held, position))
-            if learner.model.stochastic:
-                batch = replace(batch, key=self.random.key())
-            grads, aux = gradient(learner.params, batch)
-            learner.update(grads, aux.out)
+        keys = self.random if learner.model.stochastic else None
+        batches = (learner.make_batch(**pick(held, position)) for position in order.split(size, 1))
+        for _ in learner.descend(replace(b, key=keys.key()) if keys else b for b in batches):
+            pass
         learner.planned = 0  # as `begin` had it

@@ -110,9 +110,8 @@ class HAT(Strategy):
     def end(self, learner: Learner, task: Task) -> None:
         for act, c in self.past.items():
             self.past[act] = c.maximum(torch.sigmoid(self.s_max * learner.params[f"hat.{act}"][:, task.index]))
-        now = torch.full((learner.S, 1), task.index, device=learner.device)
-        mask = learner.stream.mask(now, task.index)
-        self.used = torch.ones_like(self.used) if mask is None else self.used.maximum(mask[:, 0].to(self.used))
+        own = learner.competing()
+        self.used = torch.ones_like(self.used) if own is None else self.used.maximum(own.to(self.used))
         self.freeze(learner)
 
     def freeze(self, learner: Learner) -> None:

@@ -65,12 +65,16 @@ def learnt(b: Boundary, net: Net, batch: Batch, key: Tensor, steps: int, batch_s
     copy.params, copy.buffers, copy.apply = tree.copy(net.params), tree.copy(net.buffers), net.apply
     copy.optimizer.reset()
     copy.now, copy.steps, copy.planned = b.t, 0, steps
-    gradient = copy.value_and_grad(lambda *_: 0.0)
     count = torch.full((copy.S,), batch.w.shape[1], device=copy.device)
-    for i, position in enumerate(rows.order(key, count, 0, steps * width).split(width, 1)):
-        part = copy.make_batch(*(pick_rows(v, position) for v in (batch.x, batch.y, batch.t)))
-        grads, aux = gradient(copy.params, replace(part, key=random.fold(random.fold(key, "dropout"), i)))
-        copy.update(grads, aux.out)
+    parts = (
+        replace(
+            copy.make_batch(*(pick_rows(v, position) for v in (batch.x, batch.y, batch.t))),
+            key=random.fold(random.fold(key, "dropout"), i),
+        )
+        for i, position in enumerate(rows.order(key, count, 0, steps * width).split(width, 1))
+    )
+    for _ in copy.descend(parts):
+        pass
     with torch.no_grad():
         batch = replace(batch, mask=b.stream.mask(batch.t, b.t))
         loss, out = copy.task_loss(copy.params, batch, train=False)
