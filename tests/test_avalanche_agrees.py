@@ -534,7 +534,8 @@ def last(stream: Stream, parts: list[Strategy], budget: Budget, lr: float = LR) 
 def test_gdumb_reaches_the_same_accuracy_to_within_a_margin(avalanche: Any) -> None:
     """Other draws and other initial weights: 10 passes over 96 rows, equal shares of the classes.
 
-    96 is a multiple of the batch: Avalanche would end every pass with a batch of the few rows that are left over.
+    96 is a multiple of the batch: Avalanche would end every pass with a batch of the few rows that are left over. At
+    100 rows ours reaches .836 ± .003, ours with such batches .809 ± .015, Avalanche's .787 ± .008 (standard errors).
     """
     data, budget = load("digits", val=0.0), Budget(epochs=10, batch_size=16)
     stream = split(dataset=data, seeds=SEEDS, scenario="class", classes="all", n_tasks=5, fixed=False)
@@ -547,8 +548,10 @@ def test_gdumb_reaches_the_same_accuracy_to_within_a_margin(avalanche: Any) -> N
 def test_icarl_reaches_the_same_accuracy_to_within_a_margin(avalanche: Any) -> None:
     """Avalanche's loss is a mean over the 10 outputs where ours is a sum over the classes seen, hence ten times the lr.
 
-    Flat inputs keep it from mirroring digits. It trains on the union of rows and exemplars, ours on the same
-    mixture in every batch.
+    Flat inputs keep it from mirroring digits. It trains on the union of rows and exemplars, ours on the same mixture in
+    every batch, which makes 13 steps an epoch there where ours takes 9: of the difference of -.023 ± .004, .010 goes
+    with as many steps. Shares rounded up, repeated rows in its herding, unseen outputs in its loss and batches drawn
+    from the union itself were tried in ours and move nothing; what is left, -.012 ± .004, has no cause shown.
     """
     data, budget = load("digits", val=0.0), Budget(epochs=4, batch_size=32)
     flat = replace(data, x=data.x.flatten(1))

@@ -102,6 +102,11 @@ def test_what_past_tasks_use_does_not_move_at_all(optimizer: str, net: str) -> N
             assert held.any() and torch.equal(v[held], before[k][held])
 
 
+def close(found: torch.Tensor, expected: torch.Tensor) -> None:
+    """To the last digit, in which a sigmoid depends on the layout of its input."""
+    torch.testing.assert_close(found, expected, rtol=1e-14, atol=0)
+
+
 def test_frozen_entries_are_the_smaller_of_both_ends() -> None:
     part = hat()
     made, chain = learner(part)
@@ -113,16 +118,16 @@ def test_frozen_entries_are_the_smaller_of_both_ends() -> None:
     assert made.stream.masks is not None
     used = made.stream.masks[0, 1].double()
     for i, j in ((0, 6), (3, 2), (5, 0)):
-        assert part.frozen["fc2.weight"][0, i, j] == torch.minimum(b[i], a[j])
-    assert torch.equal(part.frozen["fc1.weight"][0], a[:, None].expand(-1, 64))
-    assert torch.equal(part.frozen["fc1.bias"][0], a)
-    assert torch.equal(part.frozen["head.weight"][0], torch.minimum(used[:, None], b))
+        close(part.frozen["fc2.weight"][0, i, j], torch.minimum(b[i], a[j]))
+    close(part.frozen["fc1.weight"][0], a[:, None].expand(-1, 64))
+    close(part.frozen["fc1.bias"][0], a)
+    close(part.frozen["head.weight"][0], torch.minimum(used[:, None], b))
     assert torch.equal(part.frozen["head.bias"][0], used)
     kept = tree.copy(part.past)
     made.enter(made.stream.tasks[2])
     chain.end(made, made.stream.tasks[2])
     for act, c in part.past.items():
-        assert torch.equal(c, kept[act].maximum(torch.sigmoid(50 * made.params[f"hat.{act}"][:, 2])))
+        close(c, kept[act].maximum(torch.sigmoid(50 * made.params[f"hat.{act}"][:, 2])))
 
 
 def test_partly_used_weights_move_by_the_rest() -> None:
