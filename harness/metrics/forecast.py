@@ -47,7 +47,8 @@ def forecast(
       lambda_max^2 in [0, P] from the same space and `trace_probes` vectors outside it, with standard errors.
     * next_curvature_rank [thresholds] (the epsilon-rank of He et al. 2025, relative to lambda_max) and
       next_negative_mass from `vectors` x `quadrature_steps` quadrature (see `curvature`); vectors=0 leaves them out.
-    * next_eos_ratio: `edge.ratio` at the learning rate of the first step; NaN with Adam where its state is fresh.
+    * next_eos_ratio: `edge.ratio` at the learning rate of the first step; NaN with Adam where its state is fresh, and
+      far above 1 with Adam where the task wakes weights that had no gradient so far (see `edge.inverse_root`).
 
     Cost: `steps` + `trace_probes` + `vectors` x `quadrature_steps` Hessian products, one gradient and one forward
     pass; `steps` products more with Adam. At t = 0 it is that of the initialisation. NaN for a diverged seed; ranks

@@ -66,7 +66,8 @@ def sharpness(
     * lambda_max_adaptive: lambda_max of |W| H |W| (Kwon et al. 2021: the adaptive rise is rho^2 / 2 times it at a
       minimum), from `adaptive_steps` steps.
     * fisher_trace: mean_x E_{y ~ p(y|x)} ||grad log p(y|x)||^2 with y over all classes (Martens 2020), for mean squared
-      error that of the Gauss-Newton matrix; never negative.
+      error that of the Gauss-Newton matrix; never negative. Where the net is linear in any one weight (ReLU, no norm)
+      it is the Hessian's trace as well, exactly.
     * eos_ratio: see `edge.ratio`, at the learning rate of the last step; needs the probe "current".
     * probe_loss, logit_norm: what the others must be read beside.
 
