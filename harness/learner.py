@@ -111,8 +111,11 @@ class Learner:
         block = size * max(1, min(self.planned, math.ceil(task.nominal / size)))  # an epoch's order at a time
         for start in range(0, self.planned * size, block):
             stop = min(start + block, self.planned * size)
-            positions = rows.order(key, task.train.size, start, stop).split(size, 1)
-            for step, position in enumerate(positions, start // size):
+            if task.ordered:
+                order = torch.arange(start, stop, device=self.device) % task.train.size[:, None]
+            else:
+                order = rows.order(key, task.train.size, start, stop)
+            for step, position in enumerate(order.split(size, 1), start // size):
                 drawn = () if vary is None else (random.fold(vary, step),)
                 batch = self.make_batch(*task.train.take(position, *drawn))
                 yield replace(batch, key=keys.key()) if keys else batch

@@ -156,6 +156,7 @@ class Task:
     val: Source
     test: Source
     nominal: int  # training rows that an epoch is counted by, the same for every seed; 0: no step is taken
+    ordered: bool = False  # training rows come as they stand, each pass the same; else reshuffled for each
 
 
 @dataclass(frozen=True)
@@ -165,7 +166,7 @@ class Stream:
     name: str
     version: int
     scenario: str  # task, domain or class
-    tasks: tuple[Task, ...]
+    tasks: Sequence[Task]
     shape: tuple[int, ...]  # of one input
     outputs: int
     seeds: tuple[int, ...]

@@ -56,4 +56,4 @@ class Joint(Strategy):
         tasks = learner.stream.tasks[: task.index + 1]
         train = union([t.train for t in tasks if isinstance(t.train, Rows)])
         nominal = sum(t.nominal for t in tasks) if self.steps == "proportional" else task.nominal
-        return replace(task, train=train, nominal=nominal)
+        return replace(task, train=train, nominal=nominal, ordered=False)

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from harness import random
 from harness.types import Stream
 from tasks.datasets import Dataset
-from tasks.stream import Permute, check, digest, drawn, whole
+from tasks.stream import SCENARIOS as SCENARIOS
+from tasks.stream import check, digest, drawn, subset, whole
+from tasks.transforms import Permute
 
 VERSION = 1
 
@@ -23,15 +26,23 @@ def permuted(
     n_tasks: int,
     fixed: bool,
     identity_first: bool = False,
+    rows: int | None = None,
     pin: int | None = None,
     device: torch.device | str = "cpu",
 ) -> Stream:
     """Permuted data set (Goodfellow et al. 2014; Kirkpatrick et al. 2017).
 
     `n_tasks` permutations are drawn for each seed (one set for all with `fixed`), over all input
-    values, channels included; `identity_first` leaves the first task as it is. Scenarios (van de Ven,
+    values, channels included; `identity_first` leaves the first task as it is. `rows` gives every task so many
+    training rows, drawn anew for each (Kumar, Marklund & Van Roy 2023: 10,000). Scenarios (van de Ven,
     Tuytelaars & Tolias 2022): domain shares the outputs over tasks; task gives each its own, and the
     task is known; class gives each its own, and it is not.
+
+    Long streams (Dohare et al. 2024: 800 tasks, one pass in batches of 1) are this one under train.epochs=1
+    train.batch_size=1 eval.tasks=1; permutations are held as 16-bit numbers, 1.6 kB a task and seed for 784 inputs.
+
+    Differs: Dohare et al. permute the permuted image again, which draws from the same distribution.
+    Needs: any data set.
 
     Raises ValueError for an unknown scenario or fewer than one task.
     """
@@ -39,9 +50,17 @@ def permuted(
     data = dataset.to(device)
     key = random.fold(random.keys(drawn(seeds, fixed, pin), "stream", device), "permuted")
     inputs = data.x[0].numel()
-    permutation = torch.stack([random.permutation(random.fold(key, t), inputs) for t in range(n_tasks)], 1)
+    small = torch.int16 if inputs < 2**15 else torch.int32
+    made = [random.permutation(random.fold(key, t), inputs).to(small) for t in range(n_tasks)]
     if identity_first:
-        permutation[:, 0] = torch.arange(inputs, device=permutation.device)
+        made[0] = torch.arange(inputs, device=key.device, dtype=small).expand_as(made[0])
+    permutation = torch.stack(made, 1)  # [S, T, D]
+    order = random.fold(key, "rows")
+
+    def parts(part: str, t: int) -> tuple[Tensor, Tensor]:
+        index = subset(data, part, rows, random.fold(order, t))
+        return index, data.y[index]
+
     return whole(
         data,
         seeds,
@@ -50,6 +69,7 @@ def permuted(
         classes,
         name=f"permuted_{dataset.name}",
         version=VERSION,
-        hash=digest("permuted", VERSION, scenario, dataset.digest, permutation),
+        hash=digest("permuted", VERSION, scenario, rows or "all", dataset.digest, *(p.long() for p in permutation)),
         transform=Permute(permutation),
+        parts=parts,
     )

@@ -9,7 +9,9 @@ import torch
 from harness import random
 from harness.types import Stream
 from tasks.datasets import Dataset
-from tasks.stream import Rotate, check, digest, drawn, whole
+from tasks.stream import SCENARIOS as SCENARIOS
+from tasks.stream import check, digest, drawn, whole
+from tasks.transforms import Rotate
 
 VERSION = 1
 ANGLES = ("uniform", "bands", "steps")
@@ -36,6 +38,9 @@ def rotated(
     interpolation; corners that turn in are as dark as the data set's darkest pixel. They are turned as they
     are taken: with one epoch a task, as the protocols have it, turning all of them ahead saves nothing.
     Scenarios as in `permuted`: domain shares the outputs over tasks; task and class give each its own.
+
+    Differs: angles are the seed's own, theirs are drawn once for each run or data file.
+    Needs: images.
 
     Raises ValueError for an unknown scenario or option, fewer than one task, or data that are no images.
     """

@@ -11,6 +11,8 @@ from tasks.datasets import Dataset
 from tasks.stream import check, digest, whole
 
 VERSION = 1
+SCENARIOS = ("task", "domain")
+WHY = "equal inputs would be of another class in each task"
 
 
 def same(
@@ -31,14 +33,11 @@ def same(
     elsewhere, and are what is left to act. Nothing is drawn, so that every seed has the same stream. domain
     shares the outputs, and is the control proper; with task each task has a fresh read-out of its own.
 
+    Needs: any data set.
+
     Raises ValueError for scenario=class, where equal inputs would have targets that nothing tells apart.
     """
-    check("same", n_tasks, scenario, classes)
-    if scenario == "class":
-        raise ValueError(
-            "scenario=class: in same, equal inputs would be of another class in each task; use scenario=domain, "
-            "or task for a read-out of each task's own"
-        )
+    check("same", n_tasks, scenario, classes, SCENARIOS, WHY)
     name = f"same_{dataset.name}"
     hashed = digest("same", VERSION, scenario, n_tasks, dataset.digest)
     return whole(dataset.to(device), seeds, n_tasks, scenario, classes, name=name, version=VERSION, hash=hashed)

@@ -17,6 +17,8 @@ from tasks.datasets import Dataset
 from tasks.stream import check, digest, drawn
 
 VERSION = 1
+SCENARIOS = ("domain",)
+WHY = "it has one output, which all tasks share, and no classes"
 FREE = 10  # most bits that may be drawn for each row: a task's inputs are listed
 
 
@@ -50,15 +52,13 @@ def slowly_changing_regression(
     score its negative. Training rows are independent draws; the test rows are the task's 2^(bits - held)
     inputs, once each, hence no unseen ones: what is published is the error before each update (online).
 
-    `dataset` and `classes` are not used. Raises ValueError for scenarios other than domain, since one
+    Differs: the paper has no test rows; the net's initialisation is the model's.
+    Needs: no data: `dataset` and `classes` are not used.
+
+    Raises ValueError for scenarios other than domain, since one
     shared output is all there is, and for settings out of range.
     """
-    check("slowly_changing_regression", n_tasks, scenario, classes)
-    if scenario != "domain":
-        raise ValueError(
-            f"scenario={scenario}: slowly_changing_regression has one output, which all tasks share, and no classes; "
-            "use scenario=domain"
-        )
+    check("slowly_changing_regression", n_tasks, scenario, classes, SCENARIOS, WHY)
     if not 1 <= bits - held <= FREE or held < 1:
         raise ValueError(f"tasks.held={held}: must leave 1 to {FREE} of the {bits} bits to each row, and hold one")
     if change not in ("all", "one"):

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from harness import random
-from harness.rows import Rows
-from harness.types import Stream, Task
+from harness.types import Stream
 from tasks.datasets import Dataset
-from tasks.stream import block_masks, check, digest
+from tasks.order import blurred, curriculum
+from tasks.stream import SCENARIOS as SCENARIOS
+from tasks.stream import block_masks, check, digest, drawn, grouped
 
 VERSION = 1
 
@@ -25,55 +26,68 @@ def split(
     n_tasks: int,
     fixed: bool,
     shuffle: bool = True,
+    initial: int | None = None,
+    order: str | None = None,
+    blur: float = 0.0,
     pin: int | None = None,
     device: torch.device | str = "cpu",
 ) -> Stream:
     """Split data set (Zenke et al. 2017; the scenarios of van de Ven, Tuytelaars & Tolias 2022).
 
     The classes, in an order drawn for each seed (their own order without `shuffle`, one order for all
-    seeds with `fixed`), are cut into `n_tasks` equal groups. task: one output per class, those of the
-    row's own task compete; domain: as many outputs as a task has classes, shared; class: one output
-    per class, those seen so far compete (or `classes=all`).
+    seeds with `fixed`), are cut into `n_tasks` groups of one size, the first ones larger by one class where the
+    number does not divide them: 10 classes in 3 tasks are 4, 3 and 3. `initial` classes come first and the others
+    are cut (Hou et al. 2019: half of them). task: one output per class, those of the row's own task compete;
+    domain: as many outputs as the largest task has classes, shared; class: one output per class, those seen
+    so far compete (or `classes=all`).
 
-    Raises ValueError for an unknown scenario, fewer than one task, or a number of tasks that does not
-    divide the classes (then a class would get lost or tasks would differ in size).
+    `order` random, easy_first or hard_first sorts each seed's tasks (curricula: tasks/order.py). `blur` mixes that
+    fraction of each task's training rows across its boundaries (the same file).
+
+    Differs: Zenke et al. keep the classes' own order (shuffle=false).
+    Needs: any data set of at least `n_tasks` classes.
+
+    Raises ValueError for an unknown scenario or option, fewer than one task, or more tasks than classes.
     """
     check("split", n_tasks, scenario, classes)
-    if n_tasks > dataset.classes:
-        raise ValueError(f"tasks.n_tasks={n_tasks}: {dataset.name} has only {dataset.classes} classes")
-    if dataset.classes % n_tasks:
-        fits = [n for n in range(1, dataset.classes + 1) if dataset.classes % n == 0]
-        raise ValueError(f"tasks.n_tasks={n_tasks}: must divide the {dataset.classes} classes: one of {fits}")
-    data, s, width = dataset.to(device), len(seeds), dataset.classes // n_tasks
-    drawn = [pin] * s if pin is not None else [0] * s if fixed else list(seeds)
-    key = random.fold(random.keys(drawn, "stream", device), "split")
-    order = random.permutation(key, dataset.classes)  # [S, C]: the class at each place
+    sizes = cut(dataset, n_tasks, initial)
+    data = dataset.to(device)
+    key = random.fold(random.keys(drawn(seeds, fixed, pin), "stream", device), "split")
+    place = random.permutation(key, dataset.classes)  # [S, C]: the class at each place
     if not shuffle:
-        order = torch.arange(dataset.classes, device=order.device).expand_as(order)
-    place = order.argsort(1)  # [S, C]: the place of each class
+        place = torch.arange(dataset.classes, device=place.device).expand_as(place)
+    first = [0 if scenario == "domain" else sum(sizes[:t]) for t in range(n_tasks)]
 
-    def rows(index: Tensor, t: int) -> Rows:
-        where = place[:, data.y[index]]  # [S, n] place of each sample's class
-        mine = where // width == t
-        size = mine.sum(1)
-        front = (~mine).to(torch.uint8).argsort(dim=1, stable=True)[:, : int(size.max())]  # own rows first
-        y = where.gather(1, front)
-        one = torch.full((s, 1), t if scenario == "task" else 0, dtype=torch.int64, device=index.device)
-        return Rows(data.x, index[front], y % width if scenario == "domain" else y, one, size)
+    def targets(t: int) -> Tensor:
+        return torch.arange(sizes[t], device=place.device)[None] + first[t]
 
-    tasks = tuple(
-        Task(t, rows(data.train, t), rows(data.val, t), rows(data.test, t), nominal=len(data.train) // n_tasks)
-        for t in range(n_tasks)
-    )
-    return Stream(
+    stream = grouped(
+        data,
+        seeds,
+        scenario,
+        place.split(sizes, 1),
+        targets,
+        outputs=max(sizes) if scenario == "domain" else dataset.classes,
         name=f"split_{dataset.name}",
         version=VERSION,
-        scenario=scenario,
-        tasks=tasks,
-        shape=tuple(data.x.shape[1:]),
-        outputs=width if scenario == "domain" else dataset.classes,
-        seeds=tuple(seeds),
-        hash=digest("split", VERSION, scenario, n_tasks, dataset.digest, order),
-        masks=None if scenario == "domain" else block_masks(n_tasks, width, data.x.device),
+        hash=digest("split", VERSION, scenario, *sizes, dataset.digest, place),
+        masks=None if scenario == "domain" else block_masks(sizes, place.device),
         classes=classes,
     )
+    stream = curriculum(stream, order, random.fold(key, "curriculum"))
+    return blurred(stream, blur, random.fold(key, "blur"))
+
+
+def cut(dataset: Dataset, n_tasks: int, initial: int | None) -> list[int]:
+    """Classes of each task. ValueError where a task would have none."""
+    count = dataset.classes
+    if n_tasks > count:
+        raise ValueError(f"tasks.n_tasks={n_tasks}: {dataset.name} has only {count} classes")
+    if initial is None:
+        return [count // n_tasks + (t < count % n_tasks) for t in range(n_tasks)]
+    rest = n_tasks - 1
+    if not 1 <= initial <= count - rest or (rest == 0 and initial != count):
+        raise ValueError(
+            f"tasks.initial={initial}: must leave a class to each of {rest} other tasks, and {dataset.name} has {count}"
+        )
+    return [initial, *((count - initial) // rest + (t < (count - initial) % rest) for t in range(rest))]

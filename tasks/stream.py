@@ -1,27 +1,35 @@
-"""What the streams share: scenarios, output masks, tasks over one data set, transforms, digests."""
+"""What the streams share: scenarios, tasks over one data set or over groups of its classes, masks, digests."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
+from typing import Any, overload
 
 import torch
 from torch import Tensor
 
+from harness import random
 from harness.rows import Rows
 from harness.types import Stream, Task
 from tasks.datasets import Dataset
 
 SCENARIOS = ("task", "domain", "class")
+PARTS = ("train", "val", "test")
+KEPT = 8  # tasks of a long stream that stay made: those at a boundary are asked for several times
 
 
-def check(name: str, n_tasks: int, scenario: str, classes: str) -> None:
-    """Refuse what no stream can do; ValueError names key, value and remedy."""
+def check(
+    name: str, n_tasks: int, scenario: str, classes: str, known: Sequence[str] = SCENARIOS, why: str = ""
+) -> None:
+    """Refuse what no stream can do, and scenarios but those `known`, since `why`; ValueError names key and remedy."""
     if n_tasks < 1:
         raise ValueError(f"tasks.n_tasks={n_tasks}: {name} needs at least 1 task")
     if scenario not in SCENARIOS:
-        raise ValueError(f"scenario={scenario}: {name} knows {', '.join(SCENARIOS)}")
+        raise ValueError(f"scenario={scenario}: {name} knows {', '.join(known)}")
+    if scenario not in known:
+        raise ValueError(f"scenario={scenario}: {name} has no such scenario, since {why}; use {' or '.join(known)}")
     if classes not in ("seen", "all"):
         raise ValueError(f"classes={classes}: must be seen or all")
 
@@ -31,89 +39,170 @@ def drawn(seeds: Sequence[int], fixed: bool, pin: int | None) -> list[int]:
     return [pin] * len(seeds) if pin is not None else [0] * len(seeds) if fixed else list(seeds)
 
 
+class Tasks(Sequence[Task]):
+    """Tasks that are made when they are asked for, so that a stream of thousands holds a few at a time.
+
+    >>> tasks = Tasks(lambda t: Task(t, None, None, None, nominal=1), 1000)
+    >>> len(tasks[990:]), tasks[990:][0].index, tasks[-1].index
+    (10, 990, 999)
+    """
+
+    def __init__(self, make: Callable[[int], Task], n: int) -> None:
+        self.make, self.numbers = lru_cache(KEPT)(make), range(n)
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    @overload
+    def __getitem__(self, i: int) -> Task: ...
+    @overload
+    def __getitem__(self, i: slice) -> Tasks: ...
+    def __getitem__(self, i: int | slice) -> Task | Tasks:
+        if isinstance(i, int):
+            return self.make(self.numbers[i])
+        part = Tasks(self.make, 0)
+        part.make, part.numbers = self.make, self.numbers[i]
+        return part
+
+    def __iter__(self) -> Iterator[Task]:
+        return map(self.make, self.numbers)
+
+
 def whole(
-    data: Dataset, seeds: Sequence[int], n_tasks: int, scenario: str, classes: str, *, version: int, **fields: Any
+    data: Dataset,
+    seeds: Sequence[int],
+    n_tasks: int,
+    scenario: str,
+    classes: str,
+    *,
+    version: int,
+    parts: Callable[[str, int], tuple[Tensor, Tensor]] | None = None,
+    ids: Callable[[str, int], Tensor] | None = None,
+    ordered: bool = False,
+    **fields: Any,
 ) -> Stream:
-    """A stream whose tasks are all the whole data set, task t under transform id t.
+    """A stream whose tasks are all the data set's classes; rows of task t go under transform id t.
 
     Scenarios (van de Ven, Tuytelaars & Tolias 2022): domain shares the outputs over tasks; task gives each
-    its own, and the task is known; class gives each its own, and it is not. `fields`: name and hash of the
-    stream, transform and relabel of its rows.
+    its own, and the task is known; class gives each its own, and it is not. `parts` of (part, task) are the samples
+    and their classes, each [n] or [S, n], where they are not the data set's own; `ids` the rows' transform ids,
+    [1], [n] or [S, n]. `fields`: name and hash of the stream, transform and relabel of its rows.
     """
     s, c, rows = len(seeds), data.classes, {k: fields.pop(k) for k in ("transform", "relabel") if k in fields}
+    device = data.x.device
 
-    def source(index: Tensor, t: int) -> Rows:
-        one = torch.full((s, 1), t, dtype=torch.int64, device=index.device)
+    def source(part: str, t: int) -> Rows:
+        index, y = parts(part, t) if parts else (getattr(data, part), data.y[getattr(data, part)])
+        n = index.shape[-1]
+        one = torch.full((s, 1), t if scenario == "task" else 0, dtype=torch.int64, device=device)
+        number = ids(part, t) if ids else torch.tensor([t], device=device)
         return Rows(
             data=data.x,
-            index=index.expand(s, -1),
-            y=(data.y[index] + (0 if scenario == "domain" else t * c)).expand(s, -1),
-            t=one if scenario == "task" else torch.zeros_like(one),
-            size=torch.full((s,), len(index), dtype=torch.int64, device=index.device),
-            transform_id=one,
+            index=index.expand(s, n),
+            y=(y + (0 if scenario == "domain" else t * c)).expand(s, n),
+            t=one,
+            size=torch.full((s,), n, dtype=torch.int64, device=device),
+            transform_id=number.expand(s, -1),
             **rows,
         )
 
-    tasks = tuple(
-        Task(t, source(data.train, t), source(data.val, t), source(data.test, t), nominal=len(data.train))
-        for t in range(n_tasks)
-    )
+    def task(t: int) -> Task:
+        train, val, test = (source(part, t) for part in PARTS)
+        return Task(t, train, val, test, nominal=train.index.shape[1], ordered=ordered)
+
     return Stream(
         version=version,
         scenario=scenario,
-        tasks=tasks,
+        tasks=Tasks(task, n_tasks),
         shape=data.shape,
         outputs=c if scenario == "domain" else c * n_tasks,
         seeds=tuple(seeds),
-        masks=None if scenario == "domain" else block_masks(n_tasks, c, data.x.device),
+        masks=None if scenario == "domain" else block_masks([c] * n_tasks, device),
         classes=classes,
         **fields,
     )
 
 
-class Permute:
-    """Reorders the inputs of each row by its task's permutation: x'[i] = x[permutation[i]]."""
-
-    def __init__(self, permutation: Tensor) -> None:
-        self.permutation = permutation  # [S, T, D]
-
-    def __call__(self, x: Tensor, task: Tensor) -> Tensor:
-        """x [S, B, *shape], task [S, B or 1] -> [S, B, *shape]."""
-        seed = torch.arange(len(task), device=task.device)[:, None]
-        flat = x.flatten(2)
-        return flat.gather(2, self.permutation[seed, task].expand_as(flat)).view_as(x)
+def subset(data: Dataset, part: str, rows: int | None, key: Tensor) -> Tensor:
+    """Indices of a part: the data set's own [n], of the training part `rows` drawn without repetition [S, rows]."""
+    index: Tensor = getattr(data, part)
+    if rows is None or part != "train":
+        return index
+    if not 1 <= rows <= len(index):
+        raise ValueError(f"tasks.rows={rows}: {data.name} has {len(index)} training rows; ask for 1 up to all of them")
+    return index[random.permutation(key, len(index))[:, :rows]]
 
 
-class Rotate:
-    """Turns the images of each row by its task's angle, in degrees anticlockwise, about their centre.
+class Members:
+    """The samples of each class, so that those of a few are found without a look through all."""
 
-    Pixels are interpolated linearly between the four around them; what turns in from outside is `blank`.
+    def __init__(self, y: Tensor, index: Tensor, classes: int) -> None:
+        """y [N] classes, index [n] or [S, n] into it; within a class the order of `index` is kept."""
+        label = y[index].expand(len(index) if index.dim() == 2 else 1, -1)
+        self.index = index.expand(len(label), -1).gather(1, label.argsort(dim=1, stable=True))
+        self.count = label[0].bincount(minlength=classes)  # [C]
+        self.start = self.count.cumsum(0) - self.count
+
+    def of(self, group: Tensor, low: Tensor | int = 0, high: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Samples of the classes group [S, k]: index [S, n] in rising order, place in `group` [S, n], size [S].
+
+        Of the i-th class those from low to high - 1 (each [S, k]), all by default. Behind `size` is padding.
+        """
+        count = (self.count[group] if high is None else high) - low
+        end = count.cumsum(1)
+        size = end[:, -1]
+        position = torch.arange(int(size.max()), device=group.device).expand(len(group), -1)
+        slot = torch.searchsorted(end, position.contiguous(), right=True).clamp(max=group.shape[1] - 1)
+        at = (self.start[group] + low - (end - count)).gather(1, slot) + position
+        index = self.index.expand(len(group), -1).gather(1, at.clamp(max=self.index.shape[1] - 1))
+        padding = position >= size[:, None]
+        order = index.masked_fill(padding, torch.iinfo(torch.int64).max).argsort(1)
+        return index.gather(1, order), slot.gather(1, order), size
+
+
+def grouped(
+    data: Dataset,
+    seeds: Sequence[int],
+    scenario: str,
+    groups: Sequence[Tensor],
+    targets: Callable[[int], Tensor],
+    outputs: int,
+    **fields: Any,
+) -> Stream:
+    """A stream whose task t holds the classes groups[t] [S, k], called targets(t) [S or 1, k].
+
+    An epoch is counted by the k classes' share of the training samples. `fields`: the others of the stream.
     """
+    members = {part: Members(data.y, getattr(data, part), data.classes) for part in PARTS}
 
-    def __init__(self, angle: Tensor, shape: Sequence[int], blank: Tensor) -> None:
-        h, w = shape[1:]
-        self.blank = blank  # [C]
-        turn = torch.deg2rad(angle.double())[:, :, None, None]  # [S, T, 1, 1]
-        y = torch.arange(h, device=angle.device, dtype=torch.float64)[:, None] - (h - 1) / 2
-        x = torch.arange(w, device=angle.device, dtype=torch.float64) - (w - 1) / 2
-        # where each pixel comes from, from the centre, then in grid_sample's units: edges of the image at -1 and 1
-        source_x, source_y = turn.cos() * x - turn.sin() * y, turn.sin() * x + turn.cos() * y
-        self.grid = torch.stack([source_x / (w / 2), source_y / (h / 2)], -1).float()  # [S, T, h, w, 2]
+    def source(part: str, t: int) -> Rows:
+        index, slot, size = members[part].of(groups[t])
+        one = torch.full((len(seeds), 1), t if scenario == "task" else 0, dtype=torch.int64, device=index.device)
+        return Rows(data.x, index, targets(t).expand(len(seeds), -1).gather(1, slot), one, size)
 
-    def __call__(self, x: Tensor, task: Tensor) -> Tensor:
-        """x [S, B, C, h, w], task [S, B or 1] -> [S, B, C, h, w]."""
-        seed = torch.arange(len(task), device=task.device)[:, None]
-        grid = self.grid[seed, task]  # [S, B or 1, h, w, 2]
-        blank = self.blank[:, None, None]
-        # one angle for all rows of a seed: they become the channels of one image, which shares the weights
-        images = (x - blank).flatten(1, 2) if task.shape[1] == 1 else (x - blank).flatten(0, 1)
-        grid = grid[:, 0] if task.shape[1] == 1 else grid.flatten(0, 1)
-        return torch.nn.functional.grid_sample(images, grid, align_corners=False).view_as(x) + blank
+    def task(t: int) -> Task:
+        nominal = len(data.train) * groups[t].shape[1] // data.classes
+        train, val, test = (source(part, t) for part in PARTS)
+        return Task(t, train, val, test, nominal=nominal)
+
+    return Stream(
+        scenario=scenario,
+        tasks=Tasks(task, len(groups)),
+        shape=data.shape,
+        outputs=outputs,
+        seeds=tuple(seeds),
+        **fields,
+    )
 
 
-def block_masks(n_tasks: int, width: int, device: torch.device) -> Tensor:
-    """[1, T, T * width]: task t uses the outputs t * width ... (t + 1) * width - 1."""
-    return torch.eye(n_tasks, dtype=torch.bool, device=device).repeat_interleave(width, 1)[None]
+def block_masks(sizes: Sequence[int], device: torch.device) -> Tensor:
+    """[1, T, sum of sizes]: each task uses a block of outputs of its own, one behind the other.
+
+    >>> block_masks([2, 1], torch.device("cpu")).int().tolist()
+    [[[1, 1, 0], [0, 0, 1]]]
+    """
+    own = torch.eye(len(sizes), dtype=torch.bool, device=device)
+    return own.repeat_interleave(torch.tensor(sizes, device=device), 1)[None]
 
 
 def digest(*parts: str | int | Tensor) -> str:

@@ -126,7 +126,7 @@ def test_the_digest_tells_streams_apart() -> None:
 
 @pytest.mark.parametrize("scenario", ["task", "class"])
 def test_outputs_of_their_own_are_refused_since_a_permutation_would_only_rename_them(scenario: str) -> None:
-    with pytest.raises(ValueError, match=f"scenario={scenario}: .*only renames them; use scenario=domain") as caught:
+    with pytest.raises(ValueError, match=f"scenario={scenario}: .*only rename them; use domain") as caught:
         make(scenario=scenario)
     assert "\n" not in str(caught.value)
 

@@ -66,7 +66,7 @@ def test_nothing_is_drawn() -> None:
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
-    [({"scenario": "class"}, "scenario=class: .*use scenario=domain"), ({"n_tasks": 0}, r"tasks\.n_tasks=0")],
+    [({"scenario": "class"}, "scenario=class: .*use task or domain"), ({"n_tasks": 0}, r"tasks\.n_tasks=0")],
 )
 def test_what_has_no_meaning_is_refused_by_name(wrong: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):

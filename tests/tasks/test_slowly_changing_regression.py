@@ -152,8 +152,8 @@ def test_the_digest_tells_streams_apart_and_is_pinned_so_that_versions_agree() -
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"scenario": "task"}, "scenario=task: .* one output, which all tasks share, and no classes; use scenario=dom"),
-        ({"scenario": "class"}, "scenario=class: .*use scenario=domain"),
+        ({"scenario": "task"}, "scenario=task: .* one output, which all tasks share, and no classes; use domain"),
+        ({"scenario": "class"}, "scenario=class: .*use domain"),
         ({"n_tasks": 0}, r"tasks\.n_tasks=0"),
         ({"held": 20}, r"tasks\.held=20: must leave 1 to 10 of the 20 bits"),
         ({"held": 9}, r"tasks\.held=9: must leave 1 to 10 of the 20 bits"),

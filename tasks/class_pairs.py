@@ -1,0 +1,69 @@
+"""Pairs of classes: hundreds of binary problems, one after the other, on one read-out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from harness import random
+from harness.types import Stream
+from tasks.datasets import Dataset
+from tasks.stream import block_masks, check, digest, drawn, grouped
+
+VERSION = 1
+SCENARIOS = ("task", "domain")
+WHY = "classes come back in other pairs, so that none is new (that is tasks=repeated)"
+
+
+def class_pairs(
+    *,
+    dataset: Dataset,
+    seeds: Sequence[int],
+    scenario: str = "domain",
+    classes: str = "seen",
+    n_tasks: int,
+    fixed: bool,
+    redraw: bool = True,
+    pin: int | None = None,
+    device: torch.device | str = "cpu",
+) -> Stream:
+    """Continual binary classification of class pairs, the form of Continual ImageNet (Dohare et al. 2024).
+
+    The classes, in an order drawn for each seed, are paired as they stand; when all have been used they are drawn
+    anew (`redraw`), or the same pairs come again. No class returns before all have had a turn; with an odd number of
+    classes one sits out each round. domain: two outputs that all tasks share; task: two for each task. Published:
+    ImageNet at 32x32, 600 + 100 images a class, 2,000 tasks of 250 epochs, read-out set to zero before each
+    (strategy=head_reset), the same 500 pairs again and again (redraw=false).
+
+    Differs: pairs are drawn anew by default, so that a long stream over ten classes is more than five problems.
+    Needs: any data set of at least 2 classes.
+
+    Raises ValueError for scenario=class, and for a data set of one class.
+    """
+    check("class_pairs", n_tasks, scenario, classes, SCENARIOS, WHY)
+    if dataset.classes < 2:
+        raise ValueError(f"tasks=class_pairs: {dataset.name} has {dataset.classes} class; a pair needs two")
+    data, pairs = dataset.to(device), dataset.classes // 2
+    key = random.fold(random.keys(drawn(seeds, fixed, pin), "stream", device), "class_pairs")
+    rounds = -(-n_tasks // pairs)
+    draws = [random.permutation(random.fold(key, r if redraw else 0), dataset.classes) for r in range(rounds)]
+    pair = torch.cat([d[:, : 2 * pairs] for d in draws], 1)[:, : 2 * n_tasks]  # [S, 2 T]
+
+    def targets(t: int) -> Tensor:
+        return torch.arange(2, device=pair.device)[None] + (2 * t if scenario == "task" else 0)
+
+    return grouped(
+        data,
+        seeds,
+        scenario,
+        pair.split(2, 1),
+        targets,
+        outputs=2 * n_tasks if scenario == "task" else 2,
+        name=f"class_pairs_{dataset.name}",
+        version=VERSION,
+        hash=digest("class_pairs", VERSION, scenario, dataset.digest, pair),
+        masks=block_masks([2] * n_tasks, pair.device) if scenario == "task" else None,
+        classes=classes,
+    )

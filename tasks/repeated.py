@@ -1,0 +1,97 @@
+"""Repetition: classes come back in later tasks, with samples that were not there before."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from harness import random
+from harness.rows import Rows
+from harness.types import Stream, Task
+from tasks.datasets import Dataset
+from tasks.stream import Members, Tasks, check, digest, drawn
+
+VERSION = 1
+SCENARIOS = ("task", "class")
+WHY = "a class that comes back has the output that it had (with classes=all nothing is told but the data)"
+
+
+def repeated(
+    *,
+    dataset: Dataset,
+    seeds: Sequence[int],
+    scenario: str = "class",
+    classes: str = "seen",
+    n_tasks: int,
+    fixed: bool,
+    width: int,
+    pin: int | None = None,
+    device: torch.device | str = "cpu",
+) -> Stream:
+    """Class-incremental learning with repetition, in slots (Hemati et al. 2023).
+
+    Each of `n_tasks` tasks has `width` slots, each filled with another class; over the stream every class fills as
+    many, to within one, and its training samples, in an order drawn for each seed, are dealt out over them: each
+    sample comes once. Validation and test rows of a task are all those of its classes. class: one output per class,
+    those seen so far compete; task: those of the row's own task.
+
+    Differs: which classes meet is drawn greedily, those with most slots left first, ties at random, and the tasks are
+    shuffled; the paper's generator fills the slots at random.
+    Needs: any data set of at most `n_tasks` x `width` classes.
+
+    Raises ValueError for scenario=domain, for a width out of range, and where a class would find no slot.
+    """
+    check("repeated", n_tasks, scenario, classes, SCENARIOS, WHY)
+    count, s = dataset.classes, len(seeds)
+    if not 1 <= width <= count:
+        raise ValueError(f"tasks.width={width}: a task holds 1 to {count} of {dataset.name}'s classes")
+    if n_tasks * width < count:
+        raise ValueError(
+            f"tasks.n_tasks={n_tasks}: {n_tasks} x {width} slots leave some of {count} classes out; "
+            "raise it or tasks.width"
+        )
+    data = dataset.to(device)
+    key = random.fold(random.keys(drawn(seeds, fixed, pin), "stream", device), "repeated")
+    group = _groups(key, n_tasks, width, count)  # [S, T, width]
+    here = torch.nn.functional.one_hot(group, count).sum(2)  # [S, T, C] 0 or 1
+    turn, turns = here.cumsum(1) - here, here.sum(1)
+    mixed = data.train[random.permutation(random.fold(key, "samples"), len(data.train))]  # [S, n]
+    train = Members(data.y, mixed, count)
+    rest = [Members(data.y, index, count) for index in (data.val, data.test)]
+
+    def rows(found: tuple[Tensor, Tensor, Tensor], t: int) -> Rows:
+        index, slot, size = found
+        one = torch.full((s, 1), t if scenario == "task" else 0, dtype=torch.int64, device=index.device)
+        return Rows(data.x, index, group[:, t].gather(1, slot), one, size)
+
+    def task(t: int) -> Task:
+        low, high = ((train.count * (turn[:, t] + k) // turns).gather(1, group[:, t]) for k in (0, 1))
+        val, test = (rows(members.of(group[:, t]), t) for members in rest)
+        return Task(t, rows(train.of(group[:, t], low, high), t), val, test, nominal=len(data.train) // n_tasks)
+
+    return Stream(
+        name=f"repeated_{dataset.name}",
+        version=VERSION,
+        scenario=scenario,
+        tasks=Tasks(task, n_tasks),
+        shape=data.shape,
+        outputs=count,
+        seeds=tuple(seeds),
+        hash=digest("repeated", VERSION, scenario, dataset.digest, group, mixed),
+        masks=here.bool(),
+        classes=classes,
+    )
+
+
+def _groups(key: Tensor, n_tasks: int, width: int, classes: int) -> Tensor:
+    """Classes of each task [S, T, width], none twice in one, each equally often to within one."""
+    used, found = torch.zeros(len(key), classes, dtype=torch.float64, device=key.device), []
+    for t in range(n_tasks):
+        score = random.uniform(random.fold(key, t), classes, dtype=torch.float64) - used
+        chosen = score.topk(width, 1).indices
+        used.scatter_add_(1, chosen, torch.ones_like(chosen, dtype=used.dtype))
+        found.append(chosen)
+    order = random.permutation(random.fold(key, "order"), n_tasks)  # [S, T]
+    return torch.stack(found, 1).gather(1, order[:, :, None].expand(-1, -1, width))

@@ -1,0 +1,67 @@
+"""Warm start: first a part of the data, then all of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from harness import random
+from harness.types import Stream
+from tasks.datasets import Dataset
+from tasks.stream import check, digest, drawn, whole
+
+VERSION = 1
+SCENARIOS = ("domain",)
+WHY = "its tasks are one problem, of which more and more data is there"
+
+
+def warm_start(
+    *,
+    dataset: Dataset,
+    seeds: Sequence[int],
+    scenario: str = "domain",
+    classes: str = "seen",
+    n_tasks: int,
+    fixed: bool,
+    fraction: float,
+    pin: int | None = None,
+    device: torch.device | str = "cpu",
+) -> Stream:
+    """Warm starting (Ash & Adams 2020): `fraction` of the training samples first, all of them last.
+
+    The samples come in an order drawn for each seed; the first task has `fraction` of them and the share rises in
+    equal steps to 1 at the last of `n_tasks`, everything so far staying. Validation and test rows are all the data
+    set's own in every task. What the last task's accuracy lacks beside strategy=reset, a fresh net on all of the data,
+    is the cost of the warm start: a gap in generalisation, at full training accuracy. Published: half, then all.
+
+    Differs: the first part is drawn for each seed without regard to class, as in the paper; they train to convergence.
+    Needs: any data set.
+
+    Raises ValueError for scenarios other than domain, and for a fraction out of range.
+    """
+    check("warm_start", n_tasks, scenario, classes, SCENARIOS, WHY)
+    if not 0 < fraction <= 1:
+        raise ValueError(f"tasks.fraction={fraction}: must be above 0 and at most 1")
+    data = dataset.to(device)
+    key = random.fold(random.keys(drawn(seeds, fixed, pin), "stream", device), "warm_start")
+    order = data.train[random.permutation(key, len(data.train))]  # [S, n]
+    share = [1 - (1 - fraction) * (n_tasks - 1 - t) / max(n_tasks - 1, 1) for t in range(n_tasks)]
+    count = [max(1, round(f * order.shape[1])) for f in share]
+
+    def parts(part: str, t: int) -> tuple[Tensor, Tensor]:
+        index = order[:, : count[t]] if part == "train" else getattr(data, part)
+        return index, data.y[index]
+
+    return whole(
+        data,
+        seeds,
+        n_tasks,
+        scenario,
+        classes,
+        name=f"warm_start_{dataset.name}",
+        version=VERSION,
+        hash=digest("warm_start", VERSION, *count, dataset.digest, order),
+        parts=parts,
+    )
