@@ -25,6 +25,7 @@ def check(cfg: Mapping[str, Any]) -> None:
     _seeds(cfg)
     _one_of(cfg, "scenario", ("task", "domain", "class"))
     _one_of(cfg, "classes", ("seen", "all"))
+    _one_of(cfg, "boundaries", ("announced", "hidden"))
     _one_of(cfg, "dtype", ("float32", "float64"))
     _one_of(cfg, "keep", ("all", "last"))
     _device(cfg)

@@ -43,6 +43,7 @@ What to run         (`{run} ls` says a line about each)
 Settings            (`{run} --cfg job` shows all of them with their values)
   seeds=[0,1,2]           trained together; every interval is over them
   scenario=domain         task, domain or class: what the learner is told
+  boundaries=announced    or hidden: no strategy is told of a task's beginning and end
   tasks.n_tasks=10        length of the stream
   train.epochs=10         or train.steps=100, for each task
   train.batch_size=32     rows of a step

@@ -34,11 +34,12 @@ def prepare(learner: Learner, strategy: Strategy) -> None:
 
 
 def train(learner: Learner, strategy: Strategy, observer: Observer, *, start: int = 0) -> None:
-    """Train a prepared learner on the stream's tasks from `start` on."""
+    """Train a prepared learner on the stream's tasks from `start` on; hidden boundaries are the observer's alone."""
+    announced = learner.stream.boundaries == "announced"
     gradient = strategy.grad(learner, learner.value_and_grad(strategy.loss))
     for task in learner.stream.tasks[start:]:
         learner.enter(task)
-        data = strategy.begin(learner, task)
+        data = strategy.begin(learner, task) if announced else task
         learner.plan(data)
         observer.start(task)
         for fresh in learner.batches(data):
@@ -49,5 +50,6 @@ def train(learner: Learner, strategy: Strategy, observer: Observer, *, start: in
             with torch.no_grad():
                 strategy.step(learner, step)
             observer.step(step, aux)
-        strategy.end(learner, task)
+        if announced:
+            strategy.end(learner, task)
         observer.end(task)

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,9 +81,10 @@ def run(
     `sink` takes the rows, nets and checkpoints; by default they stay in memory. `resume` is a boundary
     and its checkpoint. `metrics_every=k` measures around every k-th task, the first and the last.
 
-    Raises ValueError where a strategy is not defined for the stream's scenario.
+    Raises ValueError where a strategy is not defined for the stream's scenario, or needs boundaries that are hidden.
     """
     check_scenario(stream, strategies)
+    check_boundaries(stream, strategies, optimizer)
     chain = Chain(strategies)
     learner = Learner(model, stream, optimizer, budget or Budget(), device=device, dtype=dtype, pin=pin)
     sink = InMemory() if sink is None else sink
@@ -119,6 +120,26 @@ def check_scenario(stream: Stream, strategies: Sequence[Strategy]) -> None:
             why = f", since {part.why}" if part.why else ""
             known = ", ".join(part.scenarios)
             raise ValueError(f"scenario={stream.scenario}: {part.name} is defined for {known} only{why}")
+
+
+def check_boundaries(stream: Stream, strategies: Sequence[Strategy], optimizer: Optimizer) -> None:
+    """ValueError where boundaries are hidden and a strategy, the scenario or the optimizer would tell of them."""
+    if stream.boundaries == "announced":
+        return
+    needs = [part.name for part in strategies if part.boundaries]
+    if needs:
+        raise ValueError(f"boundaries=hidden: {needs[0]} acts at task boundaries, which nothing would tell it of")
+    if stream.scenario == "task":
+        raise ValueError("boundaries=hidden: scenario=task tells each row's task; use scenario=domain or class")
+    if stream.scenario == "class" and stream.classes == "seen":
+        raise ValueError("boundaries=hidden: classes=seen lets a task's classes in at its boundary; use classes=all")
+    if optimizer.reset_each_task:
+        raise ValueError("boundaries=hidden: optimizer.reset=true acts at task boundaries; use optimizer.reset=false")
+    if optimizer.schedule != "constant" and (optimizer.scope == "task" or optimizer.schedule == "task"):
+        raise ValueError(
+            f"boundaries=hidden: optimizer.schedule={optimizer.schedule} starts again at each task; "
+            "use schedule=constant or scope=stream"
+        )
 
 
 def fresh_accuracy(accuracy: Tensor) -> Tensor:
@@ -166,7 +187,7 @@ class Setting:
         cfg = self.cfg
         budget = cfg["train"] if cfg["train"]["steps"] is None else {**cfg["train"], "epochs": None}
         return {
-            **{k: cfg[k] for k in ("tasks", "scenario", "classes", "model", "optimizer", "dtype", "pin")},
+            **{k: cfg[k] for k in ("tasks", "scenario", "classes", "boundaries", "model", "optimizer", "dtype", "pin")},
             "train": budget,
             "dataset": [self.dataset.name, self.dataset.digest],
             "samples": cfg["eval"]["samples"],
@@ -188,7 +209,7 @@ class Setting:
         augment = cfg["dataset"].get("augment")
         if augment and not all(getattr(task.train, "augmented", False) for task in made.tasks):
             raise ValueError(f"dataset.augment={augment}: {made.name} makes its rows itself; use dataset.augment=[]")
-        return made
+        return replace(made, boundaries=cfg["boundaries"])
 
     def parts(self, stream: Stream) -> dict[str, Any]:
         """Arguments of `run` that every run of this setting shares."""
@@ -260,6 +281,7 @@ def _one(
     metrics = chosen_metrics(cfg["metrics"])
     shown = _trackers(cfg, stream, label, progress)
     check_scenario(stream, list(strategies.values()))
+    check_boundaries(stream, list(strategies.values()), parts["optimizer"])
     for line in Chain(list(strategies.values())).disorder():
         warn(f"strategy=[{','.join(strategies)}]: {line}")
     is_control = list(strategies) == ["reset"]
@@ -353,7 +375,7 @@ def _control(setting: Setting, seeds: tuple[int, ...], progress: bool) -> Tensor
     known = _known_control(setting)
     missing = tuple(s for s in seeds if s not in known)
     if missing:
-        stream = setting.stream(missing)
+        stream = replace(setting.stream(missing), boundaries="announced")  # the control acts at every one
         identity = {**setting.identity, "strategy": RESET, "seeds": list(missing), "purpose": "control"}
         with _open(setting, stream, "reset", identity, wait=3600.0) as folder:
             if not folder.done:

@@ -68,6 +68,11 @@ class Strategy:
     def name(self) -> str:
         return type(self).__name__
 
+    @property
+    def boundaries(self) -> bool:
+        """Whether it acts on what happens at a task's boundary, so that it is refused where they are hidden."""
+        return self.overrides("begin") or self.overrides("end")
+
     def overrides(self, hook: str) -> bool:
         """Whether this strategy does anything in `hook`."""
         return getattr(type(self), hook) is not getattr(Strategy, hook)

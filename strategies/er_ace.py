@@ -34,6 +34,7 @@ class ERACE(Strategy):
     """
 
     family = "replay"
+    boundaries = True  # it replays from the second task on
     scenarios = ("class",)
     why = "fresh rows push old classes down only where new classes join one softmax"
     order = {"batch": 50}

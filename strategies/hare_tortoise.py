@@ -26,6 +26,7 @@ class HareTortoise(Strategy):
     """
 
     family = "plasticity"
+    boundaries = True  # it counts passes over a task
     order = {"step": 90, "deploy": 0}
 
     def __init__(self, *, decay: float, period: int, reset_optimizer: bool) -> None:

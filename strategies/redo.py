@@ -29,6 +29,7 @@ class ReDo(Strategy):
     """
 
     family = "plasticity"
+    boundaries = True  # it looks at rows of the current task
     order = {"step": 50}
 
     def __init__(self, *, period: int, tau: float, samples: int) -> None:

@@ -55,6 +55,10 @@ class Replay(Strategy):
         self.capacity, self.batch_size, self.policy = capacity, batch_size, policy
         self.weighting, self.fill, self.replacement = weighting, fill, replacement
 
+    @property
+    def boundaries(self) -> bool:
+        return self.fill == "end" or self.weighting == "share" or self.policy == "ring"
+
     def setup(self, learner: Learner) -> None:
         if self.policy == "class_balanced" and learner.stream.loss == "mse":
             raise ValueError("replay.policy=class_balanced: regression has no classes; choose reservoir")

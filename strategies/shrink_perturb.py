@@ -55,6 +55,10 @@ class ShrinkPerturb(Strategy):
         if self.noise == "initial":
             self.initial = tree.copy(learner.params)
 
+    @property
+    def boundaries(self) -> bool:
+        return self.mode == "boundary"
+
     def begin(self, learner: Learner, task: Task) -> Task:
         if self.mode == "boundary" and task.index:
             self.perturb(learner)

@@ -54,7 +54,7 @@ def sequence(
         raise ValueError(f"tasks.fit={fit}: must be resize or pad")
     sets = [dataset, *(d if isinstance(d, Dataset) else load(d, root=root) for d in then)]
     shape = common([d.shape for d in sets])
-    x = torch.cat([fitted(d.x, shape, fit) for d in sets]).to(device)
+    x = torch.cat([fitted(d.x[:], shape, fit) for d in sets]).to(device)
     counts, s = [d.classes for d in sets], len(seeds)
     key = random.fold(random.keys(drawn(seeds, fixed, pin), "stream", device), "sequence")
     sets = [d.to(device) for d in sets]

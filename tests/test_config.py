@@ -156,6 +156,7 @@ def changed(key, value):
         ("seeds", 5, "seeds=5: must be a list"),
         ("scenario", "clas", "scenario=clas: must be task, domain or class; did you mean class?"),
         ("classes", None, "classes=null: must be seen or all"),
+        ("boundaries", "hiden", "boundaries=hiden: must be announced or hidden; did you mean hidden?"),
         ("results", "", "results=: must name a folder"),
         ("device", "gpu", "device=gpu: must be auto, cpu, cuda or cuda:N"),
         ("threads", -1, "threads=-1: must be at least 0"),

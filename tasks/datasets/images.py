@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -59,9 +59,16 @@ class Images:
 
     def amin(self, dim: Sequence[int]) -> Tensor:
         """Smallest value of each channel [C]: `dim` must be all axes but that of the channels."""
+        return self._extreme(dim, torch.amin)
+
+    def amax(self, dim: Sequence[int]) -> Tensor:
+        """Largest value of each channel [C], likewise."""
+        return self._extreme(dim, torch.amax)
+
+    def _extreme(self, dim: Sequence[int], of: Callable[[Tensor, tuple[int, ...]], Tensor]) -> Tensor:
         if tuple(dim) != (0, 2, 3):
-            raise ValueError(f"amin over axes {list(dim)}: only over all but the channels")
-        return self.scale(self.raw.amin((0, 2, 3))[None])[0]
+            raise ValueError(f"extremes over axes {list(dim)}: only over all but the channels")
+        return self.scale(of(self.raw, (0, 2, 3))[None])[0]
 
     def drawn(self, x: Tensor, key: Tensor) -> Tensor:
         """x [S, B, C, h, w] augmented, row s by draws from key[s]."""
