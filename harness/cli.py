@@ -65,6 +65,7 @@ Commands and flags
   report [RUN|FOLDER...]  one HTML file with all figures, to open offline (--out FILE)
   show RUN...             a run on the terminal, by its folder or the beginning of its id
   catalogue [FOLDER]      the page about all strategies, with the runs in FOLDER
+  catalogue tasks         the page about all streams
   measure RUN metrics=... more measures of a finished run, from the nets that it kept
   atlas RUN               barriers, planes, spectra of a finished run as tables and figures
   catalogue metrics       the page about all metrics: direction, unit, tier, cost
@@ -250,6 +251,11 @@ def _catalogue(argv: Sequence[str]) -> int:
         from harness import metrics_page
 
         print(metrics_page.page(), end="")
+        return 0
+    if list(argv) == ["tasks"]:
+        from harness import task_page
+
+        print(task_page.page(), end="")
         return 0
     folders = _folders("catalogue", argv)
     from harness.page import page

@@ -36,7 +36,7 @@ def five_plus_one(
     CIFAR-100, 30 tasks, 780 steps each whatever its size, which is train.steps=780; all 100 outputs compete
     (classes=all).
 
-    Differs: nothing else.
+    Differs: nothing known but the order of rows.
     Needs: a data set with classes for all tasks: 90 for 30 tasks of 5 and 1.
 
     Raises ValueError for scenarios other than class, and where the classes do not suffice.

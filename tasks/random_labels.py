@@ -37,7 +37,7 @@ def random_labels(
     data set's own test samples are not used. Published: 1,200 rows, 50 tasks of 30,000 steps in batches of 16.
     domain shares the outputs; task gives each task its own.
 
-    Differs: nothing.
+    Differs: nothing known.
     Needs: any data set.
 
     Raises ValueError for scenario=class, and for more rows than there are.
