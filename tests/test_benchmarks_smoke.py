@@ -1,4 +1,4 @@
-"""The step benchmark runs from end to end; what it finds at this size means nothing.
+"""The benchmarks of a step and of long streams run from end to end; what they find at this size means nothing.
 
 That against Avalanche is run in test_avalanche_agrees.py, where Avalanche is imported already.
 """
@@ -38,3 +38,15 @@ def test_the_curvature_benchmark_prints_time_and_error_of_both(capsys: pytest.Ca
     assert all(line.error < 1e-4 for line in (*lines[:2], lines[3]))  # relative, of the worst of five eigenvalues
     assert all(abs(line.error) < 0.5 for line in lines[4:8])
     assert len(capsys.readouterr().out.splitlines()) == 4 + len(lines)
+
+
+def test_the_stream_benchmark_prints_the_updates_of_every_number_of_seeds(capsys: pytest.CaptureFixture[str]) -> None:
+    from tests.benchmarks import step, streams
+
+    state, clock = torch.random.get_rng_state(), step.clock
+    lines = streams.main(["--rounds", "1", "--steps", "2", "--rows", "64", "--cpu-time"])
+    torch.random.set_rng_state(state)
+    step.clock = clock
+    assert [line.what for line in lines] == ["1", "30", "150", "1", "30", "1", "30"]
+    assert all(line.ratio > 0 and line.ours > 0 and line.by_hand > 0 for line in lines)
+    assert len(capsys.readouterr().out.splitlines()) == 2 + len(lines)
