@@ -60,8 +60,8 @@ def difficulty(source: Source, key: Tensor) -> Tensor:
 
     Of at most 512 class-stratified training rows X [n, D] (a constant appended), with targets Y [n, classes] of 0
     and 1: H = X Xᵀ (X Xᵀ + λ I)⁻¹, λ a tenth of the mean squared norm of a row. The row that is left out is
-    predicted as y - (y - H y) / (1 - H_ii) (Allen 1974), and counts as wrong where the largest entry, among the
-    classes there are, is not its own. Every seed judges its own rows, all at once; nothing is trained.
+    predicted as y - (y - H y) / (1 - H_ii) (Allen 1974), and counts as wrong where its largest entry is not
+    its own class's. Every seed judges its own rows, all at once; nothing is trained.
 
     >>> x = torch.tensor([[0.0], [0.1], [5.0], [5.1]])
     >>> rows = Rows(x, torch.arange(4)[None], torch.tensor([[0, 0, 1, 1]]), torch.zeros(1, 1).long(), torch.tensor([4]))
@@ -78,8 +78,7 @@ def difficulty(source: Source, key: Tensor) -> Tensor:
     hat = torch.linalg.solve(gram + ridge[:, None, None] * torch.eye(n, dtype=x.dtype, device=x.device), gram)
     left = 1 - hat.diagonal(dim1=1, dim2=2)
     guess = target - (target - hat @ target) / left[..., None]
-    absent = (target.sum(1) == 0)[:, None]
-    wrong: Tensor = guess.masked_fill(absent, -torch.inf).argmax(2) != y
+    wrong: Tensor = guess.argmax(2) != y
     return wrong.double().mean(1)
 
 
@@ -119,7 +118,7 @@ def _padded(column: Tensor, width: int) -> Tensor:
 def blurred(stream: Stream, fraction: float, key: Tensor) -> Stream:
     """The same training rows, each once, in an order in which tasks turn into one another.
 
-    Each row of task t gets the time t + p + b (u - ½), with p in [0, 1) its place in a random order of the task, u
+    Each row of task t gets the time t + p + b u, with p in [0, 1) its place in a random order of the task, u
     uniform on [0, 1) and b the fraction; rows are sorted by it and cut where the tasks' sizes say. Across a boundary
     the share of the next task's rows rises linearly from 0 to 1 over b of a task, so that b / 2 of each task's rows on
     either side lie in mixed stretches: b = 0 is a sharp boundary, b = 1 leaves no stretch of one task alone (a
@@ -173,7 +172,7 @@ def _times(sizes: Tensor, width: int, fraction: float, key: Tensor) -> Tensor:
     )  # [S, T, width]
     own = rank.flatten(1).gather(1, task * width + position - start)
     u = random.uniform(random.fold(key, "time"), width, dtype=torch.float64)
-    time = task + own.double() / size.clamp_min(1) + fraction * (u - 0.5)
+    time = task + own.double() / size.clamp_min(1) + fraction * u
     return time.masked_fill(position >= end[:, -1:], torch.inf)
 
 

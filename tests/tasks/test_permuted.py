@@ -123,3 +123,27 @@ def test_the_digest_tells_streams_apart() -> None:
 def test_what_cannot_be_permuted_is_refused_by_name(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make(**options)
+
+
+def test_rows_give_each_task_a_sample_of_its_own_under_the_same_permutations() -> None:
+    stream, plain = make(rows=10), make()
+    drawn = []
+    for a, b in zip(stream.tasks, plain.tasks):
+        assert a.nominal == 10 and a.train.size.tolist() == [10] * 3
+        for s in range(3):
+            x, y, _ = read(a.train, s)
+            every, labels, _ = read(b.train, s)
+            place = [int((every == row).flatten(1).all(1).nonzero()) for row in x]
+            assert len(set(place)) == 10 and torch.equal(labels[place], y)
+            drawn.append(tuple(sorted(place)))
+            assert torch.equal(read(a.test, s)[0], read(b.test, s)[0])
+    assert len(set(drawn)) == 9
+    with pytest.raises(ValueError, match=r"tasks\.rows=26: toy has 25 training rows"):
+        make(rows=26).tasks[0]
+
+
+def test_eight_hundred_permutations_take_two_bytes_a_pixel() -> None:
+    stream = make(n_tasks=800)
+    rows: Any = stream.tasks[799].train
+    assert rows.transform.permutation.dtype == torch.int16 and len(stream.tasks) == 800
+    assert sorted(permutation(stream, 2, 799)) == list(range(12))
