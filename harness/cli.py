@@ -65,10 +65,10 @@ Commands and flags
   report [RUN|FOLDER...]  one HTML file with all figures, to open offline (--out FILE)
   show RUN...             a run on the terminal, by its folder or the beginning of its id
   catalogue [FOLDER]      the page about all strategies, with the runs in FOLDER
+  catalogue metrics       the page about all metrics: direction, unit, tier, cost
   catalogue tasks         the page about all streams
   measure RUN metrics=... more measures of a finished run, from the nets that it kept
   atlas RUN               barriers, planes, spectra of a finished run as tables and figures
-  catalogue metrics       the page about all metrics: direction, unit, tier, cost
   --cfg job               show the configuration and stop
   -m, --multirun          run every combination of comma-separated values
   --config-dir FOLDER     also choose from your own FOLDER/strategy/*.yaml and the like
