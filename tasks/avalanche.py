@@ -65,7 +65,10 @@ def avalanche(
     task compete, domain as many as a task has, shared. Tasks with the same classes, as in Permuted...: domain shares
     the outputs, task and class give each task its own. Where classes overlap in part, class alone has a meaning.
 
-    `dataset` is not used. Raises ValueError for an unknown benchmark or option, DataError for data that is not there.
+    Differs: from Avalanche (Carta et al. 2023) in the rows held out, and in that augmentation is left out.
+    Needs: the benchmark's own data; `dataset` is not used.
+
+    Raises ValueError for an unknown benchmark or option, DataError for data that is not there.
     """
     check("avalanche", 1 if n_tasks is None else n_tasks, scenario, classes)
     if not 0 <= val < 1:
