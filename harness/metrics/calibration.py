@@ -117,7 +117,7 @@ def ece(a: Answers, bins: int = BINS) -> Tensor:
     """sum over bins of |rows that are right - sum of their confidence|, rows counted by weight: [S], in [0, 1].
 
     Bin m holds the rows whose confidence, the largest probability, is in ((m - 1) / bins, m / bins]. Guo et al. (2017)
-    after Naeini, Cooper & Hauskrecht (2015). Biased upwards on few rows: on 512 a calibrated net has 0.01, if it is sure
+    after Naeini, Cooper & Hauskrecht (2015). Biased upwards on few rows: on 512 a calibrated net has 0.01, if sure
     of itself, to 0.05.
 
     >>> p = torch.tensor([[[0.9, 0.1], [0.9, 0.1], [0.6, 0.4], [0.6, 0.4]]], dtype=torch.float64)
