@@ -99,6 +99,7 @@ class Ritz(NamedTuple):
     values: Tensor  # [S, m] float64
     residuals: Tensor  # [S, m] float64: ||A u - value u||, so that an eigenvalue lies within it
     vectors: Tensor | None = None  # [S, P, m] unit vectors, in the order of `flatten`
+    share: Tensor | None = None  # [S, m] of the start's squared length along each, 1 in sum
 
 
 class Krylov(NamedTuple):
@@ -190,7 +191,7 @@ def ritz(space: Krylov, *, vectors: bool = False) -> Ritz:
     below about 1e-6 of the largest eigenvalue.
     """
     values, s = _eigen(space.diagonal, space.off)
-    pairs = Ritz(values, (space.off[:, -1:] * s[:, -1]).abs())
+    pairs = Ritz(values, (space.off[:, -1:] * s[:, -1]).abs(), share=s[:, 0].square())
     return pairs._replace(vectors=space.basis.mT @ s.to(space.basis)) if vectors else pairs
 
 
@@ -208,7 +209,7 @@ def top_of(matvec: Matvec, like: Params, key: Tensor, *, k: int, steps: int, vec
     """`top_eigenvalues` of any symmetric product; the start is a Rademacher vector drawn from `key` [S]."""
     if steps < k:
         raise ValueError(f"steps={steps}: fewer than k={k} Lanczos steps cannot give {k} eigenvalues; raise steps")
-    values, residuals, basis = lanczos(matvec, random_signs(key, like), steps, vectors=vectors)
+    values, residuals, basis, _ = lanczos(matvec, random_signs(key, like), steps, vectors=vectors)
     return Ritz(values[:, :k], residuals[:, :k], None if basis is None else basis[:, :, :k])
 
 

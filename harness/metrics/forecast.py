@@ -62,7 +62,7 @@ def forecast(
     loss = objective(b, batch)
     hessian = Hessian(loss, params)
     space = krylov(hessian, random_signs(fold(key, "lanczos"), params), steps)
-    values, residuals, _ = ritz(space)
+    values, residuals, *_ = ritz(space)
     found: Readings = {
         "next_lambda_max": values[:, 0],
         "next_lambda_residual": residuals[:, 0],

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from harness import tree
-from harness.curvature import Hessian, flatten, lanczos
+from harness.curvature import Hessian, lanczos
 from harness.metrics import Readings, blank, score, spread
 from harness.types import Boundary, Column, Loss, Net, Params, Reading
 
@@ -115,9 +115,8 @@ def account(loss: Loss, at: Params, d: Params, steps: int, k: int) -> dict[str, 
     }
     if steps == 1:
         return {**found, "second": tree.dot(d, hessian(d)) / 2}
-    values, residuals, vectors = lanczos(hessian, d, steps, vectors=True)
-    assert vectors is not None
-    share = ((flatten(d) / distance[:, None])[:, None] @ vectors)[:, 0].square()  # [S, steps], 1 in sum
+    values, residuals, _, share = lanczos(hessian, d, steps)
+    assert share is not None
     half = distance.square() / 2
 
     def scaled(curvature: Tensor) -> Tensor:

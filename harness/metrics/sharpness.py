@@ -89,7 +89,7 @@ def sharpness(
         loss, params = objective(b, batch), b.trained.params
         hessian = Hessian(loss, params)
         space = krylov(hessian, random_signs(fold(key, "lanczos"), params), steps)
-        values, residuals, _ = ritz(space)
+        values, residuals, *_ = ritz(space)
         order = range(1, k + 1)
         found: Readings = {
             "lambda_max": values[:, 0],
