@@ -360,6 +360,10 @@ def _board(
             entry = on(entry, seeds)
         whole = entry.seeds == seeds and not np.isnan(entry.scores[by.name]).any()
         (complete if whole else partial).append(entry)
+    for entry in partial:
+        if np.isnan(entry.scores[by.name]).all() and not entry.diverged:
+            path = entry.runs[0].path
+            notes.append(f"{entry.label}: {by.title} was not measured; python -m harness measure {path} may add it")
     against = next((e for e in complete if e.label == baseline), None)
     if complete and against is None:
         notes.append(f"{baseline} is not among the complete entries, so that nothing is compared with it")

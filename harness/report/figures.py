@@ -29,6 +29,7 @@ class Figure(NamedTuple):
     heads: list[str]
     rows: list[list[str]]  # the same as text
     key: tuple[tuple[str, int], ...] = ()  # its own legend, where it is not that of the board
+    note: str = ""
 
 
 class Group(NamedTuple):
@@ -42,6 +43,7 @@ class Curve(NamedTuple):
     metric: str
     title: str
     unit: str
+    note: str = ""
 
 
 STORY = (
@@ -66,7 +68,7 @@ def groups(board: Board, rows: pd.DataFrame, accuracy: pd.DataFrame) -> list[Gro
     told = columns()
     known = {c.metric for c in (*STORY, *LANDSCAPE)}
     often = whole.groupby("metric").boundary.nunique()
-    rest = [Curve(name, name, told.get(name, ("", ""))[0]) for name in sorted(set(often[often > 1].index) - known)]
+    rest = [Curve(name, name, *told.get(name, ("", ""))) for name in sorted(set(often[often > 1].index) - known)]
     made = [
         Group(
             "What it costs",
@@ -150,7 +152,7 @@ def _curves(entries: Sequence[Entry], whole: pd.DataFrame, curves: Sequence[Curv
         cubes = _cubes(entries, by_metric[curve.metric], "boundary")
         series = [_series(e, i, x + 1, values) for e, i, x, values in cubes]
         if any(np.isfinite(s.y).any() for s in series):
-            made.append(_chart(curve.title, series, "after task", curve.unit, True))
+            made.append(_chart(curve.title, series, "after task", curve.unit, True, note=curve.note))
     return made
 
 
@@ -236,7 +238,8 @@ def _spectra(entries: Sequence[Entry], table: pd.DataFrame) -> list[Figure]:
         series = [_series(e, i, x, values) for e, i, x, values in _cubes(entries, rows, "coord")]
         if any(np.isfinite(s.y).any() for s in series):
             unit, text = told.get(name, ("", name))
-            made.append(_chart(text or name, series, str(rows.axis.iloc[0]), unit, False))
+            whole = bool((rows.coord % 1 == 0).all())
+            made.append(_chart(text or name, series, str(rows.axis.iloc[0]), unit, whole))
     return made
 
 
@@ -246,7 +249,9 @@ def columns() -> dict[str, tuple[str, str]]:
     found = {}
     for module in pkgutil.iter_modules(metrics.__path__, "harness.metrics."):
         declared = getattr(importlib.import_module(module.name), "COLUMNS", {})
-        found.update({name: (column.unit, column.text) for name, column in declared.items()})
+        found.update(
+            {name: (column.unit.replace("weight2", "weight²"), column.text) for name, column in declared.items()}
+        )
     return found
 
 

@@ -334,10 +334,9 @@ def test_eight_write_while_one_reads(tmp_path: Path) -> None:
     writers = [context.Process(target=_writer, args=(str(tmp_path), k, stop)) for k in range(8)]
     for writer in writers:
         writer.start()
-    found = 0
+    found, until = 0, time.time() + 60
     try:
-        for _ in range(6):
-            time.sleep(0.2)
+        while found < 8 and time.time() < until:
             for row in (row for board in leaderboard([tmp_path]).boards for row in board.rows):
                 if row.entry.state == "done":
                     found += 1
@@ -350,7 +349,7 @@ def test_eight_write_while_one_reads(tmp_path: Path) -> None:
         for writer in writers:
             writer.join()
     assert [writer.exitcode for writer in writers] == [0] * 8
-    assert found > 10
+    assert found >= 8  # entries that were read whole, meanwhile
 
 
 def test_reading_many_runs_costs_little_for_each(tmp_path: Path) -> None:
