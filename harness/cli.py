@@ -69,6 +69,8 @@ Commands and flags
   catalogue tasks         the page about all streams
   measure RUN metrics=... more measures of a finished run, from the nets that it kept
   atlas RUN               barriers, planes, spectra of a finished run as tables and figures
+  catalogue metrics       the page about all metrics: direction, unit, tier, cost
+  card RUN [out=FOLDER]   ledger, path card, and sharpness beside forgetting of a finished run
   --cfg job               show the configuration and stop
   -m, --multirun          run every combination of comma-separated values
   --config-dir FOLDER     also choose from your own FOLDER/strategy/*.yaml and the like
@@ -326,6 +328,20 @@ def _atlas(argv: Sequence[str]) -> int:
     return 0
 
 
+def _card(argv: Sequence[str]) -> int:
+    from harness.card import card
+
+    paths = [a for a in argv if "=" not in a]
+    given = dict(a.split("=", 1) for a in argv if "=" in a)
+    if unknown := sorted(given.keys() - {"out"}):
+        raise ValueError(f"card {unknown[0]}={given[unknown[0]]}: no such setting; there is out=FOLDER")
+    if len(paths) != 1:
+        raise ValueError("card: name the folder of one finished run, as in card results/runs/... out=FOLDER")
+    for file in card(Path(paths[0]), Path(given["out"]) if "out" in given else None):
+        print(file)
+    return 0
+
+
 def _at(values: Any, key: str) -> Any:
     for part in key.split("."):
         values = values[part]
@@ -370,6 +386,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "catalogue": _catalogue,
     "measure": _measure,
     "atlas": _atlas,
+    "card": _card,
     "help": _help,
 }
 

@@ -214,6 +214,34 @@ def spectra(frame: pd.DataFrame, unit: str = "nat") -> Figure:
     return figure
 
 
+def path_card(frame: pd.DataFrame, unit: str = "nat") -> Figure:
+    """Old tasks' loss against the new task's on the line between consecutive boundaries, mean over seeds and band."""
+    from matplotlib import colormaps
+
+    figure, ((ax,),) = sheet("From each boundary's net to the next", 1, width=7.0, height=5.0)
+    boundaries = sorted(frame[frame.metric == "path_loss_old"].boundary.unique())
+    colours = colormaps["viridis"](np.linspace(0, 0.9, len(boundaries)))
+    for t, colour in zip(boundaries, colours):
+        rows = frame[(frame.boundary == t) & (frame.axis == "alpha")]
+        rows = rows.assign(alpha=rows.coord.astype(float))
+        new, old = (over_seeds(rows[rows.metric == f"path_loss_{name}"], "alpha")[1] for name in ("new", "old"))
+        found = [interval(column) for column in old.T]
+        mean, half = np.array([m for m, _, _ in found]), np.nan_to_num([h for _, h, _ in found])
+        x = np.nanmean(new, 0)
+        ax.plot(x, mean, color=colour, linewidth=2, label=f"task {t + 1}")
+        ax.fill_between(x, mean - half, mean + half, color=colour, alpha=0.2, linewidth=0)
+        ax.plot(x[0], mean[0], "o", color=colour, markersize=8)
+        ax.plot(x[-1], mean[-1], "s", color=colour, markersize=8)
+    ax.set_xlabel(f"loss of the new task, {unit} (log scale)")
+    ax.set_ylabel(f"mean loss of the old tasks, {unit}")
+    ax.set_xscale("log")
+    ax.set_ylim(bottom=0)
+    ax.xaxis.set_major_formatter("{x:g}")
+    ax.xaxis.set_minor_formatter("")
+    ax.legend(title="new task", frameon=False)
+    return figure
+
+
 DRAWN: dict[str, tuple[str, Callable[..., Figure]]] = {  # figure -> table, function
     "barriers": ("barriers", barriers),
     "barriers_by_distance": ("barriers", barriers_by_distance),
