@@ -123,7 +123,7 @@ BAD = {
     "leaderboard nowhere": "leaderboard nowhere: holds no runs; name a folder that results=FOLDER wrote to",
     "leaderboard --by": "argument --by: expected one argument; see --help",
     "leaderboard --b x": "unrecognized arguments: --b",
-    "qqqqq": "qqqqq: no such command; there is ls, leaderboard, catalogue, ",
+    "qqqqq": "qqqqq: no such command; there is ls, leaderboard, ",
 }
 
 
