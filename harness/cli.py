@@ -69,7 +69,6 @@ Commands and flags
   catalogue tasks         the page about all streams
   measure RUN metrics=... more measures of a finished run, from the nets that it kept
   atlas RUN               barriers, planes, spectra of a finished run as tables and figures
-  catalogue metrics       the page about all metrics: direction, unit, tier, cost
   card RUN [out=FOLDER]   ledger, path card, and sharpness beside forgetting of a finished run
   --cfg job               show the configuration and stop
   -m, --multirun          run every combination of comma-separated values
