@@ -39,6 +39,7 @@ def test_iqm_of_one_task_is_that_of_rliable() -> None:
     assert float(stats.iqm(A)) == pytest.approx(0.62)
     assert float(stats.iqm(B)) == pytest.approx(0.5933333333333333)
     assert float(stats.iqm(np.arange(7.0))) == 3.0
+    assert np.isnan(stats.iqm(np.array([1.0, np.nan, 2.0, 3.0, 4.0])))  # not cut off as if it were the largest
     assert float(stats.iqm(np.arange(10.0) ** 2)) == pytest.approx(23.166666666666668)
     # rliable: [0.58333333, 0.68666667] and [0.52666667, 0.67333333]
     assert stats.bootstrap([A], stats.iqm, resamples=10_000) == pytest.approx((0.583333, 0.686667), abs=4e-3)
