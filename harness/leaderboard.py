@@ -607,35 +607,45 @@ def _improvement(mine: Sequence[Array], base: Sequence[Array]) -> tuple[float, t
 # --- as text ----------------------------------------------------------------------------------------
 
 
-def cells(board: Board, row: Row) -> dict[str, str]:
-    """A row as people read it, by title of the column; columns that nobody on the board has a value of are left out."""
-    entry, n = row.entry, len(board.seeds)
-    made = {
-        "rank": "-" if math.isnan(row.rank) else f"{row.rank:.0f}{_between(row.rank_interval, '.0f')}",
-        "strategy": entry.label,
-        "seeds": f"{row.found}/{n}" if row.found < n else f"{n}",
-    }
-    if entry.diverged:
-        made["seeds"] += f", {len(entry.diverged)} diverged"
-    if entry.state != "done":
-        made["seeds"] += f", {entry.state}"
-    for score in SCORES:
-        if any(r.means[score.name][2] for r in board.rows):
-            made[score.title] = shown(row.means[score.name], len(entry.seeds), score.form)
-        if score == board.by:
-            made["IQM"] = _number(row.iqm, score.form) + _between(row.iqm_interval, score.form)
-    if board.baseline:
-        mean, half = row.difference
-        made[f"less {board.baseline}"] = shown((mean, half, 1), 1, "+.3f") if not math.isnan(mean) else "-"
-        made[f"> {board.baseline}"] = _number(row.improvement, ".2f") + _between(row.improvement_interval, ".2f")
-        made["detectable"] = _number(row.detectable, ".3f")
-    if any(not math.isnan(r.entry.step) for r in board.rows):
-        made["step"] = times(entry.step)
-    if any(not math.isnan(r.entry.memory) for r in board.rows):
-        made["memory"] = size(entry.memory)
-    if sum(not math.isnan(r.rank) for r in board.rows) > 1:
-        made["front"] = "".join(name[0] for name in row.fronts) or "-"
+def cells(board: Board) -> list[dict[str, str]]:
+    """The rows as people read them, by title of the column; columns that no row has a value of are left out."""
+    scores = [s for s in SCORES if any(row.means[s.name][2] for row in board.rows)]
+    timed = any(not math.isnan(row.entry.step) for row in board.rows)
+    held = any(not math.isnan(row.entry.memory) for row in board.rows)
+    several = sum(not math.isnan(row.rank) for row in board.rows) > 1
+    made = []
+    for row in board.rows:
+        entry = row.entry
+        line = {
+            "rank": "-" if math.isnan(row.rank) else f"{row.rank:.0f}{_between(row.rank_interval, '.0f')}",
+            "strategy": entry.label,
+            "seeds": _coverage(row, len(board.seeds)),
+        }
+        for score in scores:
+            line[score.title] = shown(row.means[score.name], len(entry.seeds), score.form)
+            if score == board.by:
+                line["IQM"] = _number(row.iqm, score.form) + _between(row.iqm_interval, score.form)
+        if board.baseline:
+            mean, half = row.difference
+            line[f"less {board.baseline}"] = "-" if math.isnan(mean) else shown((mean, half, 1), 1, "+.3f")
+            line[f"> {board.baseline}"] = _number(row.improvement, ".2f") + _between(row.improvement_interval, ".2f")
+            line["detectable"] = _number(row.detectable, ".3f")
+        if timed:
+            line["step"] = times(entry.step)
+        if held:
+            line["memory"] = size(entry.memory)
+        if several:
+            line["front"] = "".join(name[0] for name in row.fronts) or "-"
+        made.append(line)
     return made
+
+
+def _coverage(row: Row, seeds: int) -> str:
+    """How many of the seeds are there, and what became of the others."""
+    entry = row.entry
+    parts = [f"{seeds}" if row.found == seeds else f"{row.found}/{seeds}"]
+    parts += [f"{len(entry.diverged)} diverged"] if entry.diverged else []
+    return ", ".join([*parts, entry.state] if entry.state != "done" else parts)
 
 
 def standing_cells(standing: Standing, boards: int, baseline: str, form: str = ".3f") -> dict[str, str]:
@@ -723,7 +733,7 @@ Table = tuple[list[str], list[list[str]]]  # heads, rows
 
 
 def table(board: Board, columns: Sequence[str] = ()) -> Table:
-    rows = [cells(board, row) for row in board.rows]
+    rows = cells(board)
     heads = [h for h in rows[0] if not columns or h in columns]
     return heads, [[row[h] for h in heads] for row in rows]
 

@@ -61,7 +61,7 @@ def page(found: Leaderboard, figures: Sequence[Sequence[Group]] = ()) -> str:
 
 
 def _board(board: Board, figures: Sequence[Group]) -> dict[str, Any]:
-    shown = [cells(board, row) for row in board.rows]
+    shown = cells(board)
     drawn = [row for row in board.rows if row.entry.seeds]
     styles = {id(row): i for i, row in enumerate(drawn)}
     return {

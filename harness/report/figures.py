@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from markupsafe import Markup
 
-from harness import metrics, stats
+from harness import stats
 from harness.leaderboard import Board, Entry
 from harness.report import svg
 from harness.stats import Array
@@ -246,6 +246,8 @@ def _spectra(entries: Sequence[Entry], table: pd.DataFrame) -> list[Figure]:
 @cache
 def columns() -> dict[str, tuple[str, str]]:
     """Unit and meaning of each of our metrics."""
+    from harness import metrics  # imports torch: seconds, which the leaderboard's page does without
+
     found = {}
     for module in pkgutil.iter_modules(metrics.__path__, "harness.metrics."):
         declared = getattr(importlib.import_module(module.name), "COLUMNS", {})

@@ -30,7 +30,7 @@ def only(root: Path, **options: Any) -> Board:
 
 
 def table(board: Board) -> dict[str, dict[str, str]]:
-    return {row.entry.label: cells(board, row) for row in board.rows}
+    return {line["strategy"]: line for line in cells(board)}
 
 
 # --- numbers ----------------------------------------------------------------------------------------
