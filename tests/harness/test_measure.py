@@ -192,3 +192,17 @@ def test_what_cannot_be_measured_is_said_in_one_line(
     assert said(str(other)) == (130, f"interrupted: {other} is as it was\n")
     assert (other / "metrics.parquet").read_bytes() == table
     assert {f: f.read_bytes() for f in path.rglob("*") if f.is_file() and f.name != "lock"} == before
+
+
+def known(b: Boundary) -> dict[str, Tensor | Reading]:
+    return {"known": b.accuracy.isfinite().sum((1, 2)).double()}
+
+
+def test_a_metric_sees_nothing_of_what_comes_after_its_boundary(tmp_path: Path) -> None:
+    path = trained(tmp_path, "strategy=naive", "metrics=off", "control=false", "gap=false")
+    measure(path, {"known": {"_target_": f"{__name__}.known", "_partial_": True}})
+    scores = store.read_table(path, "accuracy").to_pandas()
+    found = rows(path).loc[lambda r: r.index.get_level_values("metric") == "known"].reset_index()
+    assert len(found) == 2 * 2 * 3
+    for seed, t, phase, value in zip(found.seed, found.boundary, found.phase, found.value):
+        assert value == ((scores.seed == seed) & (scores.boundary <= t - (phase == "start"))).sum()
