@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad, unfold
 
-from harness import tree
+from harness import spd, tree
 from harness.types import Layer, Params, Task
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def nonnegative_qp(P: Tensor, q: Tensor, *, ridge: float = RIDGE, rounds: int | 
     strongly correlated rows none; with 19 rows of rank 9, 5 of 2,000 were left unfinished.
 
     >>> nonnegative_qp(torch.tensor([[[2.0, 0.0], [0.0, 2.0]]]), torch.tensor([[-4.0, 2.0]]), ridge=0)
-    tensor([[2., 0.]], dtype=torch.float64)
+    tensor([[2.0000, 0.0000]], dtype=torch.float64)
     """
     P, q = P.double(), q.double()
     k, tiny = q.shape[1], torch.finfo(torch.float64).tiny
@@ -131,6 +131,6 @@ def nonnegative_qp(P: Tensor, q: Tensor, *, ridge: float = RIDGE, rounds: int | 
 def _pivot(P: Tensor, q: Tensor, positive: Tensor, eye: Tensor) -> tuple[Tensor, Tensor]:
     """u with P u + q = 0 where `positive` and u = 0 elsewhere; and where u or P u + q has the wrong sign."""
     both = positive[:, :, None] & positive[:, None]
-    u = torch.linalg.solve_ex(torch.where(both, P, eye), torch.where(positive, -q, 0)[..., None])[0][..., 0]
+    u = spd.solve(torch.where(both, P, eye), torch.where(positive, -q, 0)[..., None])[..., 0]
     slack = (P @ u[..., None])[..., 0] + q
     return u, torch.where(positive, u, slack) < -1e-10

@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from harness import require, rows, tree
+from harness import require, rows, spd, tree
 from harness.learner import Learner
 from harness.projection import constrain, free, layer_inputs
 from harness.strategy import Strategy
@@ -63,4 +63,4 @@ class OWM(Strategy):
             outer = {k: r.mT @ r for k, r in mean.items()}
             self.inverse = tree.add(self.inverse, outer, self.alpha**-1 * self.decay ** -(i / n))
         for k, v in self.inverse.items():
-            self.allowed[k] = torch.linalg.inv_ex(v)[0].to(learner.dtype)  # a diverged seed fails no other
+            self.allowed[k] = spd.solve(v, torch.eye(v.shape[1]).to(v).expand_as(v)).to(learner.dtype)

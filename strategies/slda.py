@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from harness import require, templates, tree
+from harness import require, spd, templates, tree
 from harness.learner import Learner
 from harness.strategy import Strategy
 from harness.types import Net, Task
@@ -95,6 +95,6 @@ class SLDA(Strategy):
         eye = torch.eye(self.mean.shape[2], dtype=self.mean.dtype, device=self.mean.device)
         covariance = self.scatter / self.count.sum(1).clamp_min(1)[:, None, None]
         shrunk = (1 - self.shrinkage) * covariance + self.shrinkage * eye
-        weight = torch.linalg.solve_ex(shrunk, self.mean.mT)[0].mT
+        weight = spd.solve(shrunk, self.mean.mT).mT
         bias = -0.5 * (weight * self.mean).sum(2)
         return weight, bias.masked_fill(self.count == 0, -templates.FAR)

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from harness import random
+from harness import random, spd
 from harness.rows import Rows, union
 from harness.sampling import stratified
 from harness.types import Source, Stream, Task
@@ -75,7 +75,7 @@ def difficulty(source: Source, key: Tensor) -> Tensor:
     target = torch.nn.functional.one_hot(y).double()  # [S, n, C]
     gram = x @ x.mT
     ridge = RIDGE * gram.diagonal(dim1=1, dim2=2).mean(1)
-    hat = torch.linalg.solve(gram + ridge[:, None, None] * torch.eye(n, dtype=x.dtype, device=x.device), gram)
+    hat = spd.solve(gram + ridge[:, None, None] * torch.eye(n, dtype=x.dtype, device=x.device), gram)
     left = 1 - hat.diagonal(dim1=1, dim2=2)
     guess = target - (target - hat @ target) / left[..., None]
     wrong: Tensor = guess.argmax(2) != y

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from harness import templates
+from harness import spd, templates
 from harness.curvature import rowwise
 from harness.metrics import Readings, blank, spread
 from harness.types import Batch, Boundary, Column, Net, Reading
@@ -122,11 +122,9 @@ def probe_accuracy(z: Tensor, z_test: Tensor, train: Batch, test: Batch, outputs
         gram = x.mT @ x if n > x.shape[2] else x @ x.mT  # the smaller of the two systems has the same solution
         strength = ridge * x.square().sum((1, 2)) / x.shape[2]
         gram = gram + torch.diag_embed(strength.clamp(min=torch.finfo(x.dtype).tiny)[:, None].expand(-1, len(gram[0])))
-        # by Cholesky: torch.linalg.solve of several seeds fails in MKL on two threads
-        factor, y = torch.linalg.cholesky_ex(gram)[0], root * (target - offset)
-        if n > x.shape[2]:
-            return (both[:, n:] @ torch.cholesky_solve(x.mT @ y, factor),)
-        return (both[:, n:] @ (x.mT @ torch.cholesky_solve(y, factor)),)
+        y = root * (target - offset)
+        weight = spd.solve(gram, x.mT @ y) if n > x.shape[2] else x.mT @ spd.solve(gram, y)
+        return (both[:, n:] @ weight,)
 
     scores = rowwise(answers, torch.cat([w.sqrt()[..., None] * (z - mean), z_test - mean], 1))[0] + offset
     right = (scores.argmax(2) == test.y).to(scores)
