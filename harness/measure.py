@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from harness import loop, provenance, store, tree
+from harness.catalogue import CONF
 from harness.learner import Learner
 from harness.progress import bar
 from harness.recorder import Evaluation, InMemory, Recorder, measured
@@ -88,7 +89,9 @@ def opened(folder: store.RunFolder, changes: Mapping[str, Any]) -> Opened:
     from omegaconf import OmegaConf
 
     path, manifest = folder.path, folder.manifest
-    config = OmegaConf.create(manifest["config"])
+    known: Any = OmegaConf.load(CONF / "config.yaml")
+    known = OmegaConf.masked_copy(known, [str(k) for k in known if k not in ("defaults", "hydra")])
+    config = OmegaConf.merge(known, manifest["config"])  # a key that is younger than the run has its default
     for key, value in changes.items():
         OmegaConf.update(config, key, value)
     cfg: Any = OmegaConf.to_container(config)
