@@ -25,10 +25,10 @@ from harness.types import Task
 OWN_LOSS = ("ER_ACE", "DER")  # they pass over the criterion, hence over every mask
 OWN_ROWS = ("Cumulative", "GDumb")  # they train on other rows than the task's
 WORK = (
-    "Naive", "Cumulative", "FromScratchTraining", "Replay", "GDumb", "MIR", "AGEM", *OWN_LOSS, "EWC", "MAS", "LwF",
-    "SynapticIntelligence",
+    "Naive", "Cumulative", "FromScratchTraining", "Replay", "GDumb", "MIR", "MER", "AGEM", *OWN_LOSS, "EWC", "MAS",
+    "LwF", "SynapticIntelligence", "CWRStar",
 )  # fmt: skip
-FAIL = {  # with Avalanche 0.6 and torch 2.15
+FAIL = {  # with Avalanche 0.6 and torch 2.15; strategies/AVALANCHE.md has what each of them says
     "GEM": "it needs quadprog, which is no dependency; use AGEM",
     "BiC": "it passes verbose to torch's MultiStepLR, which no longer has it",
     "GSS_greedy": "it takes the maximum of an empty list",
@@ -37,6 +37,17 @@ FAIL = {  # with Avalanche 0.6 and torch 2.15
     "LFL": "it needs a network that returns features",
     "GenerativeReplay": "its generator is made for 28x28 images",
     "JointTraining": "it takes the whole stream at once; use strategy=joint or Cumulative",
+    "AETraining": "it trains an autoencoder, no classifier",
+    "VAETraining": "it trains a generator, no classifier",
+    "AR1": "it downloads a network of its own",
+    "ER_AML": "it needs a feature extractor apart",
+    "ExpertGateStrategy": "it needs a network of its own, with an expert a task",
+    "FeatureReplay": "it needs a growing head of Avalanche's",
+    "LearningToPrompt": "it brings a pretrained transformer of its own, and needs timm",
+    "PNNStrategy": "it needs a network of its own, with a column a task",
+    "PackNet": "it needs a network of its own, with masked layers",
+    "SCR": "it needs a network of its own, with a projection",
+    "StreamingLDA": "it needs a network of its own that returns features",
 }
 _STEP = (  # attributes of Avalanche's template that are no memory
     "experience", "adapted_dataset", "dataloader", "mbatch", "mb_output", "loss", "feed", "clock",

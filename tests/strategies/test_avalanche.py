@@ -1,6 +1,7 @@
 """Avalanche's strategies in our harness: Naive is our naive, and what is handed over is what it should be."""
 
 import random as python_random
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -26,20 +27,8 @@ from strategies.avalanche import FAIL, GIVEN, OWN_LOSS, WORK, Avalanche
 from strategies.replay import Replay
 from tasks.datasets import load
 from tasks.split import split
+from tests.avalanche_table import NOT_TRIED, OPTIONS, PAGE, names, row
 from tests.toy import MODELS, stream
-
-OPTIONS: dict[str, dict[str, Any]] = {
-    "Replay": {"mem_size": 20},
-    "GDumb": {"mem_size": 20},
-    "MIR": {"mem_size": 20, "subsample": 10, "batch_size_mem": 4},
-    "AGEM": {"patterns_per_exp": 10, "sample_size": 6},
-    "ER_ACE": {"mem_size": 20, "batch_size_mem": 4},
-    "DER": {"mem_size": 20, "batch_size_mem": 4},
-    "EWC": {"ewc_lambda": 5.0},
-    "MAS": {"lambda_reg": 1.0},
-    "LwF": {"alpha": 1.0, "temperature": 2.0},
-    "SynapticIntelligence": {"si_lambda": 1.0},
-}
 
 
 def learner_of(
@@ -136,6 +125,7 @@ def defined(scenario: str) -> list[str]:
 def test_each_runs_acts_keeps_to_itself_and_knows_no_other_seed(
     scenario: str, name: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    stream(scenario, (0, 1))  # what it imports may draw
     before = torch.get_rng_state(), python_random.getstate(), np.random.get_state()[1].copy()  # type: ignore[index]
     idle = name == "SynapticIntelligence"  # a fault of Avalanche's, said in a line; float32 is another
     how: Any = {"dtype": torch.float32 if idle else torch.float64}
@@ -216,6 +206,20 @@ def test_regression_is_no_benchmark() -> None:
 def test_importing_it_imports_avalanche_not() -> None:
     code = "import sys, strategies.avalanche, tasks.avalanche; assert 'avalanche' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+ROWS = [line for line in PAGE.read_text(encoding="utf-8").splitlines() if re.match(r"\| [A-Z]", line)]
+
+
+@pytest.mark.parametrize("line", ROWS, ids=lambda line: line.split()[1])
+def test_every_row_of_the_page_is_what_happens(line: str) -> None:
+    """Tried again under the versions that are installed, refusals of ours apart."""
+    assert row(line.split()[1]) == line, "python -m tests.avalanche_table > strategies/AVALANCHE.md"
+
+
+def test_the_page_has_a_row_for_every_strategy_of_avalanche_s() -> None:
+    assert [line.split()[1] for line in ROWS] == names() and set(names()) == {*WORK, *FAIL}
+    assert set(NOT_TRIED) == {"AR1"} and not any("| ?" in line for line in ROWS)
 
 
 @pytest.mark.parametrize("name", FAIL)
