@@ -128,7 +128,10 @@ class _Known:
     def options(self, group: str) -> list[str]:
         from hydra.core.object_type import ObjectType
 
-        return self.loader.get_group_options(group, results_filter=ObjectType.CONFIG)
+        found = self.loader.get_group_options(group, results_filter=ObjectType.CONFIG)
+        for folder in self.loader.list_groups(group):  # strategy=avalanche/EWC
+            found += [f"{folder}/{o}" for o in self.options(f"{group}/{folder}")]
+        return found
 
     def compose(self, lines: Sequence[str]) -> tuple[Any, dict[str, Any]]:
         """The configuration under these overrides, and its values as plain dicts; remembered."""
@@ -286,9 +289,14 @@ def _find(values: Any, key: str) -> Any:
 
 
 def _open(values: dict[str, Any], key: str) -> bool:
-    """Whether `key` lies in a mapping that is there for keys nobody foresees."""
+    """Whether `key` lies in a mapping that is there for keys nobody foresees.
+
+    That is an empty one, or, inside a group's file, one that names a function alone: its arguments.
+    """
     parts = key.split(".")
-    return any(_find(values, ".".join(parts[:i])) == {} for i in range(1, len(parts))) or parts[0] == "tuned"
+    above = [(i, _find(values, ".".join(parts[:i]))) for i in range(1, len(parts))]
+    call = any(i > 1 and isinstance(node, dict) and list(node) == ["_target_"] for i, node in above)
+    return any(node == {} for _, node in above) or (call and parts[0] not in LISTS) or parts[0] == "tuned"
 
 
 def _leaves(key: str, value: Any, values: dict[str, Any]) -> Iterator[tuple[str, Any]]:

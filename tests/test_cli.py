@@ -219,6 +219,24 @@ def test_a_metric_of_another_tier_is_added_and_one_of_this_tier_left_out(command
     assert less["metrics"]["sharpness"] is None and less["metrics"]["connectivity"]
 
 
+def test_a_function_of_the_users_is_a_data_set_with_arguments_of_its_own(command, tmp_path, monkeypatch):
+    source = "import numpy as np\ndef make(n):\n    return np.arange(4.0 * n).reshape(n, 4), np.arange(n) % 2\n"
+    (tmp_path / "my_data.py").write_text(source)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    chosen = ["dataset=function", "dataset.make._target_=my_data.make", "tasks=permuted"]
+    done = command(*chosen, "+dataset.make.n=40")
+    assert done.code == 0, done.err
+    (job,) = done.jobs
+    assert job["dataset"]["make"] == {"_target_": "my_data.make", "n": 40}
+
+
+def test_avalanche_s_strategies_are_chosen_by_name(command):
+    done = command("strategy=avalanche/EWC", "strategy.avalanche.options.ewc_lambda=3")
+    assert done.code == 0, done.err
+    assert done.jobs[0]["strategy"]["avalanche"]["options"]["ewc_lambda"] == 3
+    assert "strategy=avalanche/EWC?" in command("strategy=avalanche/ECW").err
+
+
 def test_multirun_runs_every_combination(command, tmp_path):
     done = command("-m", "strategy=l2_init,naive", "seeds=[0],[1]")
     assert [(next(iter(c["strategy"])), c["seeds"]) for c in done.jobs] == [
