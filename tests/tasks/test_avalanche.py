@@ -174,10 +174,14 @@ def test_every_stream_of_classes_becomes_a_benchmark_and_the_others_are_refused(
     with initialize_config_dir(version_base="1.3", config_dir=str(catalogue.CONF)):
         cfg: Any = OmegaConf.to_container(compose("config", [f"tasks={name}"]), resolve=True)["tasks"]  # type: ignore[index, call-overload]
     if isinstance(cfg.get("n_tasks"), int):
-        cfg["n_tasks"] = 2
+        cfg["n_tasks"] = min(cfg["n_tasks"], 10)
     if "rows" in cfg:
         cfg["rows"] = 50
-    stream = build(cfg, dataset=load("digits"), seeds=[0, 1], scenario="domain", classes="seen", pin=None, device="cpu")
+    given: dict[str, Any] = {"seeds": [0, 1], "classes": "seen", "pin": None, "device": "cpu"}
+    try:
+        stream = build(cfg, dataset=load("digits"), scenario="domain", **given)
+    except ValueError:  # some have a meaning by class alone
+        stream = build(cfg, dataset=load("digits"), scenario="class", **given)
     if stream.loss == "mse":
         with pytest.raises(ValueError, match="hold classes only"):
             benchmark(stream, 1)
