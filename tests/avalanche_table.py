@@ -1,6 +1,6 @@
 """Which of Avalanche's strategies run here, and what the others say: strategies/AVALANCHE.md.
 
-    python -m tests.avalanche_table > strategies/AVALANCHE.md
+    python -m tests.avalanche_table [FOLDER] > strategies/AVALANCHE.md
 
 Each one trains a small net on three tasks of ninety digits, in every scenario, as strategy=avalanche would have it. A
 test runs every row again.
@@ -9,7 +9,10 @@ test runs every row again.
 from __future__ import annotations
 
 import re
+import sys
 import textwrap
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -105,14 +108,25 @@ def row(name: str) -> str:
     return f"| {name} | {' | '.join(cells)} | {why} | {'; '.join(f'`{e}`' for e in errors)} |"
 
 
-def page() -> str:
+def measured(folders: Sequence[Path]) -> Iterator[str]:
+    """Finished runs of ours beside theirs, a table for each setting."""
+    from harness.leaderboard import cells, heading, leaderboard
+
+    shown = ("strategy", "average accuracy", "new-task accuracy", "forgetting", "memory")
+    for board in leaderboard(folders).boards:
+        yield f"\n## Beside ours\n\n`python -m harness experiment=versus_avalanche`: {heading(board)}\n"
+        yield f"| {' | '.join(shown)} |\n| --- | ---: | ---: | ---: | ---: |"
+        yield from (f"| {' | '.join(row[c] for c in shown)} |" for row in cells(board))
+
+
+def page(folders: Sequence[Path] = ()) -> str:
     from importlib.metadata import version
 
     head = HEAD.format(avalanche=version("avalanche-lib"), torch=version("torch").partition("+")[0])
     top = f"| strategy | {' | '.join(SCENARIOS)} | why not | what it says |\n| --- | --- | --- | --- | --- | --- |"
-    return "\n".join([head, top, *(row(n) for n in names())])
+    return "\n".join([head, top, *(row(n) for n in names()), *(measured(folders) if folders else ())])
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    print(page())
+    print(page([Path(name) for name in sys.argv[1:]]))
