@@ -169,6 +169,16 @@ def test_augmentation_is_a_seeds_own_and_repeats_with_it() -> None:
     assert not torch.equal(*x)
 
 
+def test_every_step_draws_anew() -> None:
+    """One image throughout, so that a batch shows which of its rows were turned."""
+    x = np.tile(np.arange(64, dtype=np.uint8).reshape(1, 8, 8), (40, 1, 1))
+    data = arrays({"x": x, "y": np.arange(40) % 2}, "m", augment=["flip"])
+    learner = learner_of(split(dataset=data, seeds=[0], n_tasks=1, fixed=False), steps=8)
+    learner.plan(learner.stream.tasks[0])
+    turned = {tuple(b.x[0, :, 0, 0, 0].tolist()) for b in learner.batches(learner.stream.tasks[0])}
+    assert len(turned) > 3
+
+
 def test_an_image_is_augmented_before_its_pixels_are_permuted() -> None:
     stream = of([1], ["flip"], permuted)
     source: Any = stream.tasks[1].train
