@@ -58,6 +58,7 @@ LANDSCAPE = (
     Curve("barrier_entezari_loss_joint", "Barrier on the line from the last boundary", "nat"),
     Curve("path_length", "Length of that line", "distance"),
 )
+FAINT = 1e-3  # of the largest value
 ACROSS = ("alpha", "task", "layer", "rho", "")  # axes that are no spectrum
 
 
@@ -84,7 +85,7 @@ def groups(board: Board, rows: pd.DataFrame, accuracy: pd.DataFrame) -> list[Gro
         ),
         Group(
             "Forgetting and plasticity",
-            "Mean over seeds with its 95 % interval. A line ends where a seed diverged.",
+            "Mean over seeds with its 95 % interval; a wide one runs off the chart. A line ends where a seed diverged.",
             _curves(entries, whole, STORY),
         ),
         Group("The landscape", "Measured at the trained point after each task.", _curves(entries, whole, LANDSCAPE)),
@@ -205,7 +206,7 @@ ENDS = (("path_loss_old", "old tasks", 0), ("path_loss_new", "new task", 1), ("p
 
 
 def _paths(entries: Sequence[Entry], table: pd.DataFrame) -> list[Figure]:
-    along = table[(table.axis == "alpha") & table.metric.isin([name for name, *_ in ENDS])]
+    along = table[(table.task == -1) & (table.axis == "alpha") & table.metric.isin([name for name, *_ in ENDS])]
     along = along.assign(coord=along.coord.astype(float))
     made = []
     boundaries = sorted(along.boundary.unique())
@@ -225,7 +226,7 @@ def _paths(entries: Sequence[Entry], table: pd.DataFrame) -> list[Figure]:
 
 
 def _spectra(entries: Sequence[Entry], table: pd.DataFrame) -> list[Figure]:
-    spread = table[~table.axis.isin(ACROSS) & ~table.metric.str.contains("residual")]
+    spread = table[(table.task == -1) & ~table.axis.isin(ACROSS) & ~table.metric.str.contains("residual")]
     spread = spread[spread.coord.str.fullmatch(r"[-+.\deE]+")]
     told = columns()
     made = []
@@ -235,7 +236,12 @@ def _spectra(entries: Sequence[Entry], table: pd.DataFrame) -> list[Figure]:
         rows = rows.assign(coord=rows.coord.astype(float))
         if rows.coord.nunique() < 3:
             continue
-        series = [_series(e, i, x, values) for e, i, x, values in _cubes(entries, rows, "coord")]
+        cubes = _cubes(entries, rows, "coord")
+        top = float(rows.value.max())
+        if (rows.value >= 0).all() and (rows.value < top * FAINT).mean() > 0.2:  # a density: its tails are the point
+            unit = f"log10 of {unit}"
+            cubes = [(e, i, x, np.log10(np.maximum(values, top * FAINT**2))) for e, i, x, values in cubes]
+        series = [_series(e, i, x, values) for e, i, x, values in cubes]
         if any(np.isfinite(s.y).any() for s in series):
             unit, text = told.get(name, ("", name))
             whole = bool((rows.coord % 1 == 0).all())

@@ -106,7 +106,15 @@ def figure(label: str, *parts: Markup, width: float = WIDTH, height: float = HEI
 
 
 def lines(label: str, series: Sequence[Series], x_title: str, y_title: str, *, whole: bool = False) -> Markup:
-    """Lines with bands; empty where there is nothing to draw."""
+    """Lines with bands; empty where there is nothing to draw.
+
+    A band that is far wider than the lines are apart runs off the chart: of two seeds an interval says little, and
+    would leave nothing else to be seen.
+    """
+    means = np.concatenate([s.y[np.isfinite(s.y)] for s in series]) if series else np.array([])
+    if len(means) and (apart := float(np.ptp(means))) > 0:
+        low, high = means.min() - 0.75 * apart, means.max() + 0.75 * apart
+        series = [s._replace(low=np.clip(s.low, low, high), high=np.clip(s.high, low, high)) for s in series]
     stacked = [np.concatenate([s.y, s.low, s.high]) for s in series]
     ys = np.concatenate(stacked)[np.isfinite(np.concatenate(stacked))] if stacked else np.array([])
     if not len(ys):

@@ -58,6 +58,14 @@ def test_a_row_says_what_scipy_says_of_the_same_seeds(tmp_path: Path) -> None:
     assert table(board)["ewc"]["average accuracy"] == "0.548 ± 0.063"
 
 
+def test_a_run_of_plain_training_costs_one_step_a_step(tmp_path: Path) -> None:
+    """It has no plain step beside its own; one that has counts the median over tasks."""
+    write(tmp_path, "naive", [0.5, 0.5], step=0.003, plain=False)
+    write(tmp_path, "ewc", [0.5, 0.5], step=1.5)
+    steps = {row.entry.label: row.entry.step for row in only(tmp_path).rows}
+    assert steps == {"naive": 1.0, "ewc": 1.5}
+
+
 def test_scores_are_of_the_last_boundary_or_the_mean_over_all(tmp_path: Path) -> None:
     values = {
         "learning_accuracy": [[0.9, 0.8], [0.7, 0.6], [0.5, 0.1]],

@@ -150,6 +150,15 @@ def test_a_point_stands_where_its_numbers_say() -> None:
     assert axes.y(0) == svg.HEIGHT - svg.BOTTOM and axes.y(1) == svg.TOP
     drawn = svg.heat("a", np.array([[0.0, 1.0]]), [0], [0, 1], 0.0, 1.0)
     assert drawn.index("#00224e") < drawn.index("#fee838")
+    cells = re.findall(r'<rect x="([\d.]+)" y="([\d.]+)"', svg.heat("a", np.eye(2), [0, 1], [0, 1], 0.0, 1.0))
+    assert [float(y) for _, y in cells] == [34.0, 34.0, 154.0, 154.0] and cells[0][0] == cells[2][0] != cells[1][0]
+
+
+def test_a_band_far_wider_than_the_lines_are_apart_runs_off_the_chart() -> None:
+    x, y = np.arange(3.0), np.array([1.0, 2.0, 3.0])
+    drawn = svg.lines("a", [svg.Series("s", 0, x, y, y - 90, y + 90)], "x", "y")
+    shown = [float(tick) for tick in re.findall(r'text-anchor="end">(-?[\d.]+)<', drawn)]
+    assert min(shown) > -3 and max(shown) < 7
 
 
 @pytest.mark.slow
