@@ -237,15 +237,16 @@ def _spectra(entries: Sequence[Entry], table: pd.DataFrame) -> list[Figure]:
         if rows.coord.nunique() < 3:
             continue
         cubes = _cubes(entries, rows, "coord")
-        top = float(rows.value.max())
-        if (rows.value >= 0).all() and (rows.value < top * FAINT).mean() > 0.2:  # a density: its tails are the point
-            unit = f"log10 of {unit}"
+        top, prefix = float(rows.value.max()), ""
+        if (rows.value >= 0).all() and (rows.value < top * FAINT).mean() > 0.2:  # a density: its tails matter
+            prefix = "log10 of "
             cubes = [(e, i, x, np.log10(np.maximum(values, top * FAINT**2))) for e, i, x, values in cubes]
         series = [_series(e, i, x, values) for e, i, x, values in cubes]
         if any(np.isfinite(s.y).any() for s in series):
             unit, text = told.get(name, ("", name))
+            unit = unit if unit not in ("", "1") else "value"
             whole = bool((rows.coord % 1 == 0).all())
-            made.append(_chart(text or name, series, str(rows.axis.iloc[0]), unit, whole))
+            made.append(_chart(text or name, series, str(rows.axis.iloc[0]), prefix + unit, whole))
     return made
 
 
