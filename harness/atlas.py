@@ -1,4 +1,4 @@
-"""The landscape of a finished run, drawn from its boundary nets: barriers, planes, seeds, spectra.
+"""The landscape of a finished run, drawn from its boundary nets: barriers, planes, seeds, the joint net, spectra.
 
 Every part is a table RUN/atlas/<part>.parquet, from which harness/figures.py draws. A part whose table was made under
 the same settings is there already and is not made again. A row is one number of one seed; losses are means over frozen
@@ -91,21 +91,25 @@ def atlas(path: Path, settings: Settings, *, force: bool = False) -> tuple[list[
     with store.RunFolder.reopen(path) as folder:
         folder.needs_nets()
         about = {**asdict(settings), "run": folder.manifest["run_id"], "ended": folder.manifest["ended_at"]}
-        todo = [name for name in PARTS if force or store.described(path / "atlas" / f"{name}.parquet") != about]
+        made = dict.fromkeys(PARTS, about)
+        if (other := companion(path, folder.manifest)) is not None:
+            made["joint"] = {**about, "joint": other.manifest["run_id"], "joint_ended": other.manifest["ended_at"]}
+        todo = [name for name in PARTS if force or store.described(path / "atlas" / f"{name}.parquet") != made[name]]
         if todo:
             run = opened(folder, {})
             if run.learner.apply != run.learner.model.__call__:
                 raise ValueError(f"{path}: its nets are read through state of the strategy's that was not kept")
             view = View(run, settings)
-            if "seeds" in todo and (reason := strangers(view)):
-                remarks.append(f"no seed-to-seed barriers: {reason}")
-                todo.remove("seeds")
+            for name, (what, why_not) in ABSENT.items():
+                if name in todo and (reason := why_not(view)):
+                    remarks.append(f"no {what}: {reason}")
+                    todo.remove(name)
             ticks = {name: UNITS[name](view) for name in todo}
             with bar("atlas", sum(ticks.values())) as part:
                 for name in todo:
                     table = PARTS[name](view, lambda name=name: part(name))  # type: ignore[misc]
                     (path / "atlas").mkdir(exist_ok=True)
-                    store.write_frame(path / "atlas" / f"{name}.parquet", table, about)
+                    store.write_frame(path / "atlas" / f"{name}.parquet", table, made[name])
     return [name for name in PARTS if (path / "atlas" / f"{name}.parquet").exists()], remarks
 
 
@@ -153,16 +157,20 @@ def barriers(view: View, tick: Tick) -> Columns:
         b, start = view.boundary(j), view.run.net(i).params
         batches = [b.probe(k, view.settings.size) for k in (i, j)]
         path = paths.line(start, b.trained.params, lambda p: scores(b, p, batches), alphas)  # noqa: B023  [S, K, 2, 2]
-        path = torch.cat([path, path.mean(2, keepdim=True)], 2)  # earlier, later, both
-        of = ("earlier", "later", "both")
-        for k, kind in enumerate(KINDS):
-            found = rows(view.run.stream.seeds, path[..., k], alpha=alphas, of=of)
-            tables.append(labelled(found, start=i, end=j, measure=kind))
-            for name, barrier in BARRIERS.items():
-                each = torch.stack([barrier(path[:, :, m, k], alphas) for m in range(3)], 1)[:, None]
-                found = rows(view.run.stream.seeds, each, alpha=[math.nan], of=of)
-                tables.append(labelled(found, start=i, end=j, measure=f"{name}_{kind}"))
+        path = torch.cat([path, path.mean(2, keepdim=True)], 2)
+        tables += walked(view, path, ("earlier", "later", "both"), start=i, end=j)
     return stack(tables)
+
+
+def walked(view: View, path: Tensor, of: Sequence[str], **where: Any) -> list[Columns]:
+    """A path [S, K, len(of), 2] of losses and errors, and its barriers, whose alpha is NaN."""
+    tables, alphas, seeds = [], paths.grid(view.settings.points), view.run.stream.seeds
+    for k, kind in enumerate(KINDS):
+        tables.append(labelled(rows(seeds, path[..., k], alpha=alphas, of=of), **where, measure=kind))
+        for name, barrier in BARRIERS.items():
+            each = torch.stack([barrier(path[:, :, m, k], alphas) for m in range(len(of))], 1)[:, None]
+            tables.append(labelled(rows(seeds, each, alpha=[math.nan], of=of), **where, measure=f"{name}_{kind}"))
+    return tables
 
 
 def planes(view: View, tick: Tick) -> Columns:
@@ -245,6 +253,49 @@ def seeds(view: View, tick: Tick) -> Columns:
     return stack(tables)
 
 
+def companion(path: Path, manifest: dict[str, Any]) -> store.Run | None:
+    """The finished run of strategy=joint under the same setting and seeds, among the results that `path` lies in."""
+    same = {key: manifest[key] for key in ("setting", "seeds", "stream_hash")}
+    found = (run for root in path.resolve().parents[3:4] for run in store.find_runs(root, strategy="joint", **same))
+    return next(found, None)
+
+
+def unaccompanied(view: View) -> str:
+    """Why there is no joint solution to walk to; empty where there is."""
+    folder = view.run.folder
+    if folder.manifest["strategy"] == "joint":
+        return "this run is that of the joint net"
+    if companion(folder.path, folder.manifest) is None:
+        return "no finished run of strategy=joint with this setting and these seeds lies beside it; train one"
+    return ""
+
+
+def joint(view: View, tick: Tick) -> Columns:
+    """The line from each anchor to the net that was trained on all tasks together: `of` its own task, or all anchors.
+
+    The joint net has an initialisation of its own, so the line is also walked with its units matched by weights to
+    the anchor's, where the model declares units. All losses are under the last task's mask.
+    """
+    other = companion(view.run.folder.path, view.run.folder.manifest)
+    assert other is not None
+    with store.RunFolder.reopen(other.path) as folder:
+        there = view.run.loaded(folder.net(view.last))
+    b, tables = view.boundary(view.last), []
+    batches = [b.probe(t, view.settings.size) for t in view.anchors]
+    for i, t in enumerate(view.anchors):
+        tick()
+        here = view.run.net(t)
+        for how in ALIGNED[: 2 if b.learner.model.units else 1]:
+            moved = there
+            if how != ALIGNED[0]:
+                moved, _ = alignment.align(here, there, b.learner.model.units, batches[i].x, batches[i].t, by=how)
+            alphas = paths.grid(view.settings.points)
+            path = paths.line(here.params, moved.params, lambda p: scores(b, p, batches), alphas)  # [S, K, A, 2]
+            path = torch.stack([path[:, :, i], path.mean(2)], 2)
+            tables += walked(view, path, ("own", "all"), start=t, aligned=how)
+    return stack(tables)
+
+
 def spectra(view: View, tick: Tick) -> Columns:
     """Spectral density of the Hessian of the mean loss over the tasks seen, after the first, middle and last task.
 
@@ -271,12 +322,18 @@ PARTS: dict[str, Part] = {
     "planes": planes,
     "random_planes": random_planes,
     "seeds": seeds,
+    "joint": joint,
     "spectra": spectra,
+}
+ABSENT: dict[str, tuple[str, Callable[[View], str]]] = {  # what a run may not have, and why it has not
+    "seeds": ("seed-to-seed barriers", strangers),
+    "joint": ("line to the joint solution", unaccompanied),
 }
 UNITS: dict[str, Callable[[View], int]] = {  # steps of the progress bar
     "barriers": lambda view: len(list(pairs(view))),
     "planes": lambda view: 3 if len(view.three) == 3 else 0,
     "random_planes": lambda view: len({0, view.last}),
     "seeds": lambda view: len(ALIGNED),
+    "joint": lambda view: len(view.anchors),
     "spectra": lambda view: len(view.three),
 }

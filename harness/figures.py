@@ -194,6 +194,24 @@ def seeds(frame: pd.DataFrame, unit: str = "nat") -> Figure:
     return figure
 
 
+def joint(frame: pd.DataFrame, unit: str = "nat") -> Figure:
+    """Mean loss of all anchors' tasks from the first, a middle and the last net to the joint one."""
+    ways = list(frame.aligned.unique())
+    figure, (axes,) = sheet("From a net of the stream to the joint net: mean loss of all tasks", len(ways), width=5.2)
+    starts = sorted(frame.start.unique())
+    chosen = frame[(frame.measure == "loss") & (frame.of == "all")]
+    for ax, how in zip(axes, ways):
+        for n, t in enumerate(sorted({starts[0], starts[len(starts) // 2], starts[-1]})):
+            rows = chosen[(chosen.aligned == how) & (chosen.start == t)]
+            band(ax, *over_seeds(rows, "alpha"), f"after task {t + 1}", n)
+        ax.set_title("units as they are" if how == "as they are" else f"the joint net's units matched by {how}")
+        ax.set_xticks([0, 0.5, 1], ["stream", "half way", "joint"])
+        ax.set_ylim(0, max(1.05 * float(chosen.value.max()), FAINT))
+    axes[0].set_ylabel(f"loss, {unit}")
+    below(figure, axes[0], "net of the stream")
+    return figure
+
+
 def spectra(frame: pd.DataFrame, unit: str = "nat") -> Figure:
     """Spectral densities of the Hessian after the first, the middle and the last task: mean over seeds, and each."""
     figure, ((ax,),) = sheet("Hessian spectrum of the mean loss over the tasks seen", 1, width=8.0)
@@ -248,6 +266,7 @@ DRAWN: dict[str, tuple[str, Callable[..., Figure]]] = {  # figure -> table, func
     "planes": ("planes", planes),
     "random_planes": ("random_planes", random_planes),
     "seeds": ("seeds", seeds),
+    "joint": ("joint", joint),
     "spectra": ("spectra", spectra),
 }
 

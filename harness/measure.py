@@ -79,7 +79,10 @@ class Opened:
 
     def net(self, t: int) -> Net:
         """The net after task t, -1 for the initialisation."""
-        kept = self.folder.net(t)
+        return self.loaded(self.folder.net(t))
+
+    def loaded(self, kept: Mapping[str, Any]) -> Net:
+        """A net as a folder keeps it."""
         params, buffers = ({k: v.to(self.learner.device) for k, v in kept[p].items()} for p in ("params", "buffers"))
         return Net(params, buffers, self.learner.apply)
 

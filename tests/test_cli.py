@@ -213,7 +213,7 @@ def test_tuned_takes_new_keys(command):
 
 def test_a_metric_of_another_tier_is_added_and_one_of_this_tier_left_out(command):
     (added,) = command("metrics=[fast,sharpness]", "metrics.sharpness.steps=7").jobs
-    assert {k: bool(v) for k, v in added["metrics"].items()} == {"transfer": 1, "plasticity": 1, "sharpness": 1}
+    assert {k: bool(v) for k, v in added["metrics"].items()} == {"transfer": 1, "plasticity": 1, "stability": 1, "sharpness": 1}
     assert added["metrics"]["sharpness"]["steps"] == 7 and added["metrics"]["plasticity"]["rank"] is False
     (less,) = command("metrics=standard", "metrics.sharpness=null").jobs
     assert less["metrics"]["sharpness"] is None and less["metrics"]["connectivity"]

@@ -20,9 +20,11 @@ SETTINGS = Settings(tasks=3, points=5, grid=3, size=60, vectors=2, steps=5)
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four tasks of digits, two seeds on one stream."""
-    plain = ("strategy=naive", "metrics=off", "control=false", "gap=false", "pin.stream=0", "tasks.n_tasks=4")
-    path = trained(tmp_path_factory.mktemp("results"), *plain, "train.steps=30")
+    """Four tasks of digits, two seeds on one stream; the joint net of that setting beside it."""
+    plain = ("metrics=off", "control=false", "gap=false", "pin.stream=0", "tasks.n_tasks=4", "train.steps=30")
+    results = tmp_path_factory.mktemp("results")
+    trained(results, "strategy=joint", *plain)
+    path = trained(results, "strategy=naive", *plain)
     parts, remarks = atlas.atlas(path, SETTINGS)
     assert parts == list(atlas.PARTS) and remarks == []
     return path
@@ -96,6 +98,20 @@ def test_the_line_to_another_seed_ends_at_its_net_and_alignment_moves_units_only
     assert (found[found.measure == "moved share"].value > 0.3).all()
 
 
+def test_the_line_to_the_joint_net_ends_at_it_however_its_units_are_ordered(run: Path) -> None:
+    found = table(run, "joint")
+    (other,) = store.find_runs(run.parents[3], strategy="joint")
+    ends = losses(run, net(run, 1), [0, 1, 3]), losses(run, net(other.path, 3), [0, 1, 3])  # [S, 3]
+    for how in ("as they are", "weights"):
+        rows = found[(found.start == 1) & (found.aligned == how) & (found.measure == "loss")]
+        for alpha, end in enumerate(ends):
+            here = rows[rows.alpha == alpha]
+            assert here[here.of == "own"].value.tolist() == pytest.approx(end[:, 1].tolist(), rel=1e-4)
+            assert here[here.of == "all"].value.tolist() == pytest.approx(end.mean(1).tolist(), rel=1e-4)
+    half = found[(found.measure == "loss") & (found.of == "all") & (found.alpha == 0.5)].groupby("aligned").value.mean()
+    assert half["weights"] < half["as they are"]
+
+
 def test_a_density_is_one_over_the_eigenvalues(run: Path) -> None:
     found = table(run, "spectra")
     for _, rows in found.groupby(["seed", "after"]):
@@ -157,8 +173,10 @@ def test_what_has_no_atlas_says_so_in_one_line(
     assert said(str(run), "grid=1") == "atlas.grid=1: must be a whole number of at least 3\n"
 
 
-def test_seeds_with_tasks_of_their_own_have_no_line_between_them(tmp_path: Path) -> None:
+def test_what_a_run_has_not_is_said_with_the_remedy(tmp_path: Path) -> None:
     path = trained(tmp_path, "strategy=naive", "metrics=off", "control=false", "gap=false")
     with store.RunFolder.reopen(path) as folder:
-        reason = atlas.strangers(atlas.View(opened(folder, {}), SETTINGS))
+        view = atlas.View(opened(folder, {}), SETTINGS)
+        reason, lonely = atlas.strangers(view), atlas.unaccompanied(view)
+    assert lonely.startswith("no finished run of strategy=joint with this setting")
     assert reason.startswith("each seed has tasks of its own; train with pin.stream=0")
