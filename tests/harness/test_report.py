@@ -92,6 +92,9 @@ def test_each_figure_has_a_name_and_its_numbers(html: str) -> None:
         assert figure.count("<tr>") >= 2 and "<summary>Numbers</summary>" in figure
     (forgetting,) = [f for f in figures if "<figcaption>Forgetting</figcaption>" in f and "after task" in f]
     assert "<td>0.1</td>" in forgetting  # the value of every seed and boundary
+    (weights,) = [f for f in figures if "<figcaption>weight_l2</figcaption>" in f]
+    assert re.findall(r'<th scope="col">(.*?)</th>', weights) == ["1", "2", "3"]  # tasks are counted from one
+    assert "<td>1.5 ± 6.35</td>" in weights  # of 1 and 2: t(0.975, 1) / 2
 
 
 def test_names_from_configurations_are_text_wherever_they_stand(html: str) -> None:
