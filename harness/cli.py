@@ -33,7 +33,7 @@ well it can still learn, and the loss landscape where it stands.
   {run} strategy=ewc strategy.ewc.strength=10   (every method has such settings)
   {run} tasks=split dataset=mnist scenario=class
   {run} experiment=permuted_fashion   a preset protocol in one word
-  {run} -m strategy=ewc,naive         one run after the other
+  {run} -m strategy=ewc,naive         a sweep: every combination, side by side
 
 The same command again resumes a run that was cut short, and skips one that is done.
 
@@ -71,7 +71,8 @@ Commands and flags
   atlas RUN               barriers, planes, spectra of a finished run as tables and figures
   card RUN [out=FOLDER]   ledger, path card, and sharpness beside forgetting of a finished run
   --cfg job               show the configuration and stop
-  -m, --multirun          run every combination of comma-separated values
+  -m, --multirun          run every combination of comma-separated values side by side, each in a
+                          process of its own; hydra.launcher.n_jobs=2 limits how many at a time
   --config-dir FOLDER     also choose from your own FOLDER/strategy/*.yaml and the like
   HARNESS_TRACEBACK=1     (environment) show where an error came from
   --hydra-help            what Hydra, which reads this command line, can do besides
@@ -79,7 +80,10 @@ Commands and flags
 
 
 def main() -> int:
-    """Run the command line in sys.argv; returns the exit code: 0, 2 for bad input, 130 or 143 when interrupted."""
+    """Run the command line in sys.argv; returns the exit code: 0, 2 for bad input, 130 or 143 when interrupted.
+
+    Of a sweep: 1 where a job failed, 2 where none did but some were refused.
+    """
     signal.signal(signal.SIGTERM, _terminate)
     if not sys.flags.safe_path and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # a console script lacks it, and users' own strategies live there
@@ -92,7 +96,7 @@ def main() -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141  # as a program killed by SIGPIPE
     except KeyboardInterrupt as stop:
-        _say("interrupted: the same command again resumes the run at its last finished task")
+        _say(str(stop) or "interrupted: the same command again resumes the run at its last finished task")
         return _stopped(stop)
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 0
@@ -405,8 +409,16 @@ def _run(argv: Sequence[str]) -> int:
     if not (args.hydra_help or args.shell_completion or args.info or args.experimental_rerun):
         preflight(args)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # or Hydra prints errors itself and exits with 1
+    from harness import sweep
+
+    sweep.register()
+    sweep.Processes.ended.clear()
     hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(job)()
-    return 0
+    if not sweep.Processes.ended:
+        return 0
+    lines, code = sweep.summary(sweep.Processes.ended)
+    print("\n".join(lines))
+    return code
 
 
 def _usage(message: str) -> NoReturn:
@@ -427,8 +439,7 @@ def job(cfg: DictConfig) -> None:
         code = _report(error, OmegaConf.to_container(cfg, resolve=False))
         if HydraConfig.get().mode == RunMode.RUN:
             raise SystemExit(code) from None  # past Hydra, which would add lines of its own
-        # Hydra goes on with the sweep and, at its end, raises the first failure alone
-        raise _Reported(code) from None
+        raise _Reported(code if _refusal(error) else 1) from None
 
 
 def _report(error: Exception, cfg: Any) -> int:
@@ -438,6 +449,14 @@ def _report(error: Exception, cfg: Any) -> int:
         return 1
     _say(line)
     return 2
+
+
+def _refusal(error: Exception) -> bool:
+    """Whether a job's own settings were at fault, before it began: not a disk, a lock or what training ran into."""
+    from harness.store import StoreError
+
+    begun = getattr(error, "__notes__", [])  # RunFolder says there what it had open
+    return not begun and not isinstance(error, (OSError, StoreError))
 
 
 def explain(error: BaseException, cfg: Any = None) -> str | None:

@@ -20,6 +20,7 @@ import re
 import shutil
 import socket
 import time
+import traceback
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -549,6 +550,8 @@ class RunFolder:
             schema_version=SCHEMA_VERSION,
             **self._names,
             status="running",
+            error="",
+            traceback="",
             attempts=self.manifest.get("attempts", 0) + 1,
         )
 
@@ -772,13 +775,17 @@ class RunFolder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if error is not None:
+            error.add_note(f"run folder: {self.path}")
         try:
             if self._lock is not None and not self.done:
                 failed = isinstance(error, Exception)
+                told = "".join(traceback.format_exception(error)) if failed else ""
                 with suppress(StoreError):  # the disk may be what failed
                     self.update_manifest(
                         status="failed" if failed else "interrupted",
                         error=f"{type(error).__name__}: {_first_line(error)}" if error is not None else "",
+                        traceback=told,
                         ended_at=now(),
                     )
         finally:

@@ -1,5 +1,6 @@
 """What is typed: commands, help, and one line for everything that cannot work."""
 
+import json
 import os
 import re
 import resource
@@ -19,20 +20,26 @@ HEAVY = ("torch", "torchvision", "avalanche", "wandb", "pandas", "sklearn", "pya
 
 
 @pytest.fixture
-def command(tmp_path, monkeypatch, capfd):
-    """Run a command line in process, in an empty folder; training is a stub that keeps what it was given."""
+def command(tmp_path, tmp_path_factory, monkeypatch, capfd):
+    """Run a command line in process, in an empty folder; training is a stub that keeps what it was given.
+
+    In a file: a sweep's jobs are processes of their own.
+    """
+    file = tmp_path_factory.mktemp("jobs") / "jobs"
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
     monkeypatch.delenv("HARNESS_TRACEBACK", raising=False)
 
     def run(*args, train=None):
-        jobs = []
+        file.write_text("")
 
         def from_config(cfg, progress):
-            jobs.append(OmegaConf.to_container(cfg, resolve=True))
+            plain = OmegaConf.to_container(cfg, resolve=True)
+            with file.open("a") as told:
+                told.write(json.dumps(plain) + "\n")
             if train is not None:
-                train(jobs[-1])
+                train(plain)
 
         stub = types.ModuleType("harness.run")
         stub.from_config = from_config
@@ -40,6 +47,7 @@ def command(tmp_path, monkeypatch, capfd):
         monkeypatch.setattr(sys, "argv", ["harness", *args])
         code = cli.main()
         out, err = capfd.readouterr()
+        jobs = [json.loads(line) for line in file.read_text().splitlines()]
         return types.SimpleNamespace(code=code, out=out, err=err, jobs=jobs)
 
     return run
@@ -200,7 +208,7 @@ def test_a_preset_may_choose_a_list_and_may_be_a_sweep(command, tmp_path):
     sweep = "hydra:\n  mode: MULTIRUN\n  sweeper:\n    params:\n      strategy: l2_init,naive\n"
     (folder / "sweep.yaml").write_text("# @package _global_\n" + sweep)
     done = command("--config-dir", "mine", "experiment=sweep")
-    assert [list(j["strategy"]) for j in done.jobs] == [["l2_init"], ["naive"]]
+    assert sorted(list(j["strategy"]) for j in done.jobs) == [["l2_init"], ["naive"]]
     (folder / "sweep.yaml").write_text("# @package _global_\n" + sweep.replace(",naive", ",nave"))
     done = command("--config-dir", "mine", "experiment=sweep")
     assert done.err == "harness: strategy=nave: no such strategy; did you mean strategy=naive?\n" and not done.jobs
@@ -213,7 +221,12 @@ def test_tuned_takes_new_keys(command):
 
 def test_a_metric_of_another_tier_is_added_and_one_of_this_tier_left_out(command):
     (added,) = command("metrics=[fast,sharpness]", "metrics.sharpness.steps=7").jobs
-    assert {k: bool(v) for k, v in added["metrics"].items()} == {"transfer": 1, "plasticity": 1, "stability": 1, "sharpness": 1}
+    assert {k: bool(v) for k, v in added["metrics"].items()} == {
+        "transfer": 1,
+        "plasticity": 1,
+        "stability": 1,
+        "sharpness": 1,
+    }
     assert added["metrics"]["sharpness"]["steps"] == 7 and added["metrics"]["plasticity"]["rank"] is False
     (less,) = command("metrics=standard", "metrics.sharpness=null").jobs
     assert less["metrics"]["sharpness"] is None and less["metrics"]["connectivity"]
@@ -239,7 +252,7 @@ def test_avalanche_s_strategies_are_chosen_by_name(command):
 
 def test_multirun_runs_every_combination(command, tmp_path):
     done = command("-m", "strategy=l2_init,naive", "seeds=[0],[1]")
-    assert [(next(iter(c["strategy"])), c["seeds"]) for c in done.jobs] == [
+    assert sorted((next(iter(c["strategy"])), c["seeds"]) for c in done.jobs) == [
         ("l2_init", [0]),
         ("l2_init", [1]),
         ("naive", [0]),
@@ -255,8 +268,10 @@ def test_a_failed_job_does_not_stop_a_sweep_and_each_failure_is_told(command):
 
     done = command("-m", "strategy=l2_init,naive", "seeds=[0],[1]", train=train)
     assert len(done.jobs) == 4 and done.code == 2
-    told = [line for line in done.err.splitlines() if line.startswith("harness: ")]
-    assert told == ["harness: seeds=[0]: no", "harness: seeds=[1]: no"]
+    told = [line for line in done.out.splitlines() if line.endswith(": no")]
+    assert told[-2:] == ["  strategy=l2_init seeds=[0]: seeds=[0]: no", "  strategy=l2_init seeds=[1]: seeds=[1]: no"]
+    done = command("-m", "strategy=l2_init,naive", "seeds=[0],[1]", "hydra/launcher=basic", train=train)
+    assert len(done.jobs) == 4 and done.code == 2  # one after the other in this process, as Hydra does it
 
 
 def test_config_dir_adds_the_users_options(command, tmp_path):

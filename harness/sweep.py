@@ -1,0 +1,297 @@
+"""Sweeps: every job a process of its own, so that one that raises or is killed takes no other along.
+
+Hydra composes the jobs, and `Processes` is its launcher (`hydra/launcher=processes`, the default). What all jobs need
+is imported once, and each job is a fork of that: a job that is done already costs a tenth of a second, not the seconds
+of an import. A job's threads are part of its identity, so that never they but the jobs at a time are cut to the cores.
+"""
+
+from __future__ import annotations
+
+import atexit
+import importlib
+import multiprocessing
+import os
+import re
+import shlex
+import signal
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from types import ModuleType
+from typing import Any, ClassVar
+
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn, JobStatus, run_job, setup_globals
+from hydra.plugins.launcher import Launcher
+
+from harness.store import slug
+
+REFUSED = 2  # exit code of a job whose settings exclude one another; any other is a failure
+PATIENCE = 60.0  # seconds that a job has to end when it is told to
+
+
+@dataclass(frozen=True)
+class Job:
+    """One job, started or ended. `code` is None while it runs, negative where a signal killed it."""
+
+    overrides: tuple[str, ...]
+    label: str  # the overrides that not all jobs share
+    log: Path
+    results: str
+    threads: int
+    process: BaseProcess
+    began: float
+
+    @property
+    def code(self) -> int | None:
+        return self.process.exitcode
+
+    @property
+    def said(self) -> str:
+        """Why it ended as it did, in one line."""
+        if self.code is not None and self.code < 0:
+            name = signal.Signals(-self.code).name
+            memory = ", perhaps for want of memory" if name == "SIGKILL" else ""
+            return f"killed by {name}{memory}"
+        lines = [line.strip() for line in self.log.read_text("utf-8", errors="replace").splitlines() if line.strip()]
+        return re.sub("^harness: ", "", lines[-1])[:300] if lines else f"ended with {self.code}"
+
+
+class Processes(Launcher):
+    """Runs the jobs of a sweep, at most `n_jobs` at a time and no more threads than cores (-1: no other limit)."""
+
+    __module__ = "hydra_plugins.harness"  # `register` says why
+
+    ended: ClassVar[list[Job]] = []  # of all batches: Hydra passes no results on
+
+    def __init__(self, n_jobs: int = -1) -> None:
+        if n_jobs != -1 and n_jobs < 1:
+            raise ValueError(f"hydra.launcher.n_jobs={n_jobs}: must be at least 1, or -1 for as many as cores")
+        self.n_jobs = n_jobs if n_jobs > 0 else cores()
+
+    def setup(self, *, hydra_context: Any, task_function: Callable[[Any], Any], config: Any) -> None:
+        self.context, self.task, self.config = hydra_context, task_function, config
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        import harness.run  # noqa: F401  once, for all jobs
+
+        setup_globals()
+        total = initial_job_idx + len(job_overrides)
+        labels = varying(job_overrides)
+        waiting = deque(enumerate(job_overrides))
+        planned: tuple[int, Any] | None = None  # composed late: a hundred jobs take Hydra ten seconds
+        running: list[Job] = []
+        parent_end, child_end = os.pipe()[::-1]  # closed with this process, however it ends
+        try:
+            while waiting or planned or running:
+                if planned is None and waiting:
+                    at, overrides = waiting.popleft()
+                    cfg = self.context.config_loader.load_sweep_config(self.config, list(overrides))
+                    cfg.hydra.job.num = initial_job_idx + at
+                    cfg.hydra.job.id = str(initial_job_idx + at)
+                    planned = at, cfg
+                if planned and fits(wanted(planned[1]), [job.threads for job in running], self.n_jobs, cores()):
+                    at, cfg = planned
+                    running.append(self._start(job_overrides[at], labels[at], cfg, (child_end, parent_end)))
+                    planned = None
+                    continue
+                wait([job.process.sentinel for job in running])
+                for job in [job for job in running if not job.process.is_alive()]:
+                    running.remove(job)
+                    self.ended.append(job)
+                    print(line(job, len(self.ended), total), flush=True)
+        except KeyboardInterrupt as stop:
+            left = total - len(self.ended) - len(running)
+            stop_all(running)
+            raise type(stop)(
+                f"interrupted: of {total} jobs {len(self.ended)} had ended, {len(running)} were stopped and {left} had "
+                "not begun; the same command again resumes what was stopped and runs what is missing"
+            ) from None
+        finally:
+            os.close(parent_end)
+            os.close(child_end)
+        # Hydra would raise the first failure and no other: `summary` tells them all
+        return [JobReturn(overrides=list(o), status=JobStatus.COMPLETED) for o in job_overrides]
+
+    def _start(self, overrides: Sequence[str], label: str, cfg: Any, pipe: tuple[int, int]) -> Job:
+        folder = Path(cfg.hydra.sweep.dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        mark = sha256("\0".join(overrides).encode()).hexdigest()[:8]
+        log, threads = folder / f"{slug(label, 60)}-{mark}.log", wanted(cfg)
+        process = multiprocessing.get_context("fork").Process(
+            target=_job, args=(self.context, self.task, cfg, overrides, log, threads, pipe)
+        )
+        sys.stdout.flush()
+        sys.stderr.flush()
+        process.start()
+        return Job(tuple(overrides), label, log, str(cfg.results), threads, process, time.monotonic())
+
+
+def register() -> None:
+    """Make `hydra/launcher=processes` known to Hydra, which takes launchers from the package hydra_plugins alone.
+
+    This module stands there under a second name: a folder hydra_plugins of ours would be one more beside the house's.
+    """
+    try:
+        package = importlib.import_module("hydra_plugins")
+    except ModuleNotFoundError:  # no plugin of Hydra's is installed
+        package = sys.modules["hydra_plugins"] = ModuleType("hydra_plugins")
+    sys.modules[Processes.__module__] = package.harness = sys.modules[__name__]  # type: ignore[attr-defined]
+    Plugins.instance().register(Processes)
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def wanted(cfg: Any) -> int:
+    """Threads of a job."""
+    return int(cfg.threads) or cores()
+
+
+def fits(threads: int, running: Sequence[int], n_jobs: int, cores: int) -> bool:
+    """Whether a job of so many threads may start beside those; the first always may.
+
+    >>> fits(1, [1], n_jobs=2, cores=2), fits(1, [1, 1], n_jobs=2, cores=9), fits(2, [1], n_jobs=9, cores=2)
+    (True, False, False)
+    >>> fits(8, [], n_jobs=1, cores=2)
+    True
+    """
+    return not running or (len(running) < n_jobs and sum(running) + threads <= cores)
+
+
+def varying(jobs: Sequence[Sequence[str]]) -> list[str]:
+    """What tells each job from the others: its overrides less those that all share.
+
+    >>> varying([["strategy=ewc", "seeds=[0]"], ["strategy=si", "seeds=[0]"]])
+    ['strategy=ewc', 'strategy=si']
+    >>> varying([["strategy=ewc"]])
+    ['strategy=ewc']
+    """
+    shared = set.intersection(*(set(job) for job in jobs)) if len(jobs) > 1 else set()
+    return [" ".join(o for o in job if o not in shared) or " ".join(job) for job in jobs]
+
+
+def command(overrides: Sequence[str]) -> list[str]:
+    """What is typed to run one job of this sweep alone."""
+    from hydra._internal.utils import get_args_parser
+
+    flags = vars(get_args_parser().parse_args(sys.argv[1:]))
+    named = {f"--{key.replace('_', '-')}": flags[key] for key in ("config_dir", "config_name", "config_path")}
+    return [*(word for pair in named.items() if pair[1] for word in pair), *overrides]
+
+
+def line(job: Job, at: int, total: int) -> str:
+    """How a job ended."""
+    kind = {0: "done", REFUSED: "refused"}.get(job.code or 0, "FAILED")
+    why = "" if job.code == 0 else f": {job.said}"
+    seconds = f"{time.monotonic() - job.began:.0f} s"
+    return f"[{at:>{len(str(total))}}/{total}] {kind:<7} {seconds:>6}  {job.label}{why}"
+
+
+def summary(jobs: Sequence[Job]) -> tuple[list[str], int]:
+    """The end of a sweep, and its exit code: 0, 2 where jobs were refused and none failed, else 1."""
+    jobs = sorted(jobs, key=lambda job: job.began)
+    refused = [job for job in jobs if job.code == REFUSED]
+    failed = [job for job in jobs if job.code not in (0, REFUSED)]
+    counts = {"done": len(jobs) - len(refused) - len(failed), "refused": len(refused), "failed": len(failed)}
+    lines = ["", ", ".join(f"{n} {kind}" for kind, n in counts.items() if n or kind == "done")]
+    if refused:
+        lines += ["", "refused, since their settings exclude one another:"]
+        lines += [f"  {job.label}: {job.said}" for job in refused]
+    if failed:
+        lines += ["", "failed; each line repeats one:"]
+        for job in failed:
+            lines += [f"  python -m harness {shlex.join(command(job.overrides))}", f"    {job.said} ({job.log})"]
+        lines += ["the same sweep again repeats what failed and nothing else"]
+    folders = list(dict.fromkeys(job.results for job in jobs if job.code == 0))
+    if folders:
+        lines += ["", f"compare: python -m harness leaderboard {shlex.join(folders)}"]
+    return lines, 1 if failed else REFUSED if refused else 0
+
+
+def stop_all(jobs: Sequence[Job]) -> None:
+    """Tell every job to end, wait for it to keep what it has, and kill what does not end."""
+    try:
+        for job in jobs:
+            job.process.terminate()
+        until = time.monotonic() + PATIENCE
+        for job in jobs:
+            job.process.join(max(0.0, until - time.monotonic()))
+    finally:  # after PATIENCE, or at once when interrupted again
+        for job in jobs:
+            job.process.kill()
+            job.process.join()
+
+
+# --- in the job's process ---------------------------------------------------------------------------
+
+
+def _job(
+    context: Any,
+    task: Callable[[Any], Any],
+    cfg: Any,
+    overrides: Sequence[str],
+    log: Path,
+    threads: int,
+    pipe: tuple[int, int],
+) -> None:
+    # what the parent would do at its end is not the job's to do; what the job registers is
+    atexit._clear()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all at once: the parent passes it on, once
+    os.close(pipe[1])
+    threading.Thread(target=_end_with_parent, args=(pipe[0],), daemon=True).start()
+    _redirect(log)
+    os.environ.update({f"{name}_NUM_THREADS": str(threads) for name in ("OMP", "MKL", "OPENBLAS")})
+    sys.argv = [sys.argv[0], *command(overrides)]
+    try:
+        code = _exit_code(context, task, cfg)
+    except KeyboardInterrupt:
+        code = 128 + signal.SIGTERM
+    atexit._run_exitfuncs()
+    sys.exit(code)
+
+
+def _exit_code(context: Any, task: Callable[[Any], Any], cfg: Any) -> int:
+    raised: list[Exception] = []
+
+    def kept(own: Any) -> None:
+        try:
+            task(own)
+        except Exception as error:
+            raised.append(error)
+            raise
+
+    run_job(
+        hydra_context=context,
+        task_function=kept,
+        config=cfg,
+        job_dir_key="hydra.sweep.dir",
+        job_subdir_key="hydra.sweep.subdir",
+    )
+    return int(getattr(raised[0], "code", 1)) if raised else 0
+
+
+def _end_with_parent(pipe: int) -> None:
+    """Blocks until no process holds the pipe's other end: the parent is gone, killed perhaps."""
+    os.read(pipe, 1)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _redirect(log: Path) -> None:
+    """Standard output and error to a file of the job's own; jobs side by side would mix their lines."""
+    with open(os.devnull, "rb") as nothing, log.open("wb") as file:
+        os.dup2(nothing.fileno(), 0)
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    # by line, so that the log of a job that is killed ends where the job did
+    sys.stdout = open(1, "w", buffering=1, encoding="utf-8")  # noqa: SIM115
+    sys.stderr = open(2, "w", buffering=1, encoding="utf-8")  # noqa: SIM115
