@@ -59,7 +59,7 @@ def measured(folders: Sequence[Path]) -> Iterator[str]:
 
 
 def _table(board: Board) -> str:
-    shown = table(board, ("strategy", "seeds", *(score.title for score in SCORES), "step", "memory"))
+    shown = table(board, (*(score.title for score in SCORES), "step", "memory"))
     return "\n".join([f"### {board.stream}", "", f"Setting {board.setting}: {heading(board)}", "", *piped(*shown), ""])
 
 

@@ -110,13 +110,12 @@ def row(name: str) -> str:
 
 def measured(folders: Sequence[Path]) -> Iterator[str]:
     """Finished runs of ours beside theirs, a table for each setting."""
-    from harness.leaderboard import cells, heading, leaderboard
+    from harness.leaderboard import heading, leaderboard, piped, table
 
-    shown = ("strategy", "average accuracy", "new-task accuracy", "forgetting", "memory")
+    shown = ("average accuracy", "new-task accuracy", "forgetting", "memory")
     for board in leaderboard(folders).boards:
         yield f"\n## Beside ours\n\n`python -m harness experiment=versus_avalanche`: {heading(board)}\n"
-        yield f"| {' | '.join(shown)} |\n| --- | ---: | ---: | ---: | ---: |"
-        yield from (f"| {' | '.join(row[c] for c in shown)} |" for row in cells(board))
+        yield from piped(*table(board, shown))
 
 
 def page(folders: Sequence[Path] = ()) -> str:

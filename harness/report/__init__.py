@@ -17,6 +17,7 @@ from harness.leaderboard import (
     cells,
     heading,
     leaderboard,
+    overall_heading,
     overall_table,
 )
 from harness.reading import Wanted, snapshot
@@ -53,6 +54,7 @@ def page(found: Leaderboard, figures: Sequence[Sequence[Group]] = ()) -> str:
     return environment.from_string(TEMPLATE.read_text("utf-8")).render(
         boards=boards,
         overall=overall_table(found) if found.overall else None,
+        overall_heading=overall_heading(found) if found.overall else "",
         notes=found.notes,
         meaning=MEANING.format(baseline=found.baseline),
         runs=sum(len(row.entry.runs) for board in found.boards for row in board.rows),

@@ -15,7 +15,8 @@ from scipy import stats as scipy_stats
 
 from harness import leaderboard as board_of
 from harness import reading, store
-from harness.leaderboard import Board, cells, heading, leaderboard, markdown, overall, text, told_apart
+from harness.leaderboard import Board, cells, heading, leaderboard, markdown, overall, overall_table, text, told_apart
+from harness.leaderboard import table as columns
 from tests.harness.folders import copies, edit, write
 
 
@@ -157,6 +158,19 @@ def test_a_diverged_seed_counts_as_nothing_learnt(tmp_path: Path) -> None:
     assert board.rows[1].improvement == 0.5
 
 
+def test_a_table_of_few_columns_says_too_what_diverged(tmp_path: Path) -> None:
+    write(tmp_path, "naive", [0.5, 0.6])
+    write(tmp_path, "sam", [math.nan, math.nan], diverged=[0, 1])
+    heads, rows = columns(only(tmp_path), ("average accuracy",))
+    assert heads == ["strategy", "seeds", "average accuracy"]
+    assert rows[1] == ["sam", "2, 2 diverged", "0.000 ± 0.000"]
+
+
+def test_a_single_seed_is_said_to_be_one(tmp_path: Path) -> None:
+    write(tmp_path, "naive", [0.5], seeds=[3])
+    assert heading(only(tmp_path)).endswith("Sorted by average accuracy; seed 3 (n = 1).")
+
+
 def test_a_diverged_seed_of_a_score_without_bottom_is_minus_infinity(tmp_path: Path) -> None:
     write(tmp_path, "naive", [-0.5, -0.6])
     write(tmp_path, "sam", [math.nan, -0.1], diverged=[0])
@@ -256,6 +270,26 @@ def test_overall_ranks_only_what_is_complete_everywhere(tmp_path: Path) -> None:
     assert standing["ewc"].improvement == 1.0
     assert overall(found.boards[:1], "naive") == ()
     assert "settings" in "\n".join(text(found)) and "1/2" in markdown(found)
+    said = "2 settings, average accuracy over seeds 0-1 (n = 2) of each. Sorted by mean rank"
+    assert all(said in page for page in ("\n".join(text(found)), markdown(found)))
+
+
+def test_overall_counts_settings_and_diverged_seeds(tmp_path: Path) -> None:
+    """Of all settings that compare anything, also where no entry is complete in every one of them."""
+    for stream, names in (("a_domain", ("naive", "ewc")), ("b_domain", ("sam", "replay"))):
+        for name in names:
+            lost = {"diverged": [1]} if name == "sam" else {}
+            write(tmp_path, name, [0.5, math.nan if lost else 0.6], stream=stream, setting=stream, **lost)
+    found = leaderboard([tmp_path])
+    _, rows = overall_table(found)
+    assert {row[1]: row[2] for row in rows} == dict.fromkeys(("ewc", "naive", "replay"), "1/2") | {
+        "sam": "1/2, 1 seed diverged"
+    }
+    for seed in (0, 1):  # of all settings together
+        write(tmp_path, "sam", [math.nan] * 2, stream=f"{seed}", setting=f"{seed}", diverged=[0, 1])
+        write(tmp_path, "naive", [0.5] * 2, stream=f"{seed}", setting=f"{seed}")
+    (two,) = [row[2] for row in overall_table(leaderboard([tmp_path]))[1] if row[1] == "sam"]
+    assert two == "3/4, 5 seeds diverged"
 
 
 # --- refusals and files -----------------------------------------------------------------------------

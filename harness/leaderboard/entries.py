@@ -1,0 +1,183 @@
+"""From finished runs to entries: which runs are compared, and the scores and costs of every seed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from harness import store
+from harness.leaderboard.naming import labels
+from harness.leaderboard.types import ACCURACIES, SCORES, Entry, Place
+from harness.reading import Wanted, snapshot, unfinished
+from harness.stats import Array
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def finished(folders: Sequence[Path]) -> tuple[dict[Place, list[Entry]], list[str]]:
+    """The entries of every setting, and what was left out."""
+    import pyarrow.dataset as ds
+
+    metrics = [score.metric for score in SCORES] + ["memory"]
+    whole = (ds.field("phase") == "end") & (ds.field("axis") == "") & (ds.field("task") == -1)
+    read = snapshot(
+        folders,
+        {
+            "metrics": Wanted(("seed", "boundary", "metric", "value"), whole & ds.field("metric").isin(metrics)),
+            "timing": Wanted(("boundary", "part", "seconds"), ds.field("part").isin(["step", "plain step", "train"])),
+        },
+        purpose="run",
+    )
+    values, costs = seed_scores(read.runs, read.tables["metrics"]), _costs(read.tables)
+    made = {}
+    notes = list(read.notes)
+    for place, specs in _grouped(read.runs, notes).items():
+        names = labels([runs[0] for runs in specs.values()])
+        made[place] = [_entry(name, runs, values, costs, notes) for name, runs in zip(names, specs.values())]
+    return made, notes
+
+
+def place_of(run: store.Run) -> Place:
+    """The setting of a run."""
+    facts = run.manifest
+    return Place(facts["stream"], facts["scenario"], facts["setting"], facts["stream_version"], facts["split"])
+
+
+def spec_of(run: store.Run) -> str:
+    """The strategy of a run with its values."""
+    return store.identity(run.manifest["config"]["strategy"])
+
+
+def _grouped(runs: Sequence[store.Run], notes: list[str]) -> dict[Place, dict[str, list[store.Run]]]:
+    """Runs by setting and strategy; a setting apart by its data where the same seeds saw different streams."""
+    seen: dict[tuple[Place, tuple[int, ...]], set[str]] = {}
+    for run in runs:  # the hash is of the data and of every seed's draws
+        seen.setdefault((place_of(run), tuple(run.manifest["seeds"])), set()).add(run.manifest.get("stream_hash", ""))
+    divided = dict.fromkeys(place for (place, _), hashes in seen.items() if len(hashes) > 1)
+    for place in divided:
+        where = f"{place.stream}, setting {place.setting}"
+        notes.append(f"{where}: the same seeds saw different data, so that these stand apart")
+    groups: dict[Place, dict[str, list[store.Run]]] = {}
+    for run in runs:
+        place = place_of(run)
+        if place in divided:
+            place = place._replace(data=run.manifest.get("stream_hash", ""))
+        groups.setdefault(place, {}).setdefault(spec_of(run), []).append(run)
+    return groups
+
+
+def seed_scores(runs: Sequence[store.Run], metrics: pd.DataFrame) -> dict[tuple[str, int], Array]:
+    """Every score of every seed: (run_id, seed) -> [SCORES], NaN where it was not recorded.
+
+    A mean over boundaries is NaN if a value of it is, and a score at the end is of the run's last boundary only.
+    """
+    import pandas as pd
+
+    bottom = metrics[metrics.metric == "average_accuracy"].groupby("run_id").value.min()
+    place = {run.manifest["run_id"]: place_of(run) for run in runs}
+    negative = {place[run] for run, low in bottom.items() if low < 0}
+    floor = {run: -math.inf if where in negative else 0.0 for run, where in place.items()}
+    lost = {(run.manifest["run_id"], seed) for run in runs for seed in run.manifest.get("diverged", [])}
+    end = metrics.groupby("run_id").boundary.transform("max")
+    made = {}
+    for score in SCORES:
+        chosen = metrics.metric == score.metric
+        rows = metrics[chosen & (metrics.boundary == end)] if score.last else metrics[chosen]
+        value = rows.value
+        if score.name in ACCURACIES and lost:
+            gone = pd.MultiIndex.from_frame(rows[["run_id", "seed"]]).isin(lost) & value.isna().to_numpy()
+            value = value.mask(gone, rows.run_id.map(floor).astype(float))
+        keys = [rows.run_id, rows.seed]
+        mean = value.groupby(keys).mean()
+        made[score.name] = mean.mask(value.isna().groupby(keys).any())
+    # a dict from here on: looking thousands of runs up one by one in a frame takes a hundred times as long
+    return _by_key(pd.DataFrame(made))
+
+
+def _by_key(frame: pd.DataFrame) -> dict[Any, Array]:
+    return dict(zip(frame.index, frame.to_numpy(dtype=np.float64)))
+
+
+def _costs(tables: Mapping[str, pd.DataFrame]) -> dict[str, Array]:
+    """Of a run: time of a step over that of a plain step on the same task, median over tasks; bytes; seconds."""
+    import pandas as pd
+
+    timing, metrics = tables["timing"], tables["metrics"]
+    parts = {part: rows.set_index(["run_id", "boundary"]).seconds for part, rows in timing.groupby("part")}
+    step = parts.get("step", pd.Series(dtype=float))
+    plain = parts.get("plain step", step)
+    plain = plain.reindex(step.index)
+    known = plain.notna().groupby(level=0).transform("any") if len(step) else plain.astype(bool)
+    ratio = step / plain.where(known, step)  # a run of plain training has no plain step beside it: 1
+    held = metrics[metrics.metric == "memory"]
+    last = held[held.boundary == held.groupby("run_id").boundary.transform("max")]
+    return _by_key(
+        pd.DataFrame(
+            {
+                "step": ratio.groupby(level=0).median() if len(ratio) else ratio,
+                "memory": last.groupby("run_id").value.mean(),
+                "seconds": timing[timing.part == "train"].groupby("run_id").seconds.sum(),
+            }
+        )
+    )
+
+
+def _entry(
+    label: str,
+    runs: Sequence[store.Run],
+    values: Mapping[tuple[str, int], Array],
+    costs: Mapping[str, Array],
+    notes: list[str],
+) -> Entry:
+    """Runs of one strategy, their seeds together; a seed that stands in two runs is that of the larger one."""
+    of: dict[int, store.Run] = {}
+    for run in sorted(runs, key=lambda r: (-len(r.manifest["seeds"]), r.manifest["run_id"])):
+        for seed in run.manifest["seeds"]:
+            if seed in of:
+                notes.append(f"{label}: seed {seed} is that of {of[seed].path.name}, not of {run.path.name}")
+            else:
+                of[seed] = run
+    seeds = tuple(sorted(of))
+    nothing = np.full(len(SCORES), math.nan)
+    table = np.stack([values.get((of[s].manifest["run_id"], s), nothing) for s in seeds])  # [seeds, SCORES]
+    spent = np.stack([costs.get(run.manifest["run_id"], np.full(3, math.nan)) for run in runs])
+    step, memory, _ = spent.mean(0)
+    return Entry(
+        label=label,
+        strategy=runs[0].manifest["strategy"],
+        runs=tuple(runs),
+        seeds=seeds,
+        scores={score.name: table[:, i] for i, score in enumerate(SCORES)},
+        diverged=tuple(s for s in seeds if s in of[s].manifest.get("diverged", [])),
+        step=float(step),
+        memory=float(memory),
+        seconds=float(spent[:, 2].sum()) / sum(len(run.manifest["seeds"]) for run in runs),
+    )
+
+
+def begun(folders: Sequence[Path]) -> dict[Place, list[store.Run]]:
+    """The runs of every setting that did not finish."""
+    made: dict[Place, list[store.Run]] = {}
+    for run in unfinished(folders):
+        if "setting" in run.manifest and run.manifest.get("purpose", "run") == "run":
+            made.setdefault(place_of(run), []).append(run)
+    return made
+
+
+def missing(cut_short: Sequence[store.Run], found: Sequence[Entry]) -> list[Entry]:
+    """What was begun and did not finish, unless the same strategy finished elsewhere with these seeds."""
+    have = [(spec_of(run), set(e.seeds)) for e in found for run in e.runs]
+    left = [r for r in cut_short if not any(spec_of(r) == spec and set(r.manifest["seeds"]) <= s for spec, s in have)]
+    nothing = {score.name: np.array([], dtype=np.float64) for score in SCORES}
+    names = [run.manifest["strategy"] for run in left]
+    return [Entry(name, name, (run,), (), nothing, state=_state(run)) for name, run in zip(names, left)]
+
+
+def _state(run: store.Run) -> str:
+    failed = run.manifest.get("status") == "failed"
+    return f"failed: {run.manifest.get('error', '')}" if failed else "not finished"
