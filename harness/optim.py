@@ -154,10 +154,11 @@ class Adam(Optimizer):
         self.count += 1
         c1, c2 = 1 - b1**self.count, 1 - b2**self.count
         whole = [i for i, k in enumerate(params) if k not in self.powers]
-        scale = torch._foreach_sqrt([v[i] for i in whole])
-        torch._foreach_div_(scale, math.sqrt(c2))
-        torch._foreach_add_(scale, self.eps)
-        torch._foreach_addcdiv_([p[i] for i in whole], [m[i] for i in whole], scale, -self.lr / c1)
+        if whole:  # torch takes no empty list
+            scale = torch._foreach_sqrt([v[i] for i in whole])
+            torch._foreach_div_(scale, math.sqrt(c2))
+            torch._foreach_add_(scale, self.eps)
+            torch._foreach_addcdiv_([p[i] for i in whole], [m[i] for i in whole], scale, -self.lr / c1)
         for i, k in enumerate(params):
             if k in self.powers:
                 p1, p2 = (power.mul_(b) for power, b in zip(self.powers[k], self.betas))

@@ -167,6 +167,21 @@ def test_a_full_reset_makes_the_next_steps_those_of_a_new_optimizer(case: str) -
     assert distance(params, reference.params) < 1e-9
 
 
+@pytest.mark.parametrize("cls", [Adam, AdamW])
+def test_every_parameter_may_have_had_an_entry_reset(cls: type[Adam]) -> None:
+    options = {"lr": 0.01, "weight_decay": 0.1}
+    params, optimizer = start(), cls(**options)
+    for step in range(20):
+        optimizer.update(params, gradient(params, step))
+    for name in params:
+        optimizer.reset(name, torch.ones(1, dtype=torch.bool))
+    reference = Reference(getattr(torch.optim, cls.__name__), options, params)
+    for step in range(20, 40):
+        reference.update(gradient(reference.params, step))
+        optimizer.update(params, gradient(params, step))
+    assert distance(params, reference.params) < 1e-9
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_a_reset_before_the_first_step_changes_nothing(case: str) -> None:
     ours, _, options = CASES[case]
