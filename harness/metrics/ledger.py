@@ -63,7 +63,7 @@ def ledger(b: Boundary, *, size: int, tasks: int, steps: int, k: int) -> Reading
     the top-k eigenspace, a number in [0, 1] that is k/P for a random direction in P dimensions. Since the steps start
     at d, one run serves all four, with no state from one boundary to the next. lambda_max is a lower bound until its
     residual is small, and in exact arithmetic the largest eigenvalue of which d has a part, so that the bound holds.
-    Fewer steps overstate the share: on digits 12 steps up to tenfold, 20 by a third at most, 30 by 3 %.
+    Fewer steps overstate the share: on digits 12 of them by up to about 20 times, 20 by a third at most, 30 by 3 %.
 
     Cost of an old task: `steps` Hessian products, 1 gradient, 3 forward passes (1 more with batch norm, 1 more with
     scenario=class); `steps` copies of the parameters. NaN where the net after task i was not kept (keep=last), and for
