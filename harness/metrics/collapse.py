@@ -90,7 +90,7 @@ def nc1(c: Classes) -> Tensor:
 
     S_W is the mean over rows of (h - mu_c)(h - mu_c)', S_B the mean over classes of (mu_c - mu)(mu_c - mu)'. With
     s_k, v_k the singular values and vectors of the centred class means it is sum_k mean((h - mu_c).v_k)^2 / s_k^2.
-    S_B has rank C - 1 at most, and rounding beyond: kept are the first C - 1 of s_k that are above 1e-5 of the first.
+    S_B has rank C - 1 at most, and rounding beyond: kept are the s_k above 1e-5 of the first, as features are float32.
     (A pseudo-inverse at its default tolerance inverts the rounding: values of either sign, in the millions.)
     NaN with fewer than two classes, and where all class means coincide.
 
@@ -103,8 +103,7 @@ def nc1(c: Classes) -> Tensor:
     """
     s, v = rowwise(lambda m: torch.linalg.svd(m, full_matrices=False)[1:], c.mean)
     energy = (c.w[..., None] * (c.within @ v.mT).square()).sum(1)  # [S, r]
-    number = c.present.sum(1, keepdim=True)
-    kept = (s > 1e-5 * s[:, :1]) & (torch.arange(s.shape[1], device=s.device) < number - 1)
+    kept = s > 1e-5 * s[:, :1]
     value = torch.where(kept, energy / s.square(), 0).sum(1)
     return value.masked_fill(~kept.any(1), math.nan)
 

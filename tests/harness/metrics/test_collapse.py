@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from harness import tree
-from harness.metrics.collapse import COLUMNS, classes, collapse, geometry
+from harness.metrics.collapse import COLUMNS, cdnv, classes, collapse, geometry, nc1
 from harness.metrics.representation import features
 from harness.types import Boundary, Net, Reading
 
@@ -90,6 +90,31 @@ def test_float32_features_give_what_float64_ones_do() -> None:
         assert rounded[name].item() == pytest.approx(v.item(), rel=1e-5), name
 
 
+def test_cdnv_tells_two_close_classes_apart_beside_a_far_one() -> None:
+    mean = torch.tensor([0.0, 1e-5, 1e3], dtype=F64).repeat_interleave(2)
+    z = torch.stack([mean, 1e-5 * torch.tensor([1.0, -1.0], dtype=F64).repeat(3)], 1)
+    y, w = torch.arange(3).repeat_interleave(2), torch.full((1, 6), 1 / 6, dtype=F64)
+    assert cdnv(classes(z[None], y[None], w, 3)).item() == pytest.approx(1 / 3)  # 1 for the close pair, 0 for others
+
+
+@pytest.mark.parametrize("unit", [1.0, 1e-6])
+@pytest.mark.parametrize(("off", "counts"), [(0.0, False), (1e-3, True)])
+def test_directions_in_which_class_means_differ_by_rounding_alone_are_left_out(
+    off: float, counts: bool, unit: float
+) -> None:
+    # means at -u, off v, u, each class with rows a u, -a u, b v, -b v about its mean
+    turn = torch.linalg.qr(torch.randn(6, 6, dtype=F64, generator=torch.Generator().manual_seed(0))).Q
+    a, b = 0.3, 0.002
+    mean = torch.tensor([[-1.0, 0.0], [0.0, off], [1.0, 0.0]], dtype=F64)
+    around = torch.tensor([[a, 0], [-a, 0], [0, b], [0, -b]], dtype=F64)
+    z = unit * ((mean[:, None] + around).flatten(0, 1) @ turn[:2] + torch.linspace(0.1, 0.7, 6, dtype=F64))
+    y, w = torch.arange(3).repeat_interleave(4), torch.full((1, 12), 1 / 12, dtype=F64)
+    found = nc1(classes(z.float().double()[None], y[None], w, 3))
+    # mean square within over the sum of squares between: (a^2 / 2) / 2, (b^2 / 2) / (2/3 off^2)
+    true = a**2 / 4 + (3 * b**2 / (4 * off**2) if counts else 0)
+    assert found.item() == pytest.approx(true, rel=1e-3)
+
+
 def test_turning_shifting_and_scaling_the_features_changes_nothing_but_duality() -> None:
     rng = np.random.default_rng(4)
     z, head = torch.from_numpy(rng.normal(size=(1, 30, 5))), torch.from_numpy(rng.normal(size=(1, 3, 5)))
@@ -111,6 +136,8 @@ def test_undefined_cases() -> None:
     found = geometry(classes(z, y, w, 2), torch.ones(3, 2, 2, dtype=F64))
     assert found["nc1"].isnan().tolist() == [True, True, False]
     assert found["nc2_maxangle"].isnan().tolist() == [True, True, False]
+    for name in ("equinorm", "equiangular", "maxangle"):
+        assert found[f"nc2_{name}_head"].isnan().tolist() == [True, False, False]
     assert found["nc3"].isnan().tolist() == [True, True, False]
     assert found["cdnv"].tolist()[1] == torch.inf and found["cdnv"].isnan().tolist() == [True, False, False]
 
