@@ -62,7 +62,7 @@ def shuffled(batch: Batch, key: Tensor) -> Batch:
 def learnt(b: Boundary, net: Net, batch: Batch, key: Tensor, steps: int, batch_size: int) -> tuple[Tensor, Tensor]:
     """Loss and accuracy [S], [S] on the batch of a copy of `net` that was trained on it."""
     copy, width = b.learner.clone(), min(batch_size, batch.w.shape[1])
-    copy.params, copy.buffers, copy.apply = tree.copy(net.params), tree.copy(net.buffers), net.apply
+    copy.params, copy.buffers, copy.apply = tree.copy(net.params), net.buffers, net.apply
     copy.optimizer.reset()
     copy.now, copy.steps, copy.planned = b.t, 0, steps
     count = torch.full((copy.S,), batch.w.shape[1], device=copy.device)

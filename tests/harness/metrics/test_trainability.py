@@ -66,7 +66,37 @@ def test_labels_are_the_tasks_own_in_another_order_of_each_seed(boundary) -> Non
     b: Boundary = boundary(t=2, scenario="class")
     old, new = b.probe(2, 30).y, labels(b)
     assert torch.equal(old.sort(1).values, new.sort(1).values)
-    assert not torch.equal(old, new) and not torch.equal(new[0], new[1])
+    assert not torch.equal(old, new)
+    batch = b.probe(2, 30)
+    numbered = replace(batch, y=torch.arange(30).expand(2, 30), w=torch.rand(2, 30))
+    found = shuffled(numbered, random.fold(b.random.base, "labels"))
+    assert all(torch.equal(row.sort().values, torch.arange(30)) for row in found.y)
+    assert not torch.equal(found.y[0], found.y[1])
+    assert torch.equal(found.x, batch.x) and (found.w == 1 / 30).all()
+
+
+def test_the_learning_rates_schedule_spans_these_steps_wherever_the_run_is(boundary) -> None:  # type: ignore[no-untyped-def]
+    b: Boundary = boundary(t=2, scenario="class")
+    b.learner.optimizer = SGD(lr=0.1, schedule="step", milestones=(0.5,), gamma=1e-15)
+    b.learner.now, b.learner.steps, b.learner.planned = 0, 8, 9
+    found = random_labels(b, **SETTINGS)
+    for s in range(2):
+        loss, _ = by_hand(b, b.trained, s, slice(0, 6), steps=3)
+        assert value(found["random_label_loss"])[s].item() == pytest.approx(loss, rel=1e-9)
+
+
+def test_every_step_drops_units_of_its_own_and_no_score_does(boundary) -> None:  # type: ignore[no-untyped-def]
+    b: Boundary = boundary()
+    seen: list[tuple[bool, Tensor | None]] = []
+
+    def watched(params, buffers, x, t, *, train=False, key=None, record=False):  # type: ignore[no-untyped-def]
+        seen.append((train, key))
+        return b.trained.apply(params, buffers, x, t, train=train, key=key, record=record)
+
+    random_labels(replace(b, trained=Net(b.trained.params, {}, watched)), **SETTINGS)
+    assert [train for train, _ in seen] == [True] * 6 + [False]
+    for s in range(2):
+        assert len({int(key[s]) for _, key in seen[:6] if key is not None}) == 6
 
 
 def test_small_batches_go_through_all_rows_and_learn_them(boundary) -> None:  # type: ignore[no-untyped-def]
