@@ -126,7 +126,7 @@ def ece(a: Answers, bins: int = BINS) -> Tensor:
     tensor([0.2500], dtype=torch.float64)
     """
     confidence, answer = a.logits.softmax(2).max(2)
-    bin_ = ((confidence * bins).ceil() - 1).nan_to_num().clamp(0, bins - 1).long()
+    bin_ = ((confidence * bins).ceil() - 1).nan_to_num().long()
     excess = a.w * ((answer == a.y).to(confidence) - confidence)
     return excess.new_zeros(len(excess), bins).scatter_add(1, bin_, excess).abs().sum(1)
 
