@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness.metrics.dormancy import dormancy, dormant, duplicates, strength
+from harness.metrics.dormancy import alike, dormancy, dormant, duplicates, strength
 from harness.models.mlp import MLP
 from harness.types import Boundary, Reading, Unit
 
@@ -60,13 +60,13 @@ def test_each_definition_of_a_silent_unit_counts_others() -> None:
     rows = 200
     h = torch.zeros(1, rows, 5, dtype=torch.float64)
     h[0, 0, 1] = 1  # fires once in 200 rows: not dead, but rarely active
-    h[0, :3, 2] = 1  # on 1.5 % of the rows
+    h[0, :2, 2] = 1  # on 1 % of the rows, which is not less than 1 %
     h[0, :, 3] = 1e-8  # too small to matter, never 0
     h[0, :, 4] = 2
     found = dormancy({"a": h}, (Unit("a", 5, (), ()),))
     expected = {"dead_frac": 1, "lop_dormant_0.01": 2, "dead_95": 4}
     assert {n: 5 * value(found[n]).item() for n in expected} == pytest.approx(expected)
-    assert value(found["zero_act_frac"]).item() == pytest.approx(1 - (1 + 3 + 200 + 200) / 1000)
+    assert value(found["zero_act_frac"]).item() == pytest.approx(1 - (1 + 2 + 200 + 200) / 1000)
     half = h.clone()
     half[0, :20, 1] = 1  # above 1e-7 on 10 % of the rows: no longer dead by the 95 % rule
     assert value(dormancy({"a": half}, (Unit("a", 5, (), ()),))["dead_95"]).item() == pytest.approx(3 / 5)
@@ -100,7 +100,7 @@ def test_a_crelu_unit_is_active_if_either_copy_is() -> None:
 
 
 def test_saturation_is_beside_the_asymptote_that_the_model_declares() -> None:
-    h = torch.tensor([[[0.95, -0.95, 0.5], [0.89, -0.91, -0.2]]], dtype=torch.float64)
+    h = torch.tensor([[[0.95, -0.95, 0.5], [0.9, -0.91, -0.2]]], dtype=torch.float64)
     found = dormancy({"a": h}, (Unit("a", 3, (), (), asymptote=1.0),))
     assert value(found["saturated_0.9"]).item() == pytest.approx(3 / 6)
     assert value(dormancy({"a": 2 * h}, (Unit("a", 3, (), (), asymptote=2.0),))["saturated_0.9"]).item() == 0.5
@@ -123,6 +123,16 @@ def test_duplicates_are_pairs_of_live_units_with_nearly_the_same_direction() -> 
     assert value(found["duplicate_frac"]).item() == pytest.approx(3 / 16)
     one = duplicates({"a": a[None, :, 5:]}, (Unit("a", 2, (), ()),))  # a single live unit
     assert value(one["duplicate_frac"]).isnan().all()
+
+
+@pytest.mark.parametrize(("cosine", "pairs"), [(0.94, 0), (0.96, 1), (-0.96, 0)])
+def test_the_cosine_of_duplicates_is_uncentred_and_above_0_95(cosine: float, pairs: int) -> None:
+    a, b = torch.tensor([[1.0, 1.0, 0.0, 0.0], [0.0, 0.0, 1.0, 1.0]], dtype=torch.float64)
+    c = torch.tensor([1.0, -1.0, 1.0, -1.0], dtype=torch.float64)  # as long as a, at right angles to it
+    turned = cosine * a + math.sqrt(1 - cosine**2) * c / math.sqrt(2)
+    assert [v.tolist() for v in alike(torch.stack([a, 3 * turned])[None])] == [[pairs], [1]]
+    # far from 0 all directions are nearly one; centred, these two are opposite
+    assert [v.tolist() for v in alike(torch.stack([9 + a, 9 + b])[None])] == [[1], [1]]
 
 
 def test_duplicates_compare_whole_crelu_units() -> None:
