@@ -138,7 +138,7 @@ def linear_cka(x: Tensor, y: Tensor) -> Tensor:
     unbiased HSIC of Song et al. (2012), as Nguyen, Raghu & Kornblith (2021) have it: with the diagonals of K and L
     set to 0,
 
-        HSIC = [tr(KL) + 1'K1 1'L1 / ((n - 1)(n - 2)) - 2 1'KL1 / (n - 2)] / (n (n - 3))
+        n (n - 3) HSIC = tr(KL) + 1'K1 1'L1 / ((n - 1)(n - 2)) - 2 1'KL1 / (n - 2)
 
     1 for the same features up to rotation and scale, about 0 (of either sign) for unrelated ones, where the plain
     estimate is far above 0 once D is near n. NaN where features are all alike, and for fewer than 4 rows.
@@ -155,7 +155,7 @@ def linear_cka(x: Tensor, y: Tensor) -> Tensor:
     def hsic(a: Tensor, b: Tensor) -> Tensor:
         cross = (a.sum(2) * b.sum(2)).sum(1)
         whole = a.sum((1, 2)) * b.sum((1, 2)) / ((n - 1) * (n - 2))
-        return ((a * b).sum((1, 2)) + whole - 2 * cross / (n - 2)) / (n * (n - 3))
+        return (a * b).sum((1, 2)) + whole - 2 * cross / (n - 2)  # times n (n - 3), which the ratio is blind to
 
     scale = hsic(k, k) * hsic(m, m)
     return hsic(k, m) / torch.where(scale > 0, scale, torch.nan).sqrt()

@@ -95,6 +95,7 @@ def test_cka_is_one_up_to_rotation_scale_and_shift_and_not_for_other_maps() -> N
     x = torch.randn(1, 60, 8, dtype=torch.float64, generator=g)
     turn = torch.linalg.qr(x[0, :8]).Q
     assert linear_cka(x, -3 * x @ turn + 5).item() == pytest.approx(1, abs=1e-10)
+    assert linear_cka(x, x + 1e6).item() == pytest.approx(1, abs=1e-8)  # far from 0 as well
     squeezed = x * torch.tensor([10.0, 1, 1, 1, 1, 1, 1, 1])
     assert linear_cka(x, squeezed).item() < 0.6
 
