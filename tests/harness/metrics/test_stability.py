@@ -2,6 +2,7 @@
 
 import copy
 import math
+import time
 from typing import Any
 
 import pandas as pd
@@ -9,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness import loop
+from harness import loop, recorder
 from harness.learner import Budget, Learner
 from harness.loop import Blind
 from harness.metrics.stability import COLUMNS, stability
@@ -62,7 +63,7 @@ class Halved(Strategy):
         return Net({k: v * 0.5 if k == "head.weight" else v for k, v in net.params.items()}, net.buffers, net.apply)
 
 
-def go(strategies: list[Strategy] | None = None, **evaluation: Any) -> Result:
+def go(strategies: list[Strategy] | None = None, metric: Any = stability, **evaluation: Any) -> Result:
     s = digits()
     return run(
         s,
@@ -70,7 +71,7 @@ def go(strategies: list[Strategy] | None = None, **evaluation: Any) -> Result:
         model=MLP(s.shape, s.outputs, (12,), dropout=0.2),
         optimizer=SGD(lr=0.3, momentum=0.9),
         budget=Budget(steps=7, batch_size=10),
-        metrics={"stability": stability},
+        metrics={"stability": metric},
         evaluation=Evaluation(**evaluation),
         gap=False,
         sink=InMemory(),
@@ -119,10 +120,36 @@ def test_a_task_outside_the_window_is_not_measured() -> None:
     assert math.isnan(rows[rows.metric == "wc_accuracy"].value.iloc[0])
 
 
+def test_tasks_to_come_are_not_looked_at() -> None:
+    looked: dict[int, Tensor] = {}
+
+    def kept(b: Boundary) -> dict[str, Tensor]:
+        if b.inside is not None and b.phase == "end":
+            looked[b.t] = b.inside.score.isfinite().all(0).all(0)
+        return {}
+
+    go(metric=kept, every=7)
+    assert [looked[t].tolist() for t in range(3)] == [[True, False, False], [True, True, False], [True, True, True]]
+
+
+def test_a_fixed_number_of_rows_is_looked_at_unless_it_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recorder, "INSIDE", 30)
+    curves = []
+    for how in ({}, {"samples": 30}, {"samples": 200}):
+        table = go(every=7, **how).frame()
+        curves.append(table[table.metric == "score_inside"].value.tolist())
+    assert curves[0] == curves[1] != curves[2]
+
+
 def test_the_time_of_looking_is_a_part_of_its_own() -> None:
-    timing = go(every=1).frame("timing")
+    class Slow(Strategy):
+        def deploy(self, learner: Learner, net: Net) -> Net:
+            time.sleep(0.05 * (learner.now == 2))
+            return net
+
+    timing = go([Slow()], every=1).frame("timing")
     seconds = timing[timing.boundary == 2].set_index("part").seconds
-    assert seconds["evaluate inside"] > 0 and seconds["train"] > 0
+    assert seconds["evaluate inside"] > 7 * 0.05 and 0 < seconds["train"] < seconds["evaluate inside"]
     assert "evaluate inside" not in set(go().frame("timing").part)
 
 
