@@ -46,6 +46,12 @@ class Rows:
         """Whether training is on random changes of the rows, which `take` then needs a key for."""
         return getattr(self.data, "augment", None) is not None
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all seeds' rows as `take` gives them: what a memory of them all would hold."""
+        row = self.take(torch.zeros_like(self.size)[:, None])
+        return int(self.size.sum()) * sum(part[0, 0].nbytes for part in row)
+
     def take(self, position: Tensor, key: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Rows at `position` [S, B] -> x [S, B, *shape], y [S, B], t [S, B].
 

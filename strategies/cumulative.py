@@ -1,8 +1,10 @@
 """Ash & Adams (2020), On warm-starting neural network training, NeurIPS, on what a warm start costs."""
 
 from dataclasses import replace
+from typing import Any
 
 from harness import require
+from harness.cost import Bytes
 from harness.learner import Learner
 from harness.rows import Rows, union
 from harness.strategy import Strategy
@@ -16,8 +18,9 @@ class Cumulative(Strategy):
 
         θ <- θ - lr ∇ Σ_{i <= t} n_i L_i(θ) / Σ_{i <= t} n_i
 
-    Replay with a memory of everything. It breaks the rule that old data are gone. The net and the optimizer's state
-    are those of the last boundary; a warm start may generalise worse than `joint`, which starts afresh.
+    Replay with a memory of everything, and `memory` counts it. It breaks the rule that old data are gone. The net and
+    the optimizer's state are those of the last boundary; a warm start may generalise worse than `joint`, which starts
+    afresh.
 
     Budget, of T equal tasks of k steps:
         steps=proportional   (t + 1) k for task t, T (T + 1) k / 2 in all: each epoch is a pass over the union, and
@@ -34,6 +37,10 @@ class Cumulative(Strategy):
     def __init__(self, *, steps: str) -> None:
         require.one_of(STEPS, "cumulative", steps=steps)
         self.steps = steps
+        self.kept = 0  # bytes of the rows of the tasks so far
+
+    def holds(self) -> Any:
+        return Bytes(self.kept)
 
     @property
     def name(self) -> str:
@@ -48,5 +55,6 @@ class Cumulative(Strategy):
     def begin(self, learner: Learner, task: Task) -> Task:
         tasks = learner.stream.tasks[: task.index + 1]
         train = union([t.train for t in tasks if isinstance(t.train, Rows)])
+        self.kept = train.nbytes
         nominal = sum(t.nominal for t in tasks) if self.steps == "proportional" else task.nominal
         return replace(task, train=train, nominal=nominal, ordered=False) if task.index else task

@@ -1,8 +1,10 @@
 """Joint training on all tasks so far, from scratch."""
 
 from dataclasses import replace
+from typing import Any
 
 from harness import require, tree
+from harness.cost import Bytes
 from harness.learner import Learner
 from harness.rows import Rows, union
 from harness.strategy import Strategy
@@ -17,8 +19,8 @@ class Joint(Strategy):
         θ_t ≈ argmin_θ Σ_{i <= t} n_i L_i(θ) / Σ_{i <= t} n_i,   from a new initialisation
 
     The net after task t is what the field calls joint training on t + 1 tasks (van de Ven, Tuytelaars & Tolias
-    2022). It breaks the rule of continual learning, that old data are gone; that is its use. `cumulative` is the
-    same from the last net on.
+    2022). It breaks the rule of continual learning, that old data are gone; that is its use. Its `memory`
+    is the rows of all tasks so far. `cumulative` is the same from the last net on.
 
     Budget, of T equal tasks of k steps:
         steps=proportional   (t + 1) k for task t, T (T + 1) k / 2 in all: each of its nets sees a row of the union as
@@ -37,6 +39,10 @@ class Joint(Strategy):
     def __init__(self, *, steps: str) -> None:
         require.one_of(STEPS, "joint", steps=steps)
         self.steps = steps
+        self.kept = 0  # bytes of the rows of the tasks so far
+
+    def holds(self) -> Any:
+        return Bytes(self.kept)
 
     @property
     def name(self) -> str:
@@ -47,13 +53,14 @@ class Joint(Strategy):
             raise ValueError(f"joint: rows of {learner.stream.name} are generated, so that no union of them is a task")
 
     def begin(self, learner: Learner, task: Task) -> Task:
+        tasks = learner.stream.tasks[: task.index + 1]
+        train = union([t.train for t in tasks if isinstance(t.train, Rows)])
+        self.kept = train.nbytes
         if task.index == 0:
             return task
         params, buffers = learner.fresh(self.random.key())
         tree.assign(learner.params, params)
         tree.assign(learner.buffers, buffers)
         learner.optimizer.reset()
-        tasks = learner.stream.tasks[: task.index + 1]
-        train = union([t.train for t in tasks if isinstance(t.train, Rows)])
         nominal = sum(t.nominal for t in tasks) if self.steps == "proportional" else task.nominal
         return replace(task, train=train, nominal=nominal, ordered=False)

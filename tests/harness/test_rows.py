@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from harness import random
 from harness.rows import Rows, order, union
-from tasks.stream import Permute
+from tasks.transforms import Permute
 
 sizes = st.lists(st.integers(1, 9), min_size=1, max_size=4)
 
@@ -79,6 +79,13 @@ def test_take_broadcasts_one_task_id_and_takes_target_vectors() -> None:
     assert torch.equal(y, torch.stack([vectors[0, [3, 1]], vectors[1, [0, 0]]]))
     assert t.tolist() == [[5, 5], [6, 6]]
     assert regression.labels().tolist() == [[0, 0, 0, 0], [0, 0, -1, -1]]
+
+
+def test_bytes_are_those_of_the_rows_that_are_taken_without_padding() -> None:
+    source = ragged()
+    x, y, t = source.take(torch.zeros(2, 1, dtype=torch.int64))
+    one = (x.nbytes + y.nbytes + t.nbytes) // 2
+    assert source.nbytes == (4 + 2) * one and union([source, source]).nbytes == 2 * source.nbytes
 
 
 def test_labels_mark_padding() -> None:

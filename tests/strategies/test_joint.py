@@ -7,11 +7,13 @@ from typing import Any
 import pytest
 import torch
 
-from harness import tree
+from harness import cost, tree
 from harness.learner import Budget, Learner
 from harness.loop import Blind, prepare, train
+from harness.memory import Memory
 from harness.models.mlp import MLP
 from harness.optim import SGD, Optimizer
+from harness.random import RandomStream, keys
 from harness.rows import Rows
 from harness.strategy import Chain, Strategy
 from harness.types import Batch, Params, Stream, Task
@@ -85,6 +87,33 @@ def test_equal_steps_are_those_of_naive(kind: Any) -> None:
 def test_the_budget_is_that_of_the_docstring(kind: Any, steps: str, expected: list[int]) -> None:
     watch, _ = run(kind(steps=steps))  # 12, 6 and 18 rows, batches of 6
     assert [len(watch.seen[i]) for i in range(3)] == expected
+
+
+@pytest.mark.parametrize("kind", [Joint, Cumulative])
+def test_every_row_so_far_is_memory(kind: Any) -> None:
+    """As much as a memory of these rows would hold, also after the run was taken up again."""
+    part, made, held = kind(steps="equal"), learner(), []
+
+    class Weigh(Strategy):
+        def setup(self, learner: Learner) -> None:
+            held.append(cost.held(part.holds()))
+
+        def end(self, learner: Learner, task: Task) -> None:
+            held.append(cost.held(part.holds()))
+
+    chain = Chain([part, Weigh()])
+    prepare(made, chain)
+    train(made, chain, Blind())
+    row = 3 * 8  # a float64, a class and a task id
+    assert held == [2 * row * n for n in (0, 12, 18, 36)]  # of both seeds
+    memory = Memory(36, "reservoir", RandomStream(keys([0, 1], "x")))
+    for task in made.stream.tasks:
+        x, y, t = task.train.take(torch.arange(task.nominal).expand(2, -1))
+        memory.add(x=x, y=y, t=t)
+    assert held[-1] == memory.nbytes
+    again = kind(steps="equal")
+    again.load_state_dict(part.state_dict())
+    assert cost.held(again.holds()) == held[-1]
 
 
 def test_the_variant_stands_in_the_name() -> None:
