@@ -44,6 +44,7 @@ BESIDE = (
     Item("loss joint", "probe_loss_joint"),
     Item("logit norm joint", "logit_norm_joint", ".1f"),
 )
+BOUND = ", the bound ½ λ₁ |d|² on the second"
 TEXT = """\
 # {strategy} on {stream}
 
@@ -53,8 +54,8 @@ with 95 % Student intervals. No claim is drawn from one run.
 ## The forgetting ledger
 
 What happened to each old task between its own boundary and the last one, and what its own optimum foretold: change of
-accuracy and of loss, first- and second-order terms of that change of loss, what they leave over, the bound
-½ λ₁ |d|² on the second, and |d|. Losses in nat.
+accuracy and of loss, first- and second-order terms of that change of loss,
+what they leave over{bound}, and |d|. Losses in nat.
 
 {ledger}
 
@@ -98,16 +99,17 @@ def card(path: Path, out: Path | None = None) -> list[Path]:
         run_id=manifest["run_id"],
         seeds=len(manifest["seeds"]),
         tasks=last + 1,
+        bound=BOUND if old[old.metric == "ledger_bound"].value.notna().any() else "",
         ledger=table(old, "task", LEDGER),
         beside=table(each, "boundary", BESIDE, "after task"),
     )
     out = path if out is None else out
-    out.mkdir(parents=True, exist_ok=True)
-    with rc_context(figures.STYLE):
+    with rc_context(figures.STYLE), store.reporting(out, "out=FOLDER"):
+        out.mkdir(parents=True, exist_ok=True)
         figure = figures.path_card(frame)
         for kind in ("png", "svg"):
             figures.save(figure, out / f"card.{kind}")
-    (out / "card.md").write_text(text, encoding="utf-8")
+        store.write_text(out / "card.md", text)
     return [out / f"card.{kind}" for kind in ("md", "png", "svg")]
 
 

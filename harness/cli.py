@@ -96,7 +96,9 @@ def main() -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141  # as a program killed by SIGPIPE
     except KeyboardInterrupt as stop:
-        _say(str(stop) or "interrupted: the same command again resumes the run at its last finished task")
+        training = sys.argv[1:2] == [] or sys.argv[1] not in COMMANDS
+        resumes = ": the same command again resumes the run at its last finished task"
+        _say(str(stop) or f"interrupted{resumes if training else ''}")
         return _stopped(stop)
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 0
@@ -213,13 +215,15 @@ def _leaderboard(argv: Sequence[str]) -> int:
     folders = _folders("leaderboard", given.folders or ["results"])
     out = Path(given.out) if given.out else folders[0] / "leaderboard"
     from harness.leaderboard import leaderboard, text, write
+    from harness.store import reporting
 
     found = leaderboard(folders, by=given.by, baseline=given.baseline)
     if not found.boards:
         print(f"no finished run in {', '.join(map(str, folders))}")
         return 0
     print("\n".join(text(found)), flush=True)
-    write(found, out)
+    with reporting(out, "--out FOLDER"):
+        write(found, out)
     print(f"\nwritten: {out / 'leaderboard'}.md .html .csv .parquet")
     return 0
 
@@ -232,11 +236,14 @@ def _page(argv: Sequence[str]) -> int:
         if not ((Path(name) / "runs").is_dir() or (Path(name) / "manifest.json").is_file()):
             raise ValueError(f"report {name}: neither a results folder nor the folder of a run")
     from harness.report import report
-    from harness.store import write_text
+    from harness.store import reporting, write_text
 
+    out = Path(given.out)
     text = report([Path(name) for name in names], by=given.by, baseline=given.baseline)
-    write_text(Path(given.out), text)
-    print(f"written: {given.out} ({len(text.encode()) / 1e3:.0f} kB); open it in a browser, it needs no network")
+    with reporting(out, "--out FILE"):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_text(out, text)
+    print(f"written: {out} ({len(text.encode()) / 1e3:.0f} kB); open it in a browser, it needs no network")
     return 0
 
 
@@ -300,10 +307,12 @@ def _measure(argv: Sequence[str]) -> int:
 def _atlas(argv: Sequence[str]) -> int:
     import dataclasses
 
+    paths = [a for a in argv if "=" not in a]
+    if not paths:
+        raise ValueError("atlas: name the folder of a finished run, as in atlas results/runs/...")
     from harness.atlas import Settings, atlas
     from harness.figures import draw
 
-    paths = [a for a in argv if "=" not in a]
     given = dict(a.split("=", 1) for a in argv if "=" in a)
     known = [f.name for f in dataclasses.fields(Settings)]
     for key, value in given.items():
@@ -315,8 +324,6 @@ def _atlas(argv: Sequence[str]) -> int:
             raise ValueError(f"atlas force={value}: must be true or false")
         if key != "force" and not value.isdigit():
             raise ValueError(f"atlas {key}={value}: must be a whole number")
-    if not paths:
-        raise ValueError("atlas: name the folder of a finished run, as in atlas results/runs/...")
     settings = Settings(**{k: int(v) for k, v in given.items() if k != "force"})
     for path in map(Path, paths):
         try:
@@ -482,7 +489,8 @@ def _qualified(said: str, cfg: Any) -> str:
     from harness.preflight import dotted
 
     word = re.match(r"(\w+)=", said)
-    found = [k for k in dotted(cfg or {}) if word and k.endswith(f".{word[1]}")]
+    unclear = word and word[1] not in (cfg or {})  # tasks=rotated is what is typed, eval.tasks another setting
+    found = [k for k in dotted(cfg or {}) if unclear and word and k.endswith(f".{word[1]}")]
     return f"{found[0].rpartition('.')[0]}.{said}" if len(found) == 1 else said
 
 

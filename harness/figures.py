@@ -5,6 +5,7 @@ Every function takes the rows of one table of harness/atlas.py and gives a figur
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -173,7 +174,7 @@ def _contours(
         ax.set_xlabel(ways[0])
     axes[0].set_ylabel(ways[1])
     bar = figure.colorbar(drawn, ax=list(axes), label=f"loss, {unit} (log scale)", shrink=0.85)  # type: ignore[arg-type]
-    ticks = [t for t in (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100) if low <= t <= high]
+    ticks = log_ticks(low, high)
     bar.set_ticks(ticks, labels=[f"{t:g}" for t in ticks])
     bar.minorticks_off()
     return figure
@@ -232,6 +233,21 @@ def spectra(frame: pd.DataFrame, unit: str = "nat") -> Figure:
     return figure
 
 
+def log_ticks(low: float, high: float) -> list[float]:
+    """Round numbers for a logarithmic axis: about 1, 3, 10... or, where these are too few, even steps.
+
+    >>> log_ticks(0.02, 5.0), log_ticks(0.7, 2.4)
+    ([0.03, 0.1, 0.3, 1.0, 3.0], [0.8, 1.2, 1.6, 2.0, 2.4])
+    """
+    from matplotlib.ticker import MaxNLocator
+
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    ticks = [t for p in powers for t in (10.0**p, 3 * 10.0**p) if low <= t <= high]
+    if len(ticks) < 3:
+        ticks = [float(t) for t in MaxNLocator(5).tick_values(low, high) if low <= t <= high]
+    return [float(f"{t:.6g}") for t in ticks]
+
+
 def path_card(frame: pd.DataFrame, unit: str = "nat") -> Figure:
     """Old tasks' loss against the new task's on the line between consecutive boundaries, mean over seeds and band."""
     from matplotlib import colormaps
@@ -254,8 +270,9 @@ def path_card(frame: pd.DataFrame, unit: str = "nat") -> Figure:
     ax.set_ylabel(f"mean loss of the old tasks, {unit}")
     ax.set_xscale("log")
     ax.set_ylim(bottom=0)
-    ax.xaxis.set_major_formatter("{x:g}")
-    ax.xaxis.set_minor_formatter("")
+    ticks = log_ticks(*ax.get_xlim())
+    ax.set_xticks(ticks, labels=[f"{t:g}" for t in ticks])
+    ax.minorticks_off()
     ax.legend(title="new task", frameon=False)
     return figure
 

@@ -30,6 +30,7 @@ NONE = {
 }
 LISTS = ("strategy", "metrics", "tracker", "experiment")  # groups of which several options compose
 OPTIONAL = ("metrics",)  # groups whose members may be left out, as in metrics.sharpness=null
+HIDDEN = ("_target_", "_partial_")  # what is called: not to be chosen by the key
 MANY = 20  # options that still make one line
 _ABSENT = object()
 
@@ -254,7 +255,9 @@ class _Known:
         keys = dotted(values)
         parent, _, leaf = key.rpartition(".")
         near = [k for k in keys if parent and k.startswith(parent + ".")]
-        leaves = {k.rpartition(".")[2]: k for k in near or keys}
+        below = _find(values, parent) if near else {}
+        beside = {k: f"{parent}.{k}" for k in below if k not in HIDDEN}
+        leaves = {k.rpartition(".")[2]: k for k in near or keys} | beside
         close = [k for k in near or keys if k.rpartition(".")[2] == leaf]
         if not close and not near:  # the parent itself may be misspelt
             close = [k for k in [nearest(key, [*keys, *values, *self.groups])] if k]
@@ -263,7 +266,7 @@ class _Known:
         if close:
             return f"{key}: no such setting; did you mean {' or '.join(close)}?"
         if near:
-            return f"{key}: no such setting; there is {_list(near)}"
+            return f"{key}: no such setting; there is {_list(beside.values())}"
         return f"{key}: no such setting; `--cfg job` shows them all"
 
 
@@ -272,7 +275,7 @@ def dotted(values: dict[str, Any], prefix: str = "") -> list[str]:
     found: list[str] = []
     for k, v in values.items():
         found += dotted(v, f"{prefix}{k}.") if isinstance(v, dict) and v else [f"{prefix}{k}"]
-    return [k for k in found if not k.endswith(("_target_", "_partial_"))]
+    return [k for k in found if not k.endswith(HIDDEN)]
 
 
 def _optional(key: str) -> bool:
@@ -347,4 +350,4 @@ def _known(group: str, options: Sequence[str]) -> str:
 
 
 def _list(names: Any, prefix: str = "") -> str:
-    return ", ".join(f"{prefix}{n}" for n in names if n not in ("_target_", "_partial_"))
+    return ", ".join(f"{prefix}{n}" for n in names if n not in HIDDEN)

@@ -128,7 +128,10 @@ def check_boundaries(stream: Stream, strategies: Sequence[Strategy], optimizer: 
         return
     needs = [part.name for part in strategies if part.boundaries]
     if needs:
-        raise ValueError(f"boundaries=hidden: {needs[0]} acts at task boundaries, which nothing would tell it of")
+        raise ValueError(
+            f"boundaries=hidden: {needs[0]} acts at task boundaries, which nothing would tell it of;"
+            " use boundaries=announced"
+        )
     if stream.scenario == "task":
         raise ValueError("boundaries=hidden: scenario=task tells each row's task; use scenario=domain or class")
     if stream.scenario == "class" and stream.classes == "seen":

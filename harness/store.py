@@ -827,13 +827,12 @@ def _wipe(path: Path) -> None:
 
 
 @contextmanager
-def reporting(path: Path) -> Iterator[None]:
-    """OSError (disk full, no permission) as one line that names the folder."""
+def reporting(path: Path, remedy: str = "results=FOLDER") -> Iterator[None]:
+    """OSError (disk full, no permission) as one line that names the place and how to choose another."""
     try:
         yield
     except OSError as error:
         what = error.strerror or _first_line(error)
         raise StoreError(
-            f"{path}: {what[0].lower()}{what[1:]}; check permission and free space,"
-            " or choose another with results=FOLDER"
+            f"{path}: {what[0].lower()}{what[1:]}; check permission and free space, or choose another with {remedy}"
         ) from error

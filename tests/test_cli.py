@@ -87,6 +87,8 @@ BAD = {
     "~tracker": "~tracker: settings cannot be taken away; give tracker a value",
     "~metrics.sharpness": "~metrics.sharpness: settings cannot be taken away; leave it out with metrics.sharpness=null",
     "metrics=fast metrics.sharpness=null": "metrics.sharpness: sharpness is not chosen; choose it with metrics=",
+    "metrics.sharpnes=null": "metrics.sharpnes: no such setting; did you mean metrics.sharpness?",
+    "metrics.qqqqq=null": "metrics.qqqqq: no such setting; there is metrics.transfer, metrics.plasticity, metrics.",
     "metrics=[fast,sharpnes]": "metrics=sharpnes: no such metrics; did you mean metrics=sharpness?",
     "metrics.connectivity=3": "metrics.connectivity=3: has settings of its own: metrics.connectivity.size, metrics.",
     "metrics_every=0": "metrics_every=0: must be at least 1",
@@ -310,6 +312,20 @@ def test_an_interrupted_run_says_that_it_can_be_resumed(command):
     done = command("strategy=naive", train=raising(KeyboardInterrupt()))
     assert done.code == 130
     assert done.err == "harness: interrupted: the same command again resumes the run at its last finished task\n"
+
+
+def test_an_interrupted_command_that_trains_nothing_promises_nothing(command, monkeypatch):
+    monkeypatch.setitem(cli.COMMANDS, "leaderboard", raising(KeyboardInterrupt()))
+    done = command("leaderboard")
+    assert (done.code, done.err) == (130, "harness: interrupted\n")
+
+
+def test_a_complaint_about_a_group_keeps_its_name(command):
+    """`tasks` is also the last word of eval.tasks."""
+    done = command("strategy=naive", train=raising(ValueError("tasks=rotated: choose images")))
+    assert done.err == "harness: tasks=rotated: choose images\n"
+    done = command("strategy=naive", train=raising(ValueError("widths=[0]: too narrow")))
+    assert done.err == "harness: model.widths=[0]: too narrow\n"
 
 
 def test_a_constructors_complaint_is_told_under_the_key_that_is_typed(command):

@@ -199,10 +199,16 @@ def table(history: Sequence[Summary], seeds: int, shown: Sequence[Shown]) -> lis
         text = "diverged" if n == 0 else format(average, form)
         if n > 1:
             text += f" ± {format(half, form)}"
-        rows.append((title, text, "" if n == seeds else f"n = {n} of {seeds}"))
+        word = title if fractions(trained) else title.replace("accuracy", "score")
+        rows.append((word, text, "" if n == seeds else f"n = {n} of {seeds}"))
     wide = [max((len(row[i]) for row in rows), default=0) for i in (0, 1)]
     head = f"mean{' ± 95 % interval' if seeds > 1 else ''} over {seeds} seed{'s' if seeds > 1 else ''}"
     return [head, *(f"  {a:<{wide[0]}}  {b:<{wide[1]}}  {c}".rstrip() for a, b, c in rows)]
+
+
+def fractions(history: Sequence[Summary]) -> bool:
+    """Whether the scores can be accuracies: those of a regression lie outside 0 ... 1."""
+    return not any(bool(((s.accuracy < 0) | (s.accuracy > 1)).any()) for s in history)
 
 
 def _spread(n: int, limit: int) -> list[int]:
@@ -214,7 +220,7 @@ def matrix(history: Sequence[Summary], tasks: int, width: int) -> tuple[str, lis
     """Heading, row labels and cells (texts, values) of the mean accuracy on task j (column) after task i (row)."""
     trained = [s for s in history if s.t >= 0]
     means = np.array([mean(s.accuracy.T) for s in trained])  # [rows, T]
-    percent = not bool(((means < 0) | (means > 1)).any())
+    percent = fractions(trained)
     cell = 4 if percent else 8
     margin = max(5, len(str(tasks)) + 1)
     columns = _spread(tasks, max(2, min(CELLS, (width - margin) // cell)))

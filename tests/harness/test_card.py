@@ -37,3 +37,8 @@ def test_a_card_holds_the_means_of_the_tables_and_names_the_command_for_what_is_
     beside = re.findall(r"^\| (\d) \| (.*) \|$", text.partition("## Sharpness beside")[2], re.MULTILINE)
     assert [int(t) for t, _ in beside] == [1, 2, 3] and beside[0][1].startswith("- |")
     assert (tmp_path / "out" / "card.png").read_bytes().startswith(b"\x89PNG")
+    assert "the bound" not in text  # which takes metrics.ledger.steps, and has no column here
+    monkeypatch.setattr("sys.argv", ["harness", "card", str(path), f"out={tmp_path / 'out' / 'card.md' / 'x'}"])
+    assert cli.main() == 2
+    said = capfd.readouterr().err
+    assert said.startswith(f"harness: {tmp_path}/out/card.md/x: not a directory; ") and "out=FOLDER" in said

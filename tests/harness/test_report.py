@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from harness import store
+from harness import cli, store
 from harness.leaderboard import leaderboard
 from harness.report import page, report, svg
 from harness.report.figures import columns
@@ -197,3 +197,20 @@ def test_in_a_browser(html: str, tmp_path: Path) -> None:
         view.ask("document.querySelector('.chip').click()")
         assert view.ask("document.querySelectorAll('.picking .series.on').length") > 0
         assert view.said() == []
+
+
+@pytest.mark.parametrize(("command", "option"), [("report", "FILE"), ("leaderboard", "FOLDER")])
+def test_a_place_that_cannot_be_written_to_is_named_with_the_option_that_chooses_another(
+    folder: Path,
+    tmp_path: Path,
+    command: str,
+    option: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setattr("sys.argv", ["harness", command, str(folder), "--out", str(tmp_path / "file" / "x")])
+    assert cli.main() == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"harness: {tmp_path}/file/x: ") and said.endswith(f"with --out {option}\n"), said
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]

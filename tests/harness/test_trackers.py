@@ -22,7 +22,7 @@ import scipy.stats
 
 from harness.store import RunFolder
 from harness.trackers import About, Summary, Trackers, interval, mean, summaries
-from harness.trackers.console import Console, Shown, line, matrix, table
+from harness.trackers.console import TABLE, Console, Shown, line, matrix, table
 from harness.trackers.wandb import WandB
 
 ROOT = Path(__file__).parents[2]
@@ -189,6 +189,11 @@ def test_long_streams_show_an_even_choice_of_tasks() -> None:
 def test_scores_that_are_no_fractions_are_not_percentages() -> None:
     head, _, cells = matrix([Summary(0, {}, np.array([[-1.25, NAN]]))], 2, 80)
     assert head.startswith("score") and [t.strip() for t in cells[0][0]] == ["-1.25", "·"]
+    errors = [Summary(t, {}, np.array([[-1.25, NAN], [-0.5, -2.0]])) for t in (0, 1)]
+    assert [row.split("  ")[1] for row in table(errors, 2, TABLE)[1:]] == [
+        "score on the new task, mean",
+        "score on old tasks",
+    ]
 
 
 def test_a_matrix_of_nothing_but_nan_is_drawn(tmp_path: Path) -> None:
