@@ -1,8 +1,8 @@
 """Sweeps: every job a process of its own, so that one that raises or is killed takes no other along.
 
 Hydra composes the jobs, and `Processes` is its launcher (`hydra/launcher=processes`, the default). What all jobs need
-is imported once, and each job is a fork of that: a job that is done already costs a tenth of a second, not the seconds
-of an import. A job's threads are part of its identity, so that never they but the jobs at a time are cut to the cores.
+is imported once, and each job is a fork of that. A job's threads are part of its identity, so that never they but the
+jobs at a time are cut to the cores.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import ModuleType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NoReturn
 
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus, run_job, setup_globals
@@ -108,6 +108,7 @@ class Processes(Launcher):
                     self.ended.append(job)
                     print(line(job, len(self.ended), total), flush=True)
         except KeyboardInterrupt as stop:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # schedulers send it to a process and to its group as well
             left = total - len(self.ended) - len(running)
             stop_all(running)
             raise type(stop)(
@@ -247,6 +248,7 @@ def _job(
     # what the parent would do at its end is not the job's to do; what the job registers is
     atexit._clear()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all at once: the parent passes it on, once
+    signal.signal(signal.SIGTERM, _stop_once)
     os.close(pipe[1])
     threading.Thread(target=_end_with_parent, args=(pipe[0],), daemon=True).start()
     _redirect(log)
@@ -278,6 +280,12 @@ def _exit_code(context: Any, task: Callable[[Any], Any], cfg: Any) -> int:
         job_subdir_key="hydra.sweep.subdir",
     )
     return int(getattr(raised[0], "code", 1)) if raised else 0
+
+
+def _stop_once(number: int, frame: object) -> NoReturn:
+    """A second signal would cut short what the first one makes the job write."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 def _end_with_parent(pipe: int) -> None:

@@ -140,7 +140,9 @@ def test_an_interrupted_sweep_stops_its_jobs_and_says_how_to_go_on(tmp_path, num
         start_new_session=True,
     )  # fmt: skip
     until(lambda: len(jobs(tmp_path)) == 2)
-    os.killpg(running.pid, number) if number == signal.SIGINT else running.send_signal(number)
+    os.killpg(running.pid, number)  # the jobs as well, which their parent stops once more
+    if number == signal.SIGTERM:
+        running.send_signal(number)
     _, err = running.communicate(timeout=30)
     assert running.returncode == code
     start = "harness: interrupted: of 3 jobs 1 had ended, 1 were stopped and 1 had not begun; the same command again "
