@@ -11,6 +11,7 @@ import random
 import signal
 import sys
 import time
+import traceback
 from pathlib import Path
 
 import pyarrow.parquet  # noqa: F401  here and not in each child, as the next
@@ -23,8 +24,8 @@ from harness.run import from_config
 
 OVERRIDES = (
     *("strategy=[replay,ewc,cbp]", "tasks.n_tasks=3", "train.steps=20", "seeds=[0,1]", "threads=1"),
-    *("strategy.ewc.samples=50", "strategy.cbp.rate=0.01", "tracker.mode=disabled", "metrics=standard"),
-    *("metrics.sharpness.size=64", "metrics.sharpness.steps=4", "metrics.sharpness.ascent=2", "device=cpu"),
+    *("strategy.ewc.samples=50", "strategy.cbp.rate=0.01", "tracker.mode=disabled"),
+    *("metrics=[fast,sharpness,connectivity]", "metrics.sharpness.size=64", "metrics.sharpness.steps=4", "device=cpu"),
 )
 EQUAL = ("metrics", "accuracy", "curves")
 
@@ -41,6 +42,8 @@ def attempt(results: Path) -> int:
             cfg = compose("config", [*OVERRIDES, f"results={results}"])
         from_config(cfg, progress=False)
         code = 0
+    except BaseException:
+        traceback.print_exc()
     finally:
         os._exit(code)
 

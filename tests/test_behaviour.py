@@ -14,10 +14,12 @@ from harness.optim import SGD, Adam
 from harness.recorder import Evaluation
 from harness.run import Result, fresh_accuracy, run
 from harness.strategy import Strategy
+from harness.trackers import interval
 from tasks.datasets import load
 from tasks.permuted import permuted
 
 SEEDS = (20, 21, 22, 23, 24)  # none of those that the settings were chosen on
+TEN = (*SEEDS, 25, 26, 27, 28, 29)  # of five, EWC's gain on digits (some .05) is about as wide as its interval
 
 
 def strategy(name: str) -> Strategy:
@@ -29,20 +31,24 @@ def strategy(name: str) -> Strategy:
 @cache
 def short(name: str) -> Result:
     """The default run: ten permuted tasks, SGD, ten epochs."""
-    stream = permuted(dataset=load("digits", normalise="unit"), seeds=SEEDS, n_tasks=10, fixed=False)
+    stream = permuted(dataset=load("digits", normalise="unit"), seeds=TEN, n_tasks=10, fixed=False)
     model = MLP(stream.shape, stream.outputs, widths=(100, 100))
     return run(stream, [strategy(name)], model=model, optimizer=SGD(lr=0.1), budget=Budget(epochs=10))
 
 
 @pytest.mark.slow
 def test_naive_forgets_most_ewc_less_replay_least_and_joint_bounds_them() -> None:
+    """A margin, but for EWC's small gain over naive: there the paired 95 % interval over seeds lies above 0."""
     forgot, final = {}, {}
     for name in ("naive", "ewc", "replay", "joint"):
         accuracy = short(name).accuracy
-        forgot[name] = float(forgetting_of_tasks(accuracy, 9).mean())
-        final[name] = float(accuracy[:, -1].mean())
-    assert forgot["naive"] > forgot["ewc"] + 0.05 > forgot["replay"] + 0.2 > forgot["joint"] + 0.25
-    assert final["naive"] + 0.04 < final["ewc"] < final["replay"] - 0.2 < final["joint"] - 0.25
+        forgot[name], final[name] = forgetting_of_tasks(accuracy, 9).mean(1), accuracy[:, -1].mean(1)
+    for gain in (forgot["naive"] - forgot["ewc"], final["ewc"] - final["naive"]):
+        mean, half, n = interval(gain.numpy())
+        assert n == len(TEN) and mean > half, (mean, half)
+    of = {name: (float(forgot[name].mean()), float(final[name].mean())) for name in forgot}
+    assert of["ewc"][0] > of["replay"][0] + 0.2 > of["joint"][0] + 0.25
+    assert of["ewc"][1] < of["replay"][1] - 0.2 < of["joint"][1] - 0.25
 
 
 @cache

@@ -120,6 +120,9 @@ def relabelled(b: Boundary) -> Boundary:
     class Moved:
         initial = moved(b.nets.initial)
 
+        def __contains__(self, task: int) -> bool:
+            return task in b.nets
+
         def __getitem__(self, task: int) -> Net:
             return moved(b.nets[task])
 

@@ -59,7 +59,7 @@ def test_every_variant_is_of_its_own_loss_and_at_its_own_radius(boundary, scenar
 
 
 def test_normalised_rises_do_not_see_confidence(boundary) -> None:  # type: ignore[no-untyped-def]
-    b: Boundary = boundary()
+    b: Boundary = boundary(t=1, scenario="class")  # four outputs: of two, normalised logits are ±1/√2 wherever one is
     louder = {k: v * 4 if k.startswith("head") else v for k, v in b.trained.params.items()}
     other = Boundary(**{**b.__dict__, "trained": Net(louder, {}, b.trained.apply)})
     before, after = rises(b, **CHEAP), rises(other, **CHEAP)
