@@ -39,6 +39,7 @@ def check(cfg: Mapping[str, Any]) -> None:
     _whole(cfg, "train.batch_size", 1)
     if _get(cfg, "eval.tasks") not in ("seen", "all", _ABSENT):
         _whole(cfg, "eval.tasks", 1, remedy="seen, all, or a number of at least 1")
+    _one_of(cfg, "eval.split", ("test", "val"))
     _whole(cfg, "eval.samples", 1, null=True)
     _whole(cfg, "eval.batch_size", 1)
     _whole(cfg, "eval.every", 1, null=True)

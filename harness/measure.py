@@ -108,7 +108,7 @@ def opened(folder: store.RunFolder, changes: Mapping[str, Any]) -> Opened:
     strategy = Kept([build(node) for node in cfg["strategy"].values()])
     learner = Learner(stream=stream, **setting.parts(stream))
     loop.prepare(learner, strategy)
-    return Opened(folder, stream, learner, strategy, Evaluation(**cfg["eval"]), folder.checkpoint())
+    return Opened(folder, stream, learner, strategy, setting.evaluation, folder.checkpoint())
 
 
 class Kept(Chain):

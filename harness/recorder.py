@@ -405,7 +405,7 @@ class Recorder:
                     "seed": list(self.learner.seeds),
                     "boundary": [now] * self.learner.S,
                     "task": [j] * self.learner.S,
-                    "split": ["test"] * self.learner.S,
+                    "split": [self.learner.stream.split] * self.learner.S,
                     "accuracy": self.accuracy[:, now + 1, j].tolist(),
                     "loss": self.loss[:, now + 1, j].tolist(),
                     "n": shown,

@@ -32,6 +32,7 @@ from harness.recorder import Columns, Evaluation, InMemory, Recorder, Sink
 from harness.strategy import Chain, Strategy
 from harness.trackers import About, Tracker, Trackers, summaries, warn
 from harness.types import Metric, Model, Net, Stream
+from tasks.stream import on_validation
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -194,9 +195,20 @@ class Setting:
             "train": budget,
             "dataset": [self.dataset.name, self.dataset.digest],
             "samples": cfg["eval"]["samples"],
+            "split": self.split,
             "threads": self.threads,
             "device": self.device.type,
         }
+
+    @property
+    def split(self) -> str:
+        """Rows that scores are of: test, or val for choosing values."""
+        return str(self.cfg["eval"]["split"])
+
+    @property
+    def evaluation(self) -> Evaluation:
+        """Which tasks are tested, on how many rows."""
+        return Evaluation(**{k: v for k, v in self.cfg["eval"].items() if k != "split"})
 
     def stream(self, seeds: Sequence[int]) -> Stream:
         cfg = self.cfg
@@ -212,7 +224,8 @@ class Setting:
         augment = cfg["dataset"].get("augment")
         if augment and not all(getattr(task.train, "augmented", False) for task in made.tasks):
             raise ValueError(f"dataset.augment={augment}: {made.name} makes its rows itself; use dataset.augment=[]")
-        return replace(made, boundaries=cfg["boundaries"])
+        made = replace(made, boundaries=cfg["boundaries"])
+        return made if self.split == "test" else on_validation(made)
 
     def parts(self, stream: Stream) -> dict[str, Any]:
         """Arguments of `run` that every run of this setting shares."""
@@ -280,7 +293,7 @@ def _one(
     # everything that can refuse its settings is made before anything is written
     cfg, label = setting.cfg, "+".join(part.label or name for name, part in strategies.items())
     stream = setting.stream(seeds)
-    parts, evaluation = setting.parts(stream), Evaluation(**cfg["eval"])
+    parts, evaluation = setting.parts(stream), setting.evaluation
     metrics = chosen_metrics(cfg["metrics"])
     shown = _trackers(cfg, stream, label, progress)
     check_scenario(stream, list(strategies.values()))
@@ -360,7 +373,7 @@ def _resume(
         seeds=list(stream.seeds),
         stream_version=stream.version,
         stream_hash=stream.hash,
-        split="test",
+        split=stream.split,
         config=setting.cfg,
         threads=setting.threads,
         **facts,
@@ -374,7 +387,6 @@ def _control(setting: Setting, seeds: tuple[int, ...], progress: bool) -> Tensor
     Seeds that are missing are trained under the run's lock, so that of several processes that need
     them one trains and the others read.
     """
-    cfg = setting.cfg
     known = _known_control(setting)
     missing = tuple(s for s in seeds if s not in known)
     if missing:
@@ -388,9 +400,7 @@ def _control(setting: Setting, seeds: tuple[int, ...], progress: bool) -> Tensor
                 run(
                     stream,
                     [build(node) for node in RESET.values()],
-                    evaluation=Evaluation(
-                        tasks=1, samples=cfg["eval"]["samples"], batch_size=cfg["eval"]["batch_size"]
-                    ),
+                    evaluation=replace(setting.evaluation, tasks=1, every=None),
                     is_control=True,
                     gap=False,
                     sink=FolderSink(folder, Trackers([]), missing, len(stream.tasks)),

@@ -175,6 +175,7 @@ class Stream:
     classes: str = "seen"  # class-incremental softmax over the classes seen so far, or all
     loss: str = "cross_entropy"  # or mse
     boundaries: str = "announced"  # or hidden: nothing tells the strategy that a task begins or ends
+    split: str = "test"  # or val: each task's `test` holds its validation rows
     info: dict[str, Any] = field(default_factory=dict)  # settings, for the manifest
 
     def mask(self, t: Tensor, now: int) -> Tensor | None:

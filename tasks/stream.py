@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any, overload
 
@@ -66,6 +67,22 @@ class Tasks(Sequence[Task]):
 
     def __iter__(self) -> Iterator[Task]:
         return map(self.make, self.numbers)
+
+
+def on_validation(stream: Stream) -> Stream:
+    """The stream with its validation rows in the place of its test rows: nothing behind it can select on test.
+
+    Raises ValueError where a task holds no validation rows.
+    """
+
+    def validated(t: int) -> Task:
+        task = stream.tasks[t]
+        if int(task.val.size.min()) == 0:
+            raise ValueError(f"eval.split=val: {stream.name} holds no validation rows; use dataset.val=0.1")
+        return replace(task, test=task.val)
+
+    validated(0)
+    return replace(stream, tasks=Tasks(validated, len(stream.tasks)), split="val")
 
 
 def whole(
