@@ -248,7 +248,7 @@ class Learner:
             batches: Any = [whole]
         else:
             batches = self.scan(source, size)
-        score = loss = torch.zeros(self.S, device=self.device, dtype=torch.float64)
+        score = loss = total = torch.zeros(self.S, device=self.device, dtype=torch.float64)
         for batch in batches:
             logits = net(batch.x, batch.t).logits
             nll = self.row_loss(logits, batch)
@@ -259,7 +259,9 @@ class Learner:
             used = batch.w > 0
             score = score + torch.where(used, batch.w * right, 0).sum(1, dtype=torch.float64)
             loss = loss + torch.where(used, batch.w * nll, 0).sum(1, dtype=torch.float64)
-        return score.masked_fill(~self.alive, math.nan), loss.masked_fill(~self.alive, math.nan)
+            total = total + batch.w.sum(1, dtype=torch.float64)
+        # by the weights' own sum: in float32 it is 1 to some 1e-7 only, and all right would be more than 1
+        return (score / total).masked_fill(~self.alive, math.nan), (loss / total).masked_fill(~self.alive, math.nan)
 
     def objective(
         self, batches: Sequence[Batch], stream: Stream, now: int, buffers: Buffers | None = None, apply: Any = None

@@ -348,6 +348,22 @@ def test_evaluate_is_a_loop_over_single_rows(scenario: str, size: int) -> None:
             assert loss[i].item() == pytest.approx(float(sum(losses)) / len(losses), rel=1e-12)
 
 
+@pytest.mark.parametrize("rows", [49, 360, 2000])
+def test_an_accuracy_in_float32_is_a_count_of_rows(rows: int) -> None:
+    """The float32 weights of 49 rows sum to 1 + 2e-8: all right would be more than 1."""
+    index = torch.arange(rows).expand(1, -1)
+    ones, none = torch.ones_like(index), torch.zeros(1, 1, dtype=torch.int64)
+    for right in (rows, rows // 3):
+        labels = ones.masked_fill(index < right, 0)  # 0 is what a net of zeros says
+        part = Rows(torch.zeros(rows, 2), index, labels, none, torch.tensor([rows]))
+        s = Stream("toy", 1, "domain", (Task(0, part, part, part, rows),), (2,), 2, (0,), "hash")
+        learner = make(s, dtype=torch.float32)
+        learner.params = {k: torch.zeros_like(v) for k, v in learner.params.items()}
+        score, loss = learner.evaluate(learner.net, part, size=2048)
+        assert score.item() == pytest.approx(right / rows, rel=1e-15) and score.item() <= 1
+        assert loss.item() == pytest.approx(math.log(2), rel=1e-7)
+
+
 def test_a_regression_net_scores_minus_its_squared_error() -> None:
     s = regression()
     learner = make(s)

@@ -196,11 +196,6 @@ def test_scores_that_are_no_fractions_are_not_percentages() -> None:
     ]
 
 
-def test_an_accuracy_that_rounding_took_past_one_is_still_an_accuracy() -> None:
-    head, _, cells = matrix([Summary(0, {}, np.array([[1 + 1e-7, 0.5]]))], 2, 80)
-    assert head.startswith("accuracy, %") and [t.strip() for t in cells[0][0]] == ["100", "50"]
-
-
 def test_a_matrix_of_nothing_but_nan_is_drawn(tmp_path: Path) -> None:
     out = io.StringIO()
     console = Console(stream=out)
