@@ -416,9 +416,9 @@ def _run(argv: Sequence[str]) -> int:
     if not (args.hydra_help or args.shell_completion or args.info or args.experimental_rerun):
         preflight(args)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # or Hydra prints errors itself and exits with 1
-    from harness import sweep
+    from harness import sweep, trials
 
-    sweep.register()
+    sweep.register(sweep.Processes, trials.Trials)
     sweep.Processes.ended.clear()
     hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(job)()
     if not sweep.Processes.ended:

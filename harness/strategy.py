@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +32,7 @@ class Strategy:
     needs: frozenset[str] = frozenset()  # what costs time: "before", "inputs"
     order: dict[str, int] = {}  # hook -> rank; a lower rank belongs earlier (for grad: further in)
     transient: tuple[str, ...] = ()
+    grid: Mapping[str, Sequence[Any]] = {}  # argument -> values that tuning tries; the first is the main one
     alone: bool = False  # trains by itself, so that no other part could act in its steps
     random: RandomStream  # set before setup; its draws are this strategy's alone
 

@@ -30,9 +30,11 @@ from typing import Any, ClassVar, NoReturn
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus, run_job, setup_globals
 from hydra.plugins.launcher import Launcher
+from hydra.plugins.plugin import Plugin
 
 from harness.store import slug
 
+PLUGINS = "hydra_plugins.harness"  # what Hydra calls the module of our plugins; `register` says why
 REFUSED = 2  # exit code of a job whose settings exclude one another; any other is a failure
 PATIENCE = 60.0  # seconds that a job has to end when it is told to
 
@@ -45,6 +47,7 @@ class Job:
     label: str  # the overrides that not all jobs share
     log: Path
     results: str
+    then: str  # command that reads its results
     threads: int
     process: BaseProcess
     began: float
@@ -65,16 +68,19 @@ class Job:
 
 
 class Processes(Launcher):
-    """Runs the jobs of a sweep, at most `n_jobs` at a time and no more threads than cores (-1: no other limit)."""
+    """Runs the jobs of a sweep, at most `n_jobs` at a time and no more threads than cores (-1: no other limit).
 
-    __module__ = "hydra_plugins.harness"  # `register` says why
+    `then` is the command that reads their results: what is printed at the end.
+    """
+
+    __module__ = PLUGINS
 
     ended: ClassVar[list[Job]] = []  # of all batches: Hydra passes no results on
 
-    def __init__(self, n_jobs: int = -1) -> None:
+    def __init__(self, n_jobs: int = -1, then: str = "leaderboard") -> None:
         if n_jobs != -1 and n_jobs < 1:
             raise ValueError(f"hydra.launcher.n_jobs={n_jobs}: must be at least 1, or -1 for as many as cores")
-        self.n_jobs = n_jobs if n_jobs > 0 else cores()
+        self.n_jobs, self.then = n_jobs if n_jobs > 0 else cores(), then
 
     def setup(self, *, hydra_context: Any, task_function: Callable[[Any], Any], config: Any) -> None:
         self.context, self.task, self.config = hydra_context, task_function, config
@@ -132,20 +138,22 @@ class Processes(Launcher):
         sys.stdout.flush()
         sys.stderr.flush()
         process.start()
-        return Job(tuple(overrides), label, log, str(cfg.results), threads, process, time.monotonic())
+        return Job(tuple(overrides), label, log, str(cfg.results), self.then, threads, process, time.monotonic())
 
 
-def register() -> None:
-    """Make `hydra/launcher=processes` known to Hydra, which takes launchers from the package hydra_plugins alone.
+def register(*plugins: type[Plugin]) -> None:
+    """Make launchers and sweepers known to Hydra, which takes them from the package hydra_plugins alone.
 
-    This module stands there under a second name: a folder hydra_plugins of ours would be one more beside the house's.
+    They stand there in a module of no file: a folder hydra_plugins of ours would be one more beside the house's.
     """
     try:
         package = importlib.import_module("hydra_plugins")
     except ModuleNotFoundError:  # no plugin of Hydra's is installed
         package = sys.modules["hydra_plugins"] = ModuleType("hydra_plugins")
-    sys.modules[Processes.__module__] = package.harness = sys.modules[__name__]  # type: ignore[attr-defined]
-    Plugins.instance().register(Processes)
+    module = sys.modules[PLUGINS] = package.harness = ModuleType(PLUGINS)  # type: ignore[attr-defined]
+    for plugin in plugins:
+        setattr(module, plugin.__name__, plugin)
+        Plugins.instance().register(plugin)
 
 
 def cores() -> int:
@@ -215,7 +223,7 @@ def summary(jobs: Sequence[Job]) -> tuple[list[str], int]:
         lines += ["the same sweep again repeats what failed and nothing else"]
     folders = list(dict.fromkeys(job.results for job in jobs if job.code == 0))
     if folders:
-        lines += ["", f"compare: python -m harness leaderboard {shlex.join(folders)}"]
+        lines += ["", f"next: python -m harness {jobs[0].then} {shlex.join(folders)}"]
     return lines, 1 if failed else REFUSED if refused else 0
 
 

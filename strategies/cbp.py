@@ -48,6 +48,7 @@ class CBP(Strategy):
     family = "plasticity"
     order = {"step": 50}
     transient = ("units", "spans", "deck")
+    grid = {"rate": (1e-6, 1e-5, 1e-4, 1e-3)}  # the paper's search
 
     def __init__(self, *, rate: float, maturity: int, decay: float, utility: str, bias_transfer: bool) -> None:
         require.within("[0, 1]", "cbp", rate=rate)

@@ -28,6 +28,7 @@ class CFlat(Strategy):
 
     family = "optimization-based"
     order = {"grad": 20}
+    grid = {"rho": (0.05, 0.1, 0.2, 0.4)}  # factors of two around the authors' 0.2
 
     def __init__(self, *, rho: float, strength: float) -> None:
         require.at_least(0, "cflat", rho=rho, strength=strength)

@@ -28,6 +28,7 @@ class CoFiMA(Strategy):
 
     family = "optimization-based"
     order = {"end": 0}
+    grid = {"weight_new": (0.2, 0.4, 0.5, 0.8)}  # 0.4 and 0.5 are the paper's
 
     def __init__(self, *, weight_new: float, fisher: str, samples: int | None, clip: float | None) -> None:
         require.within("[0, 1]", "cofima", weight_new=weight_new)

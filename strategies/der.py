@@ -31,6 +31,7 @@ class DER(Strategy):
 
     family = "replay"
     order = {"batch": 50}
+    grid = {"alpha": (0.1, 0.2, 0.5, 1.0)}  # the authors' best lie from 0.2 to 1
 
     def __init__(self, *, capacity: int, batch_size: int, alpha: float) -> None:
         require.at_least(1, "der", capacity=capacity, batch_size=batch_size)

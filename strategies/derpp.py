@@ -30,6 +30,7 @@ class DERpp(Strategy):
 
     family = "replay"
     order = {"batch": 50}
+    grid = {"alpha": (0.2, 0.5, 1.0), "beta": (0.5, 1.0)}  # from the authors' best on one stream to another's
 
     def __init__(self, *, capacity: int, batch_size: int, alpha: float, beta: float) -> None:
         require.at_least(1, "derpp", capacity=capacity, batch_size=batch_size)

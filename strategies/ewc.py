@@ -38,6 +38,7 @@ class EWC(Strategy):
 
     family = "parameter regularization"
     order = {"end": 50}
+    grid = {"strength": (0.1, 1.4, 20.0, 300.0)}  # to where training begins to diverge under lr 0.1
 
     def __init__(self, *, strength: float, mode: str, gamma: float, fisher: str, samples: int | None) -> None:
         require.at_least(0, "ewc", strength=strength)

@@ -30,6 +30,7 @@ class FDR(Strategy):
 
     family = "functional regularization"
     order = {"batch": 50, "end": 50}
+    grid = {"strength": (0.1, 0.3, 1.0, 3.0)}  # half orders of magnitude around Mammoth's 1
 
     def __init__(self, *, strength: float, capacity: int, batch_size: int, squared: bool) -> None:
         require.at_least(0, "fdr", strength=strength)

@@ -34,6 +34,7 @@ class GEM(Strategy):
 
     family = "optimization-based"
     order = {"grad": 40}
+    grid = {"margin": (0.0, 0.1, 0.5, 1.0)}  # from the plain projection to twice the authors' 0.5
 
     def __init__(self, *, per_task: int, margin: float) -> None:
         require.at_least(1, "gem", per_task=per_task)

@@ -44,6 +44,7 @@ class GenerativeClassifier(Strategy):
     why = "a model for each class needs classes that belong to one task, and competes with all others"
     alone = True  # what it deploys has no parameter of the run's net
     transient = ("model",)
+    grid = {"lr": (1e-4, 3e-4, 1e-3, 3e-3)}  # van de Ven et al. have 1e-3
 
     def __init__(
         self,

@@ -46,6 +46,7 @@ class GenerativeReplay(Strategy):
     family = "replay"
     order = {"batch": 50, "end": 50}
     transient = ("model",)
+    grid = {"lr": (1e-4, 3e-4, 1e-3, 3e-3)}  # van de Ven et al. have 1e-3
 
     def __init__(
         self,

@@ -29,6 +29,7 @@ class GPM(Strategy):
     family = "optimization-based"
     needs = frozenset({"before"})
     order = {"step": 0, "end": 50}
+    grid = {"threshold": (0.9, 0.95, 0.97, 0.99)}  # the authors' are .95 to .99
 
     def __init__(self, *, threshold: float, growth: float, samples: int) -> None:
         require.within("[0, 1]", "gpm", threshold=threshold)

@@ -46,6 +46,7 @@ class HAT(Strategy):
     why = "each task has its own attention"
     needs = frozenset({"before"})
     order = {"grad": 90, "step": 0}
+    grid = {"strength": (0.1, 0.25, 0.75, 2.5)}  # factors of three around Serrà et al.'s 0.75
 
     def __init__(self, *, strength: float, s_max: float, anneal: str) -> None:
         require.at_least(0, "hat", strength=strength)

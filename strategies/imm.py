@@ -33,6 +33,7 @@ class IMM(Strategy):
 
     family = "parameter regularization"
     order = {"end": 50, "deploy": 0}
+    grid = {"alpha": (None, 0.2, 0.4, 0.6)}  # 1/K of each of K nets, the paper's untuned setting, and fixed weights
 
     def __init__(self, *, mode: str, alpha: float | None, fisher: str, samples: int | None) -> None:
         require.one_of(MODES, "imm", mode=mode)

@@ -30,6 +30,7 @@ class Interpolate(Strategy):
 
     family = "optimization-based"
     order = {"end": 0}
+    grid = {"weight_new": (0.1, 0.3, 0.5, 0.8)}  # WiSE-FT looks at 0 to 1
 
     def __init__(self, *, weight_new: float) -> None:
         require.within("[0, 1]", "interpolate", weight_new=weight_new)

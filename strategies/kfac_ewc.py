@@ -31,6 +31,7 @@ class KFACEWC(Strategy):
 
     family = "parameter regularization"
     order = {"end": 50}
+    grid = {"strength": (0.1, 1.0, 10.0, 100.0)}  # orders of magnitude around the Laplace approximation's 1
 
     def __init__(self, *, strength: float, fisher: str, samples: int | None) -> None:
         require.at_least(0, "kfac_ewc", strength=strength)

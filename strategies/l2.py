@@ -23,6 +23,7 @@ class L2(Strategy):
 
     family = "parameter regularization"
     order = {"end": 50}
+    grid = {"strength": (0.01, 0.1, 1.0, 10.0)}  # lr * strength must stay below 2
 
     def __init__(self, *, strength: float) -> None:
         require.at_least(0, "l2", strength=strength)

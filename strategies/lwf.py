@@ -37,6 +37,7 @@ class LwF(Strategy):
 
     family = "functional regularization"
     order = {"batch": 40}
+    grid = {"strength": (0.3, 1.0, 3.0, 10.0)}  # half orders of magnitude around Li & Hoiem's 1
 
     def __init__(self, *, strength: float, temperature: float, t_squared: bool, weighting: str) -> None:
         require.at_least(0, "lwf", strength=strength)

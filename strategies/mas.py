@@ -32,6 +32,7 @@ class MAS(Strategy):
 
     family = "parameter regularization"
     order = {"end": 50}
+    grid = {"strength": (0.001, 0.003, 0.01, 0.03)}  # the authors' 1 is for lr 1e-3 and diverges under lr 0.1
 
     def __init__(self, *, strength: float, alpha: float | None, samples: int | None) -> None:
         require.at_least(0, "mas", strength=strength)

@@ -47,6 +47,7 @@ class MCSGD(Strategy):
 
     family = "optimization-based"
     order = {"end": 0, "deploy": 0}
+    grid = {"lr": (0.005, 0.015, 0.05, 0.15)}  # factors of three around the default
 
     def __init__(
         self,

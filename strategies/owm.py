@@ -39,6 +39,7 @@ class OWM(Strategy):
     family = "optimization-based"
     needs = frozenset({"before"})
     order = {"step": 0, "end": 50}
+    grid = {"decay": (1e-5, 1e-3, 1e-1, 1.0)}  # what the authors give to one layer or another
 
     def __init__(self, *, alpha: float, decay: float, batch_size: int) -> None:
         require.above(0, "owm", alpha=alpha)

@@ -31,6 +31,7 @@ class ReDo(Strategy):
     family = "plasticity"
     boundaries = True  # it looks at rows of the current task
     order = {"step": 50}
+    grid = {"tau": (0.0, 0.025, 0.1), "period": (250, 1000)}  # thresholds of the paper and of its code
 
     def __init__(self, *, period: int, tau: float, samples: int) -> None:
         require.at_least(1, "redo", period=period)

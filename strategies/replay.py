@@ -43,6 +43,7 @@ class Replay(Strategy):
 
     family = "replay"
     order = {"batch": 50}
+    grid = {"weighting": ("sum", "mean", "share")}  # what sources differ in; rows held and replayed are the budget
 
     def __init__(
         self, *, capacity: int, batch_size: int, policy: str, weighting: str, fill: str, replacement: bool

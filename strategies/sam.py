@@ -24,6 +24,7 @@ class SAM(Strategy):
 
     family = "optimization-based"
     order = {"grad": 20}
+    grid = {"rho": (0.01, 0.05, 0.2, 0.5)}  # the range of Foret et al.'s search
 
     def __init__(self, *, rho: float) -> None:
         require.at_least(0, "sam", rho=rho)

@@ -34,6 +34,7 @@ class ShrinkPerturb(Strategy):
 
     family = "plasticity"
     order = {"begin": 0, "step": 50}
+    grid = {"shrink": (0.2, 0.4, 0.6, 0.8)}  # Ash & Adams look at 0 to 1
 
     def __init__(self, *, mode: str, shrink: float, sigma: float, noise: str) -> None:
         if mode not in ("boundary", "step"):

@@ -37,6 +37,7 @@ class SI(Strategy):
     needs = frozenset({"before"})
     order = {"grad": 0, "step": 0, "end": 50}
     transient = ("seen",)
+    grid = {"strength": (0.02, 0.1, 0.5, 2.5)}  # factors of five around Zenke et al.'s 0.1 and Buzzega et al.'s 0.5
 
     def __init__(self, *, strength: float, xi: float, gradient: str) -> None:
         require.at_least(0, "si", strength=strength)

@@ -42,6 +42,7 @@ class SLDA(Strategy):
 
     family = "template-based"
     order = {"begin": 90, "deploy": 50}
+    grid = {"shrinkage": (1e-4, 1e-3, 1e-2, 1e-1)}  # from the paper's 1e-4 up
 
     def __init__(self, *, features: str, shrinkage: float) -> None:
         require.one_of(FEATURES, "slda", features=features)

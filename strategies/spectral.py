@@ -34,6 +34,7 @@ class Spectral(Strategy):
     """
 
     family = "plasticity"
+    grid = {"strength": (1e-5, 1e-4, 1e-3, 1e-2)}  # the paper's search
 
     def __init__(self, *, strength: float, k: int) -> None:
         require.at_least(0, "spectral", strength=strength)

@@ -39,6 +39,7 @@ class UPGD(Strategy):
     family = "plasticity"
     needs = frozenset({"before"})
     order = {"step": -10}  # what others see of the update is what was really made
+    grid = {"sigma": (1e-4, 1e-3, 1e-2, 1e-1)}  # the authors' best are 0 to 0.1
 
     def __init__(self, *, utility: str, decay: float, sigma: float, weight_decay: float, scale: float) -> None:
         require.one_of(UTILITIES, "upgd", utility=utility)

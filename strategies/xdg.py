@@ -34,6 +34,7 @@ class XdG(Strategy):
     scenarios = ("task",)
     why = "the gates of a row are those of its task"
     transient = ("gates",)
+    grid = {"share": (0.4, 0.6, 0.8, 0.9)}  # around Masse et al.'s 0.8
 
     def __init__(self, *, share: float) -> None:
         require.within("[0, 1)", "xdg", share=share)

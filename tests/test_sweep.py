@@ -95,7 +95,7 @@ def test_a_job_that_refuses_raises_or_is_killed_takes_no_other_along(tmp_path):
     ]
     said = "\n".join(end)
     assert "killed by SIGKILL" in said and "ran into this" in said and "invalid literal for int()" in said
-    assert end[-1] == "compare: python -m harness leaderboard results"
+    assert end[-1] == "next: python -m harness leaderboard results"
     (log,) = tmp_path.glob("results/runs/.multirun/strategy-mas-*.log")
     assert log.read_text().startswith("Traceback") and "int(" in log.read_text()
 
@@ -167,7 +167,7 @@ def test_the_name_joblib_and_a_preset_of_a_whole_table_are_sweeps(tmp_path):
     done = sweep(tmp_path, "--config-dir", "mine", "experiment=table", "hydra/launcher=joblib", "results=elsewhere")
     assert sorted(job[:2] for job in jobs(tmp_path)) == [[n, [s]] for n in ("naive", "replay") for s in (0, 1)]
     assert done.returncode == 1 and "2 done, 2 failed" in done.stdout
-    assert done.stdout.endswith("compare: python -m harness leaderboard elsewhere\n")
+    assert done.stdout.endswith("next: python -m harness leaderboard elsewhere\n")
     # narrowed on the command line, and a command that repeats one job of it does just that
     (tmp_path / "jobs").unlink()
     (line,) = [line for line in done.stdout.splitlines() if "python -m harness --config" in line and "[1]" in line]
