@@ -70,17 +70,20 @@ class Job:
 class Processes(Launcher):
     """Runs the jobs of a sweep, at most `n_jobs` at a time and no more threads than cores (-1: no other limit).
 
-    `then` is the command that reads their results: what is printed at the end.
+    `then` is the command that reads their results: what is printed at the end. `seconds` that a job takes are what the
+    sweep's length is told from before it begins.
     """
 
     __module__ = PLUGINS
 
     ended: ClassVar[list[Job]] = []  # of all batches: Hydra passes no results on
 
-    def __init__(self, n_jobs: int = -1, then: str = "leaderboard") -> None:
+    def __init__(self, n_jobs: int = -1, then: str = "leaderboard", seconds: float | None = None) -> None:
         if n_jobs != -1 and n_jobs < 1:
             raise ValueError(f"hydra.launcher.n_jobs={n_jobs}: must be at least 1, or -1 for as many as cores")
-        self.n_jobs, self.then = n_jobs if n_jobs > 0 else cores(), then
+        if seconds is not None and not seconds > 0:
+            raise ValueError(f"hydra.launcher.seconds={seconds}: must be more than 0, or null where it is not known")
+        self.n_jobs, self.then, self.seconds = n_jobs if n_jobs > 0 else cores(), then, seconds
 
     def setup(self, *, hydra_context: Any, task_function: Callable[[Any], Any], config: Any) -> None:
         self.context, self.task, self.config = hydra_context, task_function, config
@@ -90,6 +93,8 @@ class Processes(Launcher):
 
         setup_globals()
         total = initial_job_idx + len(job_overrides)
+        if self.seconds is not None:
+            print(estimate(len(job_overrides), self.n_jobs, self.seconds), flush=True)
         labels = varying(job_overrides)
         waiting = deque(enumerate(job_overrides))
         planned: tuple[int, Any] | None = None  # composed late: a hundred jobs take Hydra ten seconds
@@ -175,6 +180,17 @@ def fits(threads: int, running: Sequence[int], n_jobs: int, cores: int) -> bool:
     True
     """
     return not running or (len(running) < n_jobs and sum(running) + threads <= cores)
+
+
+def estimate(jobs: int, n_jobs: int, seconds: float) -> str:
+    """How long a sweep takes, before it begins.
+
+    >>> estimate(28, 2, 120.0)
+    'some 0.5 hours: 28 jobs, up to 2 at a time, of some 120 s each as the preset says; what is done is skipped'
+    """
+    hours = -(-jobs // n_jobs) * seconds / 3600
+    told = f"{jobs} jobs, up to {n_jobs} at a time, of some {seconds:g} s each as the preset says"
+    return f"some {hours:.1f} hours: {told}; what is done is skipped"
 
 
 def varying(jobs: Sequence[Sequence[str]]) -> list[str]:

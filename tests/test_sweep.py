@@ -163,9 +163,11 @@ def test_the_name_joblib_and_a_preset_of_a_whole_table_are_sweeps(tmp_path):
     folder = tmp_path / "mine" / "experiment"
     folder.mkdir(parents=True)
     table = "hydra:\n  mode: MULTIRUN\n  sweeper:\n    params:\n      strategy: naive,replay\n      seeds: '[0],[1]'\n"
+    table += "  launcher:\n    n_jobs: 2\n    seconds: 1800\n"
     (folder / "table.yaml").write_text("# @package _global_\n" + table)
     done = sweep(tmp_path, "--config-dir", "mine", "experiment=table", "hydra/launcher=joblib", "results=elsewhere")
     assert sorted(job[:2] for job in jobs(tmp_path)) == [[n, [s]] for n in ("naive", "replay") for s in (0, 1)]
+    assert done.stdout.startswith("some 1.0 hours: 4 jobs, up to 2 at a time, of some 1800 s each")
     assert done.returncode == 1 and "2 done, 2 failed" in done.stdout
     assert done.stdout.endswith("next: python -m harness leaderboard elsewhere\n")
     # narrowed on the command line, and a command that repeats one job of it does just that
