@@ -346,7 +346,8 @@ def _one(
 
 
 def _open(setting: Setting, stream: Stream, label: str, identity: dict[str, Any], **how: Any) -> store.RunFolder:
-    return store.RunFolder.open(
+    """The run's folder, locked. StoreError if the same configuration found other data there before."""
+    folder = store.RunFolder.open(
         setting.cfg["results"],
         f"{stream.name}_{stream.scenario}",
         label,
@@ -355,6 +356,14 @@ def _open(setting: Setting, stream: Stream, label: str, identity: dict[str, Any]
         keep=setting.cfg["keep"],
         **how,
     )
+    # names stand in the identity, and what is behind that of a further data set or a function may change
+    if folder.manifest.get("stream_hash", stream.hash) != stream.hash:
+        folder.close()
+        raise store.StoreError(
+            f"{folder.path}: its data were others under the same names; use force=true to train on today's,"
+            " or results=FOLDER to keep both"
+        )
+    return folder
 
 
 def _resume(

@@ -5,13 +5,18 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from hydra import compose, initialize_config_dir
 
 import harness
 from harness import store
+from harness.catalogue import CONF
+from harness.run import from_config
+from tasks.datasets import load
 
 ROOT = Path(harness.__file__).resolve().parent.parent
 RUN = [
@@ -63,3 +68,28 @@ def test_a_run_cut_short_resumes_to_the_same_tables(tmp_path: Path, how: signal.
         tables = (pd.read_parquet(run.path / f"{name}.parquet") for run in (whole, again))
         pd.testing.assert_frame_equal(*tables, check_exact=True)
     assert "done already" in finished(cut)
+
+
+def test_the_same_names_for_other_data_are_refused(tmp_path: Path) -> None:
+    """Of the sets that follow the first, the run's identity holds the names; their digests are in the stream's."""
+
+    def run(*more: str) -> Path:
+        with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+            few = ["tasks=sequence", "tasks.then=[other]", "train.steps=1", "seeds=[0]", "metrics=off", "gap=false"]
+            cfg = compose("config", [*few, "tracker.mode=disabled", f"results={tmp_path}", *more])
+        return from_config(cfg, progress=False)
+
+    def other(value: float) -> None:
+        digits = load("digits")
+        made = replace(digits, name="other", x=digits.x * value, digest=f"of {value}")
+        monkeypatch.setattr("tasks.sequence.load", lambda name, root: made)
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        other(1.0)
+        path = run("control=false")
+        assert run("control=false") == path
+        other(0.5)
+        with pytest.raises(store.StoreError, match="its data were others under the same names; use force=true"):
+            run("control=false")
+        assert run("control=false", "force=true") == path
+        assert store.read_table(path, "accuracy").num_rows > 0
