@@ -130,6 +130,8 @@ PUBLISHED = {  # preset -> settings of the paper, by dotted key
     "upgd_input_permuted_mnist": {"tasks.n_tasks": 200, "train.steps": 5000, "model.widths": [300, 150]},
     "upgd_label_permuted_emnist": {"tasks.n_tasks": 400, "train.steps": 2500, "train.batch_size": 1},
     "online_permuted_mnist": {"tasks.n_tasks": 800, "train.batch_size": 1, "optimizer.lr": 0.003},
+    "l2_init_five_plus_one": {"tasks.n_tasks": 30, "train.steps": 780, "model.kernel": 5, "classes": "all"},
+    "growing_cifar100": {"tasks.n_tasks": 20, "train.batch_size": 90, "model.width": 64, "optimizer.gamma": 0.2},
     "slowly_changing_regression": {"tasks.n_tasks": 100, "tasks.held": 15, "model.widths": [5]},
 }
 
