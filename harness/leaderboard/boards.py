@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -38,6 +39,7 @@ def board(place: Place, found: Sequence[Entry], cut_short: Sequence[store.Run], 
         notes.append(f"{baseline} is not among the complete entries, so that nothing is compared with it")
     rows = compared(complete, by, against)
     rows += [_uncompared(e, seeds, by) for e in [*partial, *missing(cut_short, found)]]
+    notes += hours(found)
     some = next(run for runs in [*(e.runs for e in found), cut_short] for run in runs)
     return Board(
         stream=place.stream,
@@ -85,6 +87,24 @@ def _sources(runs: Sequence[store.Run]) -> list[str]:
         return []
     told = ", ".join(f"{source or 'unknown'}: {count} run{'s' * (count > 1)}" for source, count in sorted(made.items()))
     return [f"made by {len(made)} versions of the source ({told}), which may differ in what they compute"]
+
+
+def hours(found: Sequence[Entry]) -> list[str]:
+    """What the training of all entries took, and on which machines; nothing where no times were recorded."""
+    timed = [(run.manifest, e.seconds * len(run.manifest["seeds"])) for e in found for run in e.runs if e.seconds > 0]
+    if not timed:
+        return []
+    spent = sum(seconds for _, seconds in timed) / 3600
+    machines = Counter(_machine(facts) for facts, _ in timed)
+    told = "; ".join(f"{name} ({count} run{'s' * (count > 1)})" for name, count in machines.most_common())
+    return [f"{spent:.2g} hours of training in all, evaluation and measures apart, on {told}"]
+
+
+def _machine(facts: Mapping[str, Any]) -> str:
+    hardware = facts.get("hardware", {})
+    threads = facts.get("threads", 1)
+    cpu = f"{hardware.get('cpu') or 'an unknown CPU'}, {threads} thread{'s' * (threads > 1)}"
+    return hardware.get("gpu") or cpu
 
 
 def apart(boards: Sequence[Board]) -> list[str]:

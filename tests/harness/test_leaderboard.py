@@ -234,6 +234,15 @@ def test_runs_of_several_sources_are_said_to_be(tmp_path: Path) -> None:
     assert any("2 versions of the source" in note for note in only(tmp_path).notes)
 
 
+def test_the_hours_and_the_machines_are_stated(tmp_path: Path) -> None:
+    cpu, gpu = {"cpu": "Abacus", "gpu": None}, {"cpu": "Abacus", "gpu": "Loom"}
+    write(tmp_path, "naive", [0.5, 0.5], threads=2, hardware=cpu, tasks=3)  # 3 s of training for each task
+    write(tmp_path, "ewc", [0.6, 0.6], threads=2, hardware=cpu, tasks=3)
+    write(tmp_path, "si", [0.6, 0.6], threads=1, hardware=gpu, tasks=10)
+    told = "0.013 hours of training in all, evaluation and measures apart, on Abacus, 2 threads (2 runs); Loom (1 run)"
+    assert only(tmp_path).notes[-1] == told  # 9 + 9 + 30 seconds
+
+
 def test_entries_of_one_strategy_are_told_apart_by_their_values(tmp_path: Path) -> None:
     write(tmp_path, "ewc", [0.5, 0.5], settings={"strength": 1.0})
     write(tmp_path, "ewc", [0.6, 0.6], settings={"strength": 30.0})
