@@ -62,6 +62,9 @@ Commands and flags
   ls [WHAT]               {listed}
   leaderboard [FOLDER...] finished runs side by side, and as files in FOLDER/leaderboard
                           (--by SCORE, --baseline STRATEGY, --out FOLDER)
+  tune [FOLDER...]        choose each strategy's values by its trials (-m experiment=tune): a preset,
+                          and all trials as a table and a figure (--out FOLDER of the preset,
+                          --tables FOLDER)
   report [RUN|FOLDER...]  one HTML file with all figures, to open offline (--out FILE)
   show RUN...             a run on the terminal, by its folder or the beginning of its id
   catalogue [FOLDER]      the page about all strategies, with the runs in FOLDER
@@ -228,6 +231,37 @@ def _leaderboard(argv: Sequence[str]) -> int:
     return 0
 
 
+def _tune(argv: Sequence[str]) -> int:
+    options = {"--out": None, "--tables": None, "--config-dir": None}
+    given = _given("tune", argv, "folders", options)
+    folders = [Path(name) for name in given.folders or ["results/tuning"]]
+    for folder in folders:
+        if not (folder / "runs").is_dir():
+            words = folder if "=" in str(folder) else "strategy=..."
+            raise ValueError(
+                f"tune {folder}: holds no trials; run them with python -m harness -m experiment=tune {words}"
+            )
+    from harness.store import reporting, write_text
+    from harness.tuning import tune
+    from harness.tuning.files import text, write
+
+    settings = tune(folders, given.config_dir)
+    if not settings:
+        print(f"no finished trial in {', '.join(map(str, folders))}")
+        return 0
+    print("\n".join(text(settings)), flush=True)
+    presets, tables = Path(given.out or CONF / "experiment"), Path(given.tables or folders[0] / "sensitivity")
+    with reporting(tables, "--tables FOLDER"):
+        written = write(settings, tables)
+    with reporting(presets, "--out FOLDER"):
+        presets.mkdir(parents=True, exist_ok=True)
+        for name, content in (item for setting in settings for item in setting.presets.items()):
+            write_text(presets / f"{name}.yaml", content)
+            written.append(presets / f"{name}.yaml")
+    print("\n".join(["", *(f"written: {path}" for path in written)]))
+    return 0
+
+
 def _page(argv: Sequence[str]) -> int:
     options = {"--by": "average_accuracy", "--baseline": "naive", "--out": "report.html"}
     given = _given("report", argv, "runs", options)
@@ -391,6 +425,7 @@ def _folders(command: str, names: Sequence[str]) -> list[Path]:
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "ls": _ls,
     "leaderboard": _leaderboard,
+    "tune": _tune,
     "report": _page,
     "show": _show,
     "catalogue": _catalogue,

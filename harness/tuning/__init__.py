@@ -1,0 +1,141 @@
+"""Choose each strategy's values by its trials on validation rows: `python -m harness tune`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from harness import store
+from harness.leaderboard.entries import finished
+from harness.leaderboard.naming import described, listed
+from harness.leaderboard.types import Entry
+from harness.tuning.choice import Trial, Tried, Values, place
+from harness.tuning.preset import leaves, option, preset
+
+SCORE = "average_accuracy"
+AGAIN = "run the trials with python -m harness -m experiment=tune"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What was tried in one setting, and the presets that follow."""
+
+    name: str
+    about: str
+    tried: tuple[Tried, ...]
+    presets: Mapping[str, str]  # name -> text
+    notes: tuple[str, ...]
+
+
+def tune(folders: Sequence[Path], config_dir: str | None = None) -> list[Setting]:
+    """The settings of the trials in results folders, in order of their names.
+
+    Raises ValueError for a run that is no trial: scored on test rows, or with seeds that are reported.
+    """
+    from harness.preflight import composed
+
+    places, notes = finished(folders)
+    entries = {where: [e for e in found if e.runs] for where, found in places.items()}
+    reported = set(composed([], config_dir)["seeds"])
+    runs = [run for found in entries.values() for entry in found for run in entry.runs]
+    for run in runs:
+        _refuse(run, reported)
+    parts = sorted({part for run in runs for part in run.manifest["config"]["strategy"]})
+    plain = leaves(composed([f"strategy=[{','.join(parts)}]"], config_dir)["strategy"]) if parts else {}
+    made = {where: _name(found[0].runs[0].manifest["config"], config_dir) for where, found in entries.items()}
+    settings = []
+    for where, found in sorted(entries.items(), key=lambda item: (made[item[0]], item[0].setting)):
+        name = made[where]
+        if list(made.values()).count(name) > 1:  # another length, budget or learner
+            name = f"{name}_{where.setting[:4]}"
+        settings.append(_setting(name, found, plain, config_dir, notes))
+    return settings
+
+
+def _refuse(run: store.Run, reported: set[int]) -> None:
+    facts = run.manifest
+    if facts["split"] != "val":
+        raise ValueError(f"tune {run.path}: scored on {facts['split']} rows, which never choose; {AGAIN}")
+    if shared := sorted(reported & set(facts["seeds"])):
+        raise ValueError(f"tune {run.path}: trained with seeds {shared}, which are reported; {AGAIN}")
+
+
+def _name(cfg: Mapping[str, Any], config_dir: str | None) -> str:
+    tasks, dataset = (option(group, cfg[group], config_dir) for group in ("tasks", "dataset"))
+    return f"tuned_{tasks}_{cfg['scenario']}_{dataset}"
+
+
+def _setting(
+    name: str, entries: Sequence[Entry], plain: Values, config_dir: str | None, notes: Sequence[str]
+) -> Setting:
+    facts = entries[0].runs[0].manifest
+    seeds = tuple(sorted({s for entry in entries for s in entry.seeds}))
+    whole = [entry for entry in entries if entry.seeds == seeds]
+    notes = [*notes, *(f"{e.label}: only seeds {listed(e.seeds)}, and left out" for e in entries if e.seeds != seeds)]
+    labels = sorted({entry.strategy for entry in whole})
+    tried = tuple(tried_of([e for e in whole if e.strategy == label], plain) for label in labels)
+    notes += [f"{one.label}: {len(one.missing)} points of its grid were not tried" for one in tried if one.missing]
+    about = f"{facts['stream']}, {described(facts)}; trials with seeds {listed(seeds)}"
+    presets = {}
+    for key, ones in _files(tried).items():
+        file = f"{name}_{store.slug(key)}".replace("+", "_") if key else name
+        presets[file] = preset(facts["config"], ones, about, file, config_dir)
+    return Setting(name, about, tried, presets, tuple(notes))
+
+
+def _files(tried: Sequence[Tried]) -> dict[str, list[Tried]]:
+    """What goes into one preset: a preset has one value for each strategy's setting, so lists have their own."""
+    made: dict[str, list[Tried]] = {"": [one for one in tried if one.parts == (one.label,)]}
+    alone = {one.label for one in made[""]}
+    for one in tried:
+        if one.parts != (one.label,) and (one.main or one.fixed):
+            shared = alone & set(one.parts) or sum(bool({*one.parts} & {*two.parts}) for two in tried) > 1
+            made.setdefault(one.label if shared else "", []).append(one)
+    return {key: ones for key, ones in made.items() if ones}
+
+
+def tried_of(entries: Sequence[Entry], plain: Values) -> Tried:
+    """The trials of one strategy; `plain` has the default of every setting of all strategies."""
+    from hydra.utils import get_class
+
+    from harness.trials import chosen
+
+    cfg = entries[0].runs[0].manifest["config"]
+    plain = {key: value for key, value in plain.items() if key.partition(".")[0] in cfg["strategy"]}
+    plain |= {key: value for key, value in leaves(cfg["tuned"]).items() if key in plain}
+    grid = {
+        f"{part}.{key}": values
+        for part, node in cfg["strategy"].items()
+        for key, values in getattr(get_class(node["_target_"]), "grid", {}).items()
+    }
+    specs = [leaves(entry.runs[0].manifest["config"]["strategy"]) for entry in entries]
+    differ = [key for key in plain if len({repr(_number(spec.get(key))) for spec in specs}) > 1]
+    knobs = [*(key for key in grid if key in differ), *(key for key in differ if key not in grid)]
+    points = chosen(grid, {key: plain[key] for key in grid})
+    return Tried(
+        label=entries[0].strategy,
+        parts=tuple(cfg["strategy"]),
+        seeds=entries[0].seeds,
+        trials=tuple(sorted((_trial(e, spec, knobs, plain) for e, spec in zip(entries, specs)), key=_place)),
+        fixed={key: specs[0].get(key) for key in plain if key not in knobs and specs[0].get(key) != plain[key]},
+        missing=tuple(p for p in points if not any(all(spec.get(k) == v for k, v in p.items()) for spec in specs)),
+    )
+
+
+def _trial(entry: Entry, spec: Values, knobs: Sequence[str], plain: Values) -> Trial:
+    values = {key: spec.get(key) for key in knobs}
+    default = all(value == plain[key] for key, value in values.items())
+    ids = tuple(run.manifest["run_id"] for run in entry.runs)
+    return Trial(values, np.asarray(entry.scores[SCORE]), default, entry.diverged, ids)
+
+
+def _place(trial: Trial) -> Any:
+    return place(trial.values)
+
+
+def _number(value: Any) -> Any:
+    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
