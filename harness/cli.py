@@ -62,9 +62,9 @@ Commands and flags
   ls [WHAT]               {listed}
   leaderboard [FOLDER...] finished runs side by side, and as files in FOLDER/leaderboard
                           (--by SCORE, --baseline STRATEGY, --out FOLDER)
-  tune [FOLDER...]        choose each strategy's values by its trials (-m experiment=tune): a preset,
-                          and all trials as a table and a figure (--out FOLDER of the preset,
-                          --tables FOLDER)
+  tune [FOLDER...]        choose each strategy's values by its trials (-m experiment=tune), as a
+                          preset, and all trials as a table and a figure
+                          (--out FOLDER of the preset, --tables FOLDER)
   report [RUN|FOLDER...]  one HTML file with all figures, to open offline (--out FILE)
   show RUN...             a run on the terminal, by its folder or the beginning of its id
   catalogue [FOLDER]      the page about all strategies, with the runs in FOLDER
