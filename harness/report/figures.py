@@ -98,8 +98,8 @@ def groups(board: Board, rows: pd.DataFrame, accuracy: pd.DataFrame) -> list[Gro
         Group("Spectra", "At the last boundary.", _spectra(entries, rows)),
         Group(
             "Everything else that was measured",
-            "One chart for every other measure.",
-            _curves(entries, whole, rest),
+            "One chart for every other measure; its interval, where many lines would hide it, stands in the numbers.",
+            _curves(entries, whole, rest, bands=len(entries) <= svg.COLOURS),
             folded=True,
         ),
     ]
@@ -131,8 +131,17 @@ def _series(entry: Entry, style: int, x: Array, values: Array) -> svg.Series:
     return svg.Series(entry.label, style, x, mean, mean - half, mean + half)
 
 
-def _chart(title: str, series: Sequence[svg.Series], x_title: str, unit: str, whole: bool, **more: object) -> Figure:
-    drawn = svg.lines(f"{title}, by {x_title}; the numbers follow", series, x_title, unit, whole=whole)
+def _chart(
+    title: str,
+    series: Sequence[svg.Series],
+    x_title: str,
+    unit: str,
+    whole: bool,
+    bands: bool = True,
+    **more: object,
+) -> Figure:
+    shown = series if bands else [s._replace(low=s.y, high=s.y) for s in series]
+    drawn = svg.lines(f"{title}, by {x_title}; the numbers follow", shown, x_title, unit, whole=whole)
     at = sorted({float(x) for s in series for x in s.x})
     chosen = [at[i] for i in _spread(len(at), SHOWN)]
     rows = []
@@ -146,14 +155,14 @@ def _text(mean: float, half: float) -> str:
     return svg.number(mean) + (f" ± {svg.number(half)}" if half > 0 else "")
 
 
-def _curves(entries: Sequence[Entry], whole: pd.DataFrame, curves: Sequence[Curve]) -> list[Figure]:
+def _curves(entries: Sequence[Entry], whole: pd.DataFrame, curves: Sequence[Curve], bands: bool = True) -> list[Figure]:
     made = []
     by_metric = dict(list(whole.groupby("metric")))
     for curve in (c for c in curves if c.metric in by_metric):
         cubes = _cubes(entries, by_metric[curve.metric], "boundary")
         series = [_series(e, i, x + 1, values) for e, i, x, values in cubes]
         if any(np.isfinite(s.y).any() for s in series):
-            made.append(_chart(curve.title, series, "after task", curve.unit, True, note=curve.note))
+            made.append(_chart(curve.title, series, "after task", curve.unit, True, bands, note=curve.note))
     return made
 
 

@@ -5,6 +5,7 @@ Every text passes through `Markup.format`, which escapes it: labels come from co
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -16,6 +17,7 @@ from harness.stats import Array
 
 WIDTH, HEIGHT = 284, 204
 LEFT, RIGHT, TOP, BOTTOM = 47, 10, 10, 34
+DOTTED = 12  # points of a line that are marked one by one; more would run into each other
 COLOURS = 8  # classes c0 ... c7 of the style sheet; further series are dashed
 
 
@@ -128,12 +130,14 @@ def _line(series: Series, axes: Frame) -> Markup:
     mean, band, dots = [], [], []
     for stretch in _stretches(np.isfinite(series.y)):
         points = [(axes.x(series.x[i]), axes.y(series.y[i])) for i in stretch]
-        mean.append("M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points))
-        dots += points if len(series.x) <= 20 or len(points) == 1 else []
+        mean.append(_path(points))
+        dots += points if len(series.x) <= DOTTED or len(points) == 1 else []
     for stretch in _stretches(np.isfinite(series.low) & np.isfinite(series.high)):
-        upper = [f"{axes.x(series.x[i]):.1f} {axes.y(series.high[i]):.1f}" for i in stretch]
-        lower = [f"{axes.x(series.x[i]):.1f} {axes.y(series.low[i]):.1f}" for i in reversed(stretch)]
-        band.append("M" + "L".join(upper + lower) + "Z")
+        if np.array_equal(series.low[stretch], series.high[stretch]):
+            continue  # one seed, or all alike: nothing that could be seen
+        upper = [(axes.x(series.x[i]), axes.y(series.high[i])) for i in stretch]
+        lower = [(axes.x(series.x[i]), axes.y(series.low[i])) for i in reversed(stretch)]
+        band.append(_path(upper + lower) + "Z")
     circles = Markup("").join(Markup('<circle cx="{:.1f}" cy="{:.1f}" r="2.4"/>').format(x, y) for x, y in dots)
     colour, dash = series.style % COLOURS, series.style // COLOURS
     inner = Markup('<path class="band" d="{}"/><path class="line d{}" d="{}"/>').format(
@@ -141,6 +145,21 @@ def _line(series: Series, axes: Frame) -> Markup:
     )
     opening = Markup('<g class="series c{}" data-s="{}"><title>{}</title>')
     return opening.format(colour, series.style, series.label) + inner + circles + Markup("</g>")
+
+
+def _path(points: Sequence[tuple[float, float]]) -> str:
+    """A line through points, in steps: shorter than places, and a page has some hundred thousand of them.
+
+    >>> _path([(10, 20), (15.04, 20), (20.08, 19.5)])
+    'M10 20l5 0 5.1-0.5'
+    """
+    tenths = [(round(10 * x), round(10 * y)) for x, y in points]  # whole numbers, so that steps add up
+    first, *rest = [f"{x / 10:g} {y / 10:g}" for x, y in (tenths[0], *_steps(tenths))]
+    return f"M{first}" + ("l" + " ".join(rest) if rest else "").replace(" -", "-")
+
+
+def _steps(points: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    return [(x - a, y - b) for (a, b), (x, y) in itertools.pairwise(points)]
 
 
 def _stretches(there: np.ndarray) -> list[list[int]]:
@@ -226,6 +245,7 @@ def heat(label: str, table: Array, rows: Sequence[int], columns: Sequence[int], 
     cell, margin = 240 / max(len(columns), len(rows)), 34
     percent = low >= 0 and high <= 1
     parts = []
+    empty = ""  # cells without a value, as one path: half of a matrix are such
     for i in range(len(rows)):
         y = margin + i * cell
         text = Markup('<text class="tick" x="{}" y="{:.1f}" text-anchor="end">{}</text>')
@@ -233,11 +253,7 @@ def heat(label: str, table: Array, rows: Sequence[int], columns: Sequence[int], 
         for j in range(len(columns)):
             value, x = float(table[i, j]), margin + j * cell
             if math.isnan(value):
-                parts.append(
-                    Markup('<rect class="none" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}"/>').format(
-                        x, y, cell - 1, cell - 1
-                    )
-                )
+                empty += f"M{x:.1f} {y:.1f}h{cell - 1:.1f}v{cell - 1:.1f}h{1 - cell:.1f}z"
                 continue
             fill, ink = shade((value - low) / max(high - low, 1e-12))
             parts.append(
@@ -249,6 +265,7 @@ def heat(label: str, table: Array, rows: Sequence[int], columns: Sequence[int], 
                 text = Markup('<text class="cell" x="{:.1f}" y="{:.1f}" fill="{}" text-anchor="middle">{}</text>')
                 shown = f"{100 * value:.0f}" if percent else number(value)
                 parts.append(text.format(x + cell / 2, y + cell / 2 + 4, ink, shown))
+    parts.append(Markup('<path class="none" d="{}"/>').format(empty))
     for j in range(len(columns)):
         text = Markup('<text class="tick" x="{:.1f}" y="{}" text-anchor="middle">{}</text>')
         parts.append(text.format(margin + (j + 0.5) * cell, margin - 8, columns[j] + 1))

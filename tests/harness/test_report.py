@@ -131,8 +131,8 @@ def test_twenty_runs_stay_under_two_megabytes(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(store, "_sync", lambda path: None)
     draw = np.random.default_rng(0)
     for i in range(20):
-        names = [f"measure_{k}" for k in range(40)]
-        write(tmp_path, f"m{i}", [0.5, 0.6], tasks=10, metrics={n: draw.random((10, 2)).tolist() for n in names})
+        names = [f"measure_{k}" for k in range(80)]  # what metrics=standard has of them
+        write(tmp_path, f"m{i}", [0.5, 0.6], tasks=20, metrics={n: draw.random((20, 2)).tolist() for n in names})
     assert len(report([tmp_path]).encode()) < 2e6
 
 
