@@ -63,12 +63,18 @@ class Tried:
 
     @property
     def edge(self) -> str:
-        """ "largest" or "smallest" where the best value of the main setting is that of all that were tried."""
-        tried = [t.values[self.main] for t in self.trials] if self.main else []
-        numbers = {v for v in tried if numeric(v)}
-        if self.lost or len(numbers) < 2 or not numeric(self.best.values[self.main]):
+        """Which value of the main setting did better than all others: its "largest", its "smallest", or "".
+
+        Nothing then says that a value beyond it would not do better still.
+        """
+        if not self.main:
             return ""
-        return {max(numbers): "largest", min(numbers): "smallest"}.get(self.best.values[self.main], "")
+        at = self.best.values[self.main]
+        numbers = {v for t in self.trials if numeric(v := t.values[self.main])}
+        elsewhere = [t.mean for t in self.trials if t.values[self.main] != at]
+        if len(numbers) < 2 or any(mean >= self.best.mean for mean in elsewhere):
+            return ""
+        return {max(numbers): "largest", min(numbers): "smallest"}.get(at, "")
 
     @property
     def gain(self) -> tuple[float, float]:

@@ -49,8 +49,12 @@ def text(settings: Sequence[Setting]) -> list[str]:
         lines += [setting.name, setting.about]
         for one in setting.tried:
             values = worded(one.best.values) or "nothing to tune"
-            remark = f", {one.edge} tried" if one.edge else ", the default" if one.best.default and one.main else ""
-            lines += [f"  {one.label:<{width}}  {scored(one.best)}  {values}{remark}"]
+            said = [
+                values,
+                *["the default"] * (one.best.default and bool(one.main)),
+                *[f"{one.edge} tried"] * bool(one.edge),
+            ]
+            lines += [f"  {one.label:<{width}}  {scored(one.best)}  {', '.join(said)}"]
         lines += [*(f"note: {note}" for note in setting.notes), ""]
     return lines[:-1]
 

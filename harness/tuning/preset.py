@@ -70,7 +70,7 @@ def remarks(one: Tried) -> str:
     if one.lost:
         parts += ["Every seed of every trial diverged: nothing was chosen."]
     elif one.best.default:
-        parts += ["The default is the best."]
+        parts += ["No value did better than the default."]
     elif one.default is not None:
         parts += [f"Best less default, paired by seed: {mean:.3f} ± {half:.3f}."]
     if one.edge:

@@ -95,7 +95,8 @@ def test_a_score_that_was_not_recorded_loses(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("strengths", "edge"), [((0.1, 1.4), "smallest"), ((1.4, 20.0), "largest"), ((1.4,), "")])
 def test_a_best_value_at_the_edge_of_what_was_tried_is_said(tmp_path: Path, strengths: Any, edge: str) -> None:
     better = {s: [0.5 + 0.1 * (s != 1.4)] * 3 for s in strengths}
-    assert ewc(tmp_path, better).edge == edge
+    assert ewc(tmp_path / "a", better).edge == edge
+    assert ewc(tmp_path / "b", dict.fromkeys(strengths, [0.5] * 3)).edge == ""  # no better than elsewhere
 
 
 def test_test_rows_and_reported_seeds_choose_nothing(tmp_path: Path) -> None:
