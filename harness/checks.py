@@ -50,6 +50,10 @@ def check(cfg: Mapping[str, Any]) -> None:
     _whole(cfg, "tasks.n_tasks", 1)
     _optimizer(cfg)
     _one_of(cfg, "tracker.mode", ("offline", "online", "disabled"))
+    if _get(cfg, "tracker.project") in ("", None):
+        raise ValueError(f"tracker.project={show(cfg['tracker']['project'])}: must name a project")
+    for wait in ("init_timeout", "finish_timeout"):
+        _number(cfg, f"tracker.{wait}", lambda v: v > 0, "must be above 0")
 
 
 def _seeds(cfg: Mapping[str, Any]) -> None:

@@ -67,6 +67,7 @@ Commands and flags
                           (--out FOLDER of the preset, --tables FOLDER)
   report [RUN|FOLDER...]  one HTML file with all figures, to open offline (--out FILE)
   show RUN...             a run on the terminal, by its folder or the beginning of its id
+  sync [RUN|FOLDER...]    finished runs to a Weights & Biases server (tracker.project=NAME and the like)
   catalogue [FOLDER]      the page about all strategies, with the runs in FOLDER
   catalogue metrics       the page about all metrics: direction, unit, tier, cost
   catalogue tasks         the page about all streams
@@ -292,6 +293,46 @@ def _show(argv: Sequence[str]) -> int:
     return 0
 
 
+SENT = ("project", "entity", "group", "tags", "init_timeout", "finish_timeout")  # what `sync` may be told of a tracker
+
+
+def _sync(argv: Sequence[str]) -> int:
+    from harness.preflight import composed
+
+    names, overrides = ([a for a in argv if ("=" in a) == given] for given in (False, True))
+    if flags := [a for a in names if a.startswith("-")]:
+        raise ValueError(f"sync {flags[0]}: no such option; {_sendable()}")
+    for one in overrides:
+        if one.partition("=")[0] not in [f"tracker.{key}" for key in SENT]:
+            raise ValueError(f"sync {one}: the run stays as it is; {_sendable()}")
+    values = composed(overrides)["tracker"]
+    changes = {key: values[key] for key in SENT if any(o.startswith(f"tracker.{key}=") for o in overrides)}
+    from harness.sync import chosen, sync
+
+    found = chosen(names or ["results"])
+    for note in found.notes:
+        print(f"note: {note}")
+    if not found.runs:
+        print(f"no finished run in {', '.join(names or ['results'])}")
+        return 0
+    count = {"sent": 0, "FAILED": 0}
+    try:
+        for run in sync(found.runs, changes):
+            kind = "FAILED" if run.error else "sent"
+            count[kind] += 1
+            print(f"{kind:<7} {run.path}  {run.error or run.url}", flush=True)
+    except KeyboardInterrupt as stop:
+        _say(f"interrupted: {count['sent']} of {len(found.runs)} runs are sent; the same command again sends them all")
+        os._exit(_stopped(stop))  # at the interpreter's end W&B would wait for the server that keeps us waiting
+    for run in found.skipped:
+        print(f"skipped {run.path}  {run.error}")
+    return 1 if count["FAILED"] else 0
+
+
+def _sendable() -> str:
+    return f"what can be said is {', '.join(f'tracker.{key}=...' for key in SENT)}"
+
+
 def _catalogue(argv: Sequence[str]) -> int:
     if list(argv) == ["metrics"]:
         from harness import metrics_page
@@ -428,6 +469,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "tune": _tune,
     "report": _page,
     "show": _show,
+    "sync": _sync,
     "catalogue": _catalogue,
     "measure": _measure,
     "atlas": _atlas,

@@ -26,6 +26,7 @@ def bar(title: str, total: int) -> Iterator[Callable[[str], None]]:
         progress.TimeRemainingColumn(),
         console=Console(file=sys.stderr),
         transient=True,
+        redirect_stdout=sys.stdout.isatty(),  # what goes to a file stays there
         speed_estimate_period=600.0,
     )
     with shown:

@@ -30,7 +30,7 @@ from harness.models.module import Module
 from harness.optim import Optimizer
 from harness.recorder import Columns, Evaluation, InMemory, Recorder, Sink
 from harness.strategy import Chain, Strategy
-from harness.trackers import About, Tracker, Trackers, summaries, warn
+from harness.trackers import About, Tracker, Trackers, published, summaries, warn
 from harness.types import Metric, Model, Net, Stream
 from tasks.stream import on_validation
 
@@ -341,7 +341,7 @@ def _one(
         folder.finish(diverged=diverged)
         if diverged:
             warn(f"seeds {diverged} diverged: their weights are no longer finite; try a lower optimizer.lr")
-        trackers.finish([folder.path / f"{name}.parquet" for name in store.SCHEMAS])
+        trackers.finish(published(folder.path))
         return folder.path
 
 
@@ -436,7 +436,7 @@ def _known_control(setting: Setting) -> dict[int, Tensor]:
 
 def _trackers(cfg: dict[str, Any], stream: Stream, label: str, progress: bool) -> list[Tracker]:
     from harness.trackers.console import Console
-    from harness.trackers.wandb import WandB
+    from harness.trackers.wandb import Target, WandB
 
     title = (
         f"{label} on {stream.name} (scenario {stream.scenario}, {len(stream.tasks)} tasks, seeds {list(stream.seeds)})"
@@ -444,4 +444,5 @@ def _trackers(cfg: dict[str, Any], stream: Stream, label: str, progress: bool) -
     closing = [f"compare: python -m harness leaderboard {cfg['results']}"]
     shown: list[Tracker] = [Console(title, closing=closing)] if progress else []
     settings = dict(cfg["tracker"] or {"mode": "disabled"})
-    return shown if settings["mode"] == "disabled" else [*shown, WandB(**settings)]
+    mode = settings.pop("mode")
+    return shown if mode == "disabled" else [*shown, WandB(mode, Target(**settings))]

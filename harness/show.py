@@ -14,7 +14,7 @@ from harness.trackers import About, summaries
 from harness.trackers.console import Console
 
 
-def find_run(name: str, root: Path = Path("results")) -> Path:
+def find_run(name: str, root: Path = Path("results"), command: str = "show") -> Path:
     """The folder of a run, by its path or by the beginning of its id among the results. ValueError if there is none."""
     if (Path(name) / "manifest.json").is_file():
         return Path(name)
@@ -22,8 +22,8 @@ def find_run(name: str, root: Path = Path("results")) -> Path:
     if len(found) == 1:
         return found[0]
     if found:
-        raise ValueError(f"show {name}: begins the ids of {len(found)} runs; write more of it")
-    raise ValueError(f"show {name}: neither the folder of a run nor the beginning of an id in {root}/runs")
+        raise ValueError(f"{command} {name}: begins the ids of {len(found)} runs; write more of it")
+    raise ValueError(f"{command} {name}: neither the folder of a run nor the beginning of an id in {root}/runs")
 
 
 def show(path: Path) -> None:

@@ -12,6 +12,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from harness.store import SCHEMAS
+
 Array = NDArray[np.float64]
 
 
@@ -52,7 +54,7 @@ class Tracker(Protocol):
     def progress(self, task: int, step: int, steps: int) -> None: ...
     def boundary(self, summary: Summary) -> None: ...
     def finish(self, files: Sequence[Path], error: str = "") -> None:
-        """Close: `files` are the tables of a run that is done, `error` says why it is not."""
+        """Close: `files` are those of a run that is done, `error` says why it is not."""
 
 
 def warn(line: str) -> None:
@@ -108,6 +110,11 @@ def summaries(metrics: Any, accuracy: Any, seeds: Sequence[int], tasks: int) -> 
         found[row[seed]] = value
     blank = np.full((len(seeds), tasks), math.nan)
     return [Summary(t, _named(values[t]), scores.get(t, blank)) for t in sorted(values)]
+
+
+def published(path: Path) -> list[Path]:
+    """The files of a finished run that say everything: its tables and its manifest."""
+    return [*(path / f"{name}.parquet" for name in SCHEMAS), path / "manifest.json"]
 
 
 def _named(values: Mapping[tuple[str, str, str], Array]) -> dict[str, Array]:

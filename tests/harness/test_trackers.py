@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
-import json
 import math
-import os
 import re
-import struct
 import subprocess
 import sys
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -23,23 +17,13 @@ import scipy.stats
 from harness.store import RunFolder
 from harness.trackers import About, Summary, Trackers, interval, mean, summaries
 from harness.trackers.console import TABLE, Console, Shown, line, matrix, table
-from harness.trackers.wandb import WandB
 
 ROOT = Path(__file__).parents[2]
 NAN = math.nan
-FILES = ("metrics.parquet", "config.yaml")
 
 
-def run_id(path: Path) -> str:
-    return hashlib.sha256(str(path).encode()).hexdigest()[:12]
-
-
-def about(path: Path, tasks: int = 2, seeds: tuple[int, ...] = (3, 4)) -> About:
-    # its own name in every test: after a failed start the service keeps one until the process ends
-    manifest = {"run_id": run_id(path), "stream": "permuted", "strategy": "ewc", "source": "f00"}
-    for name in FILES:
-        (path / name).write_text(name)
-    return About({"optimizer": {"lr": 0.1}}, manifest, path, seeds, tasks)
+def about(path: Path) -> About:
+    return About({}, {"run_id": "abc"}, path, (3, 4), 2)
 
 
 FIRST = Summary(0, {"forgetting": np.array([NAN, NAN])}, np.array([[0.9, NAN], [0.7, NAN]]))
@@ -267,190 +251,3 @@ def test_a_tracker_that_raises_is_left_out_after_one_warning(tmp_path: Path) -> 
     all_.finish([])
     assert warnings == ["Broken stopped (OSError: pipe); the run goes on"] and Broken.calls == 1
     assert out.getvalue().count("task ") >= 2
-
-
-# --- W&B ----------------------------------------------------------------------------------------
-
-
-def records(path: Path) -> Iterator[Any]:
-    """Records of an offline file: protocol buffers in LevelDB's log format (blocks of 32 KiB, 7-byte headers)."""
-    from wandb.proto import wandb_internal_pb2
-
-    data, at, held = path.read_bytes(), 7, b""
-    assert data[:4] == b":W&B"
-    while at + 7 <= len(data):
-        left = 32768 - at % 32768
-        if left < 7:
-            at += left
-            continue
-        _, size, kind = struct.unpack("<IHB", data[at : at + 7])
-        if kind == 0:
-            at += left
-            continue
-        held += data[at + 7 : at + 7 + size]
-        at += 7 + size
-        if kind in (1, 4):  # whole, or the last piece
-            yield wandb_internal_pb2.Record.FromString(held)  # type: ignore[attr-defined]
-            held = b""
-
-
-def recorded(folder: Path) -> dict[str, Any]:
-    """The one record of a run that has ended; its service writes the last lines after `finish` returns."""
-    until = time.monotonic() + 10.0
-    while "exit" not in (found := read_record(folder)) and time.monotonic() < until:
-        time.sleep(0.02)
-    return found
-
-
-def read_record(folder: Path) -> dict[str, Any]:
-    (file,) = folder.glob("wandb/*run-*/*.wandb")
-    found: dict[str, Any] = {
-        "history": [],
-        "config": {},
-        "metrics": [],
-        "artifacts": [],
-        "kinds": set(),
-    }
-    for record in records(file):
-        found["kinds"].add(record.WhichOneof("record_type"))
-        match record.WhichOneof("record_type"):
-            case "run":
-                found["id"], found["group"], found["type"] = (
-                    record.run.run_id,
-                    record.run.run_group,
-                    record.run.job_type,
-                )
-                found["host"] = record.run.host
-                found["config"].update({u.key: json.loads(u.value_json) for u in record.run.config.update})
-            case "history":
-                row = {(i.key or "/".join(i.nested_key)): json.loads(i.value_json) for i in record.history.item}
-                found["history"].append({k: v for k, v in row.items() if not k.startswith("_")})
-            case "metric":
-                found["metrics"].append((record.metric.name or record.metric.glob_name, record.metric.step_metric))
-            case "artifact":
-                names = [e.path for e in record.artifact.manifest.contents]
-                found["artifacts"].append((record.artifact.name, record.artifact.type, names))
-            case "exit":
-                found["exit"] = record.exit.exit_code
-    return found
-
-
-@pytest.fixture
-def clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A home without W&B credentials, and a run folder."""
-    for name in [n for n in os.environ if n.startswith("WANDB_") and n != "WANDB_SERVICE"]:
-        monkeypatch.delenv(name)
-    home, folder = tmp_path / "home", tmp_path / "run"
-    home.mkdir()
-    folder.mkdir()
-    monkeypatch.setenv("HOME", str(home))
-    monkeypatch.setenv("NETRC", str(home / "none"))
-    return folder
-
-
-def mirrored(
-    folder: Path, mode: str = "offline", past: Sequence[Summary] = (), error: str = "", **options: Any
-) -> list[str]:
-    """Warnings of one run with W&B alone."""
-    warnings: list[str] = []
-    tracker = WandB(mode, warn=warnings.append, **options)
-    tracker.start(about(folder), past)
-    slowest = 0.0
-    for summary in [s for s in (FIRST, SECOND) if s not in past]:
-        began = time.perf_counter()
-        tracker.boundary(summary)
-        slowest = max(slowest, time.perf_counter() - began)
-    tracker.finish([] if error else [folder / name for name in FILES], error)
-    assert slowest < 0.5  # the import and the start of the service are not waited for
-    return warnings
-
-
-def test_wandb_offline_holds_everything(clean: Path) -> None:
-    before = dict(os.environ)
-    assert mirrored(clean) == []
-    found = recorded(clean)
-    assert (found["id"], found["group"], found["type"], found["exit"]) == (
-        run_id(clean),
-        "permuted",
-        "ewc",
-        0,
-    )
-    assert found["config"]["optimizer"] == {"lr": 0.1} and found["config"]["manifest"]["source"] == "f00"
-    assert ("task", "") in found["metrics"] and ("*", "task") in found["metrics"]
-    first, second, last = found["history"]
-    assert first["task"] == 0 and "forgetting" not in first and first["accuracy/new"] == pytest.approx(0.8)
-    half = 12.7062047 * 0.1  # t(0.975, 1) s / sqrt(2) with values 0.4, 0.2
-    assert second["forgetting"] == pytest.approx(0.3)
-    assert second["forgetting/lo"] == pytest.approx(0.3 - half) and second["forgetting/hi"] == pytest.approx(0.3 + half)
-    assert second["forgetting/seed=3"] == 0.4 and second["forgetting/seed=4"] == 0.2
-    assert second["accuracy/old"] == 0.5 and second["lambda_max_joint"] == 20.0
-    assert last["task"] == 1 and any("accuracy_matrix" in key for key in last)
-    (table_file,) = clean.glob("wandb/*run-*/files/media/table/*.json")
-    held = json.loads(table_file.read_text())
-    assert held["columns"] == ["after task", "task 0", "task 1"]
-    assert held["data"] == [[0, pytest.approx(0.8), None], [1, 0.5, pytest.approx(0.7)]]
-    assert (f"run-{run_id(clean)}", "results", sorted(FILES)) in [(a, b, sorted(c)) for a, b, c in found["artifacts"]]
-    # staged beside the run, not under the home folder
-    staged = [p.read_text() for p in (clean / "wandb/data/artifacts/staging").iterdir() if p.is_file()]
-    assert set(FILES) <= set(staged) and not list((clean.parent / "home").rglob("*artifacts*"))
-    # nothing of the machine: no environment, no list of packages, no host
-    assert found["host"] == "hidden" and not list(clean.rglob("requirements.txt"))
-    assert found["kinds"] <= {"header", "run", "telemetry", "metric", "summary", "history", "artifact", "files", "exit"}
-    after = dict(os.environ)
-    after.pop("WANDB_SERVICE", None), before.pop("WANDB_SERVICE", None)
-    assert after == before
-
-
-def test_wandb_is_quiet(clean: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    mirrored(clean)
-    assert capfd.readouterr() == ("", "")
-
-
-def test_a_resumed_run_logs_everything_again_in_the_place_of_the_first_record(clean: Path) -> None:
-    tracker = WandB()
-    tracker.start(about(clean), [])
-    tracker.boundary(FIRST)
-    tracker.finish([], error="killed")
-    assert recorded(clean)["exit"] == 1
-    time.sleep(1.0)  # folders are named by the second
-    assert mirrored(clean, past=[FIRST]) == []
-    found = recorded(clean)  # and there is exactly one
-    assert [row["task"] for row in found["history"]] == [0, 1, 1] and found["exit"] == 0
-
-
-def test_without_wandb_there_is_one_warning(clean: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "wandb", None)
-    (warning,) = mirrored(clean)
-    assert "W&B is off for this run (ModuleNotFoundError" in warning and "\n" not in warning
-
-
-def test_online_without_a_key_goes_offline_with_one_warning(clean: Path) -> None:
-    (warning,) = mirrored(clean, "online")
-    assert "no key" in warning and "wandb sync" in warning and "\n" not in warning
-    assert len(recorded(clean)["history"]) == 3
-
-
-def test_online_without_a_server_goes_offline_with_one_warning(clean: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
-    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
-    (warning,) = mirrored(clean, "online", init_timeout=1.0)
-    assert "W&B cannot be reached" in warning and "\n" not in warning
-    assert len(recorded(clean)["history"]) == 3
-
-
-def test_a_call_that_fails_half_way_costs_one_warning(clean: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(self: WandB, summary: Summary) -> None:
-        raise SystemExit(3)
-
-    monkeypatch.setattr(WandB, "_log", fail)
-    (warning,) = mirrored(clean)
-    assert "SystemExit: 3" in warning
-
-
-def test_disabled_touches_nothing(clean: Path) -> None:
-    assert mirrored(clean, "disabled") == [] and not (clean / "wandb").exists()
-
-
-def test_an_unknown_mode_is_named() -> None:
-    with pytest.raises(ValueError, match=r"tracker.mode=ofline: no such mode; use offline, online, disabled"):
-        WandB("ofline")
