@@ -95,7 +95,7 @@ def test_online_sync_and_sync_again_are_the_same(
     live = server.runs[path.name]
     agrees(live, server, path)
     assert (live.facts["project"], live.facts["groupName"], live.facts["tags"]) == ("cl", "g", ["a", "b"])
-    assert "warning" not in capfd.readouterr().err
+    assert "W&B" not in capfd.readouterr().err
     uploads, versions = dict(server.uploads), len(server.artifacts)
     for _ in range(2):
         server.runs.pop(path.name)
