@@ -67,7 +67,7 @@ Commands and flags
                           (--out FOLDER of the preset, --tables FOLDER)
   report [RUN|FOLDER...]  one HTML file with all figures, to open offline (--out FILE)
   show RUN...             a run on the terminal, by its folder or the beginning of its id
-  sync [RUN|FOLDER...]    finished runs to a Weights & Biases server (tracker.project=NAME and the like)
+  sync [RUN|FOLDER...]    finished runs to a Weights & Biases server (tracker.project=NAME)
   catalogue [FOLDER]      the page about all strategies, with the runs in FOLDER
   catalogue metrics       the page about all metrics: direction, unit, tier, cost
   catalogue tasks         the page about all streams
