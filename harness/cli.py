@@ -65,6 +65,8 @@ Commands and flags
   tune [FOLDER...]        choose each strategy's values by its trials (-m experiment=tune), as a
                           preset, and all trials as a table and a figure
                           (--out FOLDER of the preset, --tables FOLDER)
+  explain [FOLDER...]     does geometry explain forgetting? What experiment=geometry's grid says,
+                          claim by claim (--out FOLDER)
   report [RUN|FOLDER...]  one HTML file with all figures, to open offline (--out FILE)
   show RUN...             a run on the terminal, by its folder or the beginning of its id
   sync [RUN|FOLDER...]    finished runs to a Weights & Biases server (tracker.project=NAME)
@@ -260,6 +262,21 @@ def _tune(argv: Sequence[str]) -> int:
             write_text(presets / f"{name}.yaml", content)
             written.append(presets / f"{name}.yaml")
     print("\n".join(["", *(f"written: {path}" for path in written)]))
+    return 0
+
+
+def _explain(argv: Sequence[str]) -> int:
+    given = _given("explain", argv, "folders", {"--out": None})
+    folders = _folders("explain", given.folders or ["results"])
+    out = Path(given.out) if given.out else folders[0] / "explain"
+    from harness.explain import explain, text, write
+    from harness.store import reporting
+
+    found = explain(folders)
+    print("\n".join(text(found)), flush=True)
+    with reporting(out, "--out FOLDER"):
+        write(found, out)
+    print(f"\nwritten: {out / 'explain'}.md .parquet, {out / 'explain_rows'}.parquet")
     return 0
 
 
@@ -467,6 +484,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "ls": _ls,
     "leaderboard": _leaderboard,
     "tune": _tune,
+    "explain": _explain,
     "report": _page,
     "show": _show,
     "sync": _sync,

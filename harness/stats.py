@@ -172,16 +172,40 @@ def detectable(differences: Array, *, power: float = 0.8) -> float:
     Bloom's multiplier, t(0.975, n - 1) + t(power, n - 1), is its approximation, 1 % below at n = 5. A difference that
     was not found says nothing about one below it. NaN for n < 2 or a value that is not finite.
 
-    >>> round(detectable(np.array([0.0, 0.01, 0.02, 0.03, 0.04])), 4)  # s = 0.0158, d = 3.758
+    >>> round(detectable(np.array([0.0, 0.01, 0.02, 0.03, 0.04])), 4)  # s = 0.0158, d = 3.761
     0.0266
     """
     n = len(differences)
     if n < 2 or not np.isfinite(differences).all():
         return math.nan
+    return float(noncentrality(n - 1, power=power) * differences.std(ddof=1) / math.sqrt(n))
+
+
+def noncentrality(df: float, *, alpha: float = 1 - LEVEL, power: float = 0.8) -> float:
+    """How many standard errors an effect must be for a two-sided t test at level `alpha` to see it with that power.
+
+    >>> round(noncentrality(4), 3), round(noncentrality(1e9), 3)  # the latter: z(0.975) + z(0.8)
+    (3.761, 2.802)
+    """
     from scipy.special import nctdtrinc, stdtrit
 
-    shift = nctdtrinc(n - 1, 1 - power, stdtrit(n - 1, (1 + LEVEL) / 2))
-    return float(shift * differences.std(ddof=1) / math.sqrt(n))
+    return float(nctdtrinc(df, 1 - power, stdtrit(df, 1 - alpha / 2)))
+
+
+def holm(p: Array) -> Array:
+    """p values of m tests as they are at the level of all together (Holm 1979, Scandinavian Journal of Statistics 6).
+
+    The i-th smallest becomes the largest of (m - j + 1) p_j over j <= i, at most 1: what is then below 0.05 is wrong
+    once in 20 such families at most, however the tests depend on one another. NaN counts among the m, and stays.
+
+    >>> holm(np.array([0.01, 0.04, 0.03, np.nan]))
+    array([0.04, 0.09, 0.09,  nan])
+    """
+    order = np.argsort(p)  # NaN last
+    worst = np.maximum.accumulate(np.minimum(p[order] * np.arange(len(p), 0, -1), 1))
+    found = np.empty_like(worst)
+    found[order] = worst
+    return found
 
 
 def pareto(points: Array) -> NDArray[np.bool_]:

@@ -26,7 +26,7 @@ def told_apart(configs: Sequence[Mapping[str, Any]]) -> list[str]:
     >>> told_apart([{"ewc": {"strength": 1, "decay": 0}}, {"ewc": {"strength": 2, "decay": 0}}, {"ewc": {"decay": 0}}])
     ['strength=1', 'strength=2', 'no strength']
     """
-    flat = [dict(_leaves(config)) for config in configs]
+    flat = [dict(leaves(config)) for config in configs]
     keys = sorted({key for one in flat for key in one})
     absent = object()
     differing = [key for key in keys if any(one.get(key, absent) != flat[0].get(key, absent) for one in flat)]
@@ -35,10 +35,11 @@ def told_apart(configs: Sequence[Mapping[str, Any]]) -> list[str]:
     return [", ".join(f"{short[k]}={one[k]}" if k in one else f"no {short[k]}" for k in differing) for one in flat]
 
 
-def _leaves(node: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:
+def leaves(node: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:
+    """Values of nested mappings under dotted keys."""
     if isinstance(node, Mapping) and node:
         for key, value in node.items():
-            yield from _leaves(value, f"{prefix}.{key}" if prefix else str(key))
+            yield from leaves(value, f"{prefix}.{key}" if prefix else str(key))
     else:
         yield prefix, node
 
