@@ -67,7 +67,8 @@ Commands and flags
                           (--out FOLDER of the preset, --tables FOLDER)
   explain [FOLDER...]     does geometry explain forgetting? What experiment=geometry's grid says,
                           claim by claim (--out FOLDER)
-  report [RUN|FOLDER...]  one HTML file with all figures, to open offline (--out FILE)
+  report [RUN|FOLDER...]  one HTML file with all figures, to open offline (--out FILE); with --wandb a
+                          report on a Weights & Biases server, where sync or online sent the runs
   show RUN...             a run on the terminal, by its folder or the beginning of its id
   sync [RUN|FOLDER...]    finished runs to a Weights & Biases server (tracker.project=NAME)
   catalogue [FOLDER]      the page about all strategies, with the runs in FOLDER
@@ -281,12 +282,21 @@ def _explain(argv: Sequence[str]) -> int:
 
 
 def _page(argv: Sequence[str]) -> int:
-    options = {"--by": "average_accuracy", "--baseline": "naive", "--out": "report.html"}
-    given = _given("report", argv, "runs", options)
+    options = {"--by": "average_accuracy", "--baseline": "naive"}
+    online = "--wandb" in argv
+    overrides = [a for a in argv if online and a.startswith("tracker.")]
+    words = [a for a in argv if a != "--wandb" and a not in overrides]
+    given = _given("report", words, "runs", options if online else {**options, "--out": "report.html"})
     names = given.runs or ["results"]
     for name in names:
         if not ((Path(name) / "runs").is_dir() or (Path(name) / "manifest.json").is_file()):
             raise ValueError(f"report {name}: neither a results folder nor the folder of a run")
+    if online:
+        changes = _target("report --wandb", overrides)
+        from harness.report import wandb
+
+        print(wandb.report([Path(name) for name in names], changes, by=given.by, baseline=given.baseline))
+        return 0
     from harness.report import report
     from harness.store import reporting, write_text
 
@@ -314,16 +324,10 @@ SENT = ("project", "entity", "group", "tags", "init_timeout", "finish_timeout") 
 
 
 def _sync(argv: Sequence[str]) -> int:
-    from harness.preflight import composed
-
     names, overrides = ([a for a in argv if ("=" in a) == given] for given in (False, True))
     if flags := [a for a in names if a.startswith("-")]:
         raise ValueError(f"sync {flags[0]}: no such option; {_sendable()}")
-    for one in overrides:
-        if one.partition("=")[0] not in [f"tracker.{key}" for key in SENT]:
-            raise ValueError(f"sync {one}: the run stays as it is; {_sendable()}")
-    values = composed(overrides)["tracker"]
-    changes = {key: values[key] for key in SENT if any(o.startswith(f"tracker.{key}=") for o in overrides)}
+    changes = _target("sync", overrides)
     from harness.sync import chosen, sync
 
     found = chosen(names or ["results"])
@@ -344,6 +348,17 @@ def _sync(argv: Sequence[str]) -> int:
     for run in found.skipped:
         print(f"skipped {run.path}  {run.error}")
     return 1 if count["FAILED"] else 0
+
+
+def _target(command: str, overrides: Sequence[str]) -> dict[str, Any]:
+    """What was said of a tracker, each value checked."""
+    from harness.preflight import composed
+
+    for one in overrides:
+        if one.partition("=")[0] not in [f"tracker.{key}" for key in SENT]:
+            raise ValueError(f"{command} {one}: the run stays as it is; {_sendable()}")
+    values = composed(overrides)["tracker"]
+    return {key: values[key] for key in SENT if any(o.startswith(f"tracker.{key}=") for o in overrides)}
 
 
 def _sendable() -> str:

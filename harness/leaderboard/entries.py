@@ -33,7 +33,7 @@ def finished(folders: Sequence[Path]) -> tuple[dict[Place, list[Entry]], list[st
         },
         purpose="run",
     )
-    values, costs = seed_scores(read.runs, read.tables["metrics"]), _costs(read.tables)
+    values, costs = seed_scores(read.runs, read.tables["metrics"]), costs_of(read.tables)
     made = {}
     notes = list(read.notes)
     for place, specs in _grouped(read.runs, notes).items():
@@ -103,7 +103,7 @@ def _by_key(frame: pd.DataFrame) -> dict[Any, Array]:
     return dict(zip(frame.index, frame.to_numpy(dtype=np.float64)))
 
 
-def _costs(tables: Mapping[str, pd.DataFrame]) -> dict[str, Array]:
+def costs_of(tables: Mapping[str, pd.DataFrame]) -> dict[str, Array]:
     """Of a run: time of a step over that of a plain step on the same task, median over tasks; bytes; seconds."""
     import pandas as pd
 

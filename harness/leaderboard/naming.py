@@ -36,7 +36,7 @@ def told_apart(configs: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def leaves(node: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:
-    """Values of nested mappings under dotted keys."""
+    """The values of a configuration with their dotted keys."""
     if isinstance(node, Mapping) and node:
         for key, value in node.items():
             yield from leaves(value, f"{prefix}.{key}" if prefix else str(key))

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness.store import read_table
 from harness.trackers import About, Summary, interval, mean, warn
 
 if TYPE_CHECKING:
@@ -119,6 +120,7 @@ class Record:
         if files:
             manifest = json.loads((self.about.path / "manifest.json").read_text("utf-8"))
             self.run.config.update({"manifest": _facts(manifest)}, allow_val_change=True)  # type: ignore[no-untyped-call]
+            self.run.summary.update(cost(self.about.path, files))
             artifact = wandb.Artifact(f"run-{self.about.manifest['run_id']}", type="results")
             for file in files:
                 artifact.add_file(str(file))
@@ -224,6 +226,19 @@ class WandB:
     @property
     def _remedy(self) -> str:
         return f"`python -m harness sync {self.about.path}` sends it"
+
+
+def cost(path: Path, files: Sequence[Path]) -> dict[str, float]:
+    """Of a run with its times: of a step, a plain one being 1, and seconds of training for a seed."""
+    if not {"timing.parquet", "metrics.parquet"} <= {file.name for file in files}:
+        return {}
+    from harness.leaderboard.entries import costs_of
+
+    tables = {name: read_table(path, name).to_pandas() for name in ("timing", "metrics")}
+    seeds = tables["metrics"].seed.nunique()
+    ((step, _, seconds),) = costs_of(tables).values()
+    made = {"cost/step": float(step), "cost/seconds": float(seconds) / seeds}
+    return {name: value for name, value in made.items() if math.isfinite(value)}
 
 
 def _facts(manifest: Mapping[str, Any]) -> dict[str, Any]:

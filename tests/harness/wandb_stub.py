@@ -296,6 +296,7 @@ def _view(kept: Server, given: dict[str, Any]) -> Any:
 
 _ANSWERS = {
     "Viewer": _viewer,
+    "GetDefaultEntity": _viewer,
     "ServerFeaturesQuery": lambda kept, given: {"serverInfo": {"features": []}},
     "UpsertBucket": _upsert,
     "RunResumeStatus": _resume,
