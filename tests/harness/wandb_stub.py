@@ -311,5 +311,6 @@ _ANSWERS = {
         "project": {"id": PROJECT_ID, "internalId": "UHJvamVjdEludGVybmFsSWQ6MQ=="}
     },
     "GetProjects": _projects,
+    "CreateProject": lambda kept, given: {"upsertModel": {"model": {"name": given["input"]["name"]}, "inserted": True}},
     "upsertView": _view,
 }
