@@ -67,8 +67,8 @@ Commands and flags
                           (--out FOLDER of the preset, --tables FOLDER)
   explain [FOLDER...]     does geometry explain forgetting? What experiment=geometry's grid says,
                           claim by claim (--out FOLDER)
-  report [RUN|FOLDER...]  one HTML file with all figures, to open offline (--out FILE); with --wandb a
-                          report on a Weights & Biases server, where sync or online sent the runs
+  report [RUN|FOLDER...]  one HTML file with all figures, to open offline (--out FILE); with --wandb
+                          a report on a Weights & Biases server, where the runs were sent
   show RUN...             a run on the terminal, by its folder or the beginning of its id
   sync [RUN|FOLDER...]    finished runs to a Weights & Biases server (tracker.project=NAME)
   catalogue [FOLDER]      the page about all strategies, with the runs in FOLDER
