@@ -138,6 +138,8 @@ def test_an_interrupted_sweep_stops_its_jobs_and_says_how_to_go_on(tmp_path, num
     running = subprocess.Popen(
         words, cwd=tmp_path, env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         start_new_session=True,
+        # a shell starts background jobs with Ctrl-C ignored, and the tests' children inherit it
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     until(lambda: len(jobs(tmp_path)) == 2)
     os.killpg(running.pid, number)  # the jobs as well, which their parent stops once more

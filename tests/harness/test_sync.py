@@ -244,7 +244,11 @@ def test_an_id_is_enough_and_an_empty_folder_is_said(
 def test_ctrl_c_says_how_far_it_came_and_ends_at_once(results: Path, server: Server) -> None:
     server.then = ("CommitArtifact", "hang")
     command = [sys.executable, "-m", "harness", "sync", str(results)]
-    process = subprocess.Popen(command, cwd=ROOT, env=os.environ, text=True, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=os.environ, text=True, stderr=subprocess.PIPE,
+        # a shell starts background jobs with Ctrl-C ignored, and the tests' children inherit it
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
     while server.state != "hang":
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
