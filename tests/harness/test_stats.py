@@ -100,6 +100,14 @@ def test_ranks_agree_with_scipys_and_share_the_better_place() -> None:
     assert (stats.ranks(x) == known).all()
 
 
+def test_ranks_of_a_resample_are_those_of_the_means_over_all_seeds_it_drew() -> None:
+    x = np.random.default_rng(3).normal(size=(4, 5))
+    drawn = stats.draws(5, 50)
+    for one, ranks in zip(drawn.tolist(), stats.resampled_ranks(x, resamples=50)):
+        means = [sum(row[i] for i in one) / 5 for row in x.tolist()]
+        assert ranks.tolist() == [1 + sum(other > mine for other in means) for mine in means]
+
+
 def test_ranks_are_drawn_for_all_entries_at_once() -> None:
     """Seeds differ far more than entries: unpaired, the ranks would be anybody's."""
     seeds = np.array([0.2, 0.4, 0.6, 0.8, 1.0])
