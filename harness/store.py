@@ -373,8 +373,8 @@ def _save(path: Path, value: Mapping[str, Any], previous: Path | None = None) ->
         with tmp.open("wb") as file:
             try:
                 torch.save(value, file)
-            except RuntimeError as error:  # torch closes its archive after a failed write, and fails again
-                if isinstance(error.__context__, OSError):
+            except RuntimeError as error:  # torch closes its archive after what stopped it, and fails again
+                if isinstance(error.__context__, (OSError, KeyboardInterrupt)):
                     raise error.__context__ from None
                 raise
         if previous is not None and path.exists():

@@ -810,3 +810,18 @@ def test_importing_the_store_costs_neither_torch_nor_pyarrow() -> None:
     code = "import sys, harness.store; print([m for m in ('torch', 'pyarrow', 'numpy', 'pandas') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, text=True, capture_output=True, check=True)
     assert done.stdout == "[]\n"
+
+
+def test_an_interruption_within_a_checkpoint_stays_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's archive, closed half-way, raises an error of its own in the place of Ctrl-C."""
+
+    def half_way(value: Any, file: Any) -> None:
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            raise RuntimeError("unexpected pos")  # noqa: B904  as torch does
+
+    monkeypatch.setattr("torch.save", half_way)
+    with pytest.raises(KeyboardInterrupt):
+        store._save(tmp_path / "checkpoint.pt", {})
+    assert list(tmp_path.iterdir()) == []
