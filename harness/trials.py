@@ -34,17 +34,25 @@ class Trials(BasicSweeper):
 
     def points(self, job: Sequence[str]) -> list[list[str]]:
         """Settings of each trial of a job."""
-        from hydra.utils import get_class
+        from omegaconf import OmegaConf
 
         assert self.hydra_context is not None and self.config is not None
         cfg = self.hydra_context.config_loader.load_sweep_config(self.config, list(job))
         typed = {line.partition("=")[0].lstrip("+") for line in job}
-        grid, default = {}, {}
-        for name, node in cfg.strategy.items():
-            for key, values in getattr(get_class(node._target_), "grid", {}).items():
-                if (full := f"strategy.{name}.{key}") not in typed:
-                    grid[full], default[full] = values, node[key]
-        return [[f"{key}={written(value)}" for key, value in point.items()] for point in chosen(grid, default)]
+        grid = {key: values for key, values in grid_of(cfg.strategy).items() if f"strategy.{key}" not in typed}
+        points = chosen(grid, {key: OmegaConf.select(cfg.strategy, key) for key in grid})
+        return [[f"strategy.{key}={written(value)}" for key, value in point.items()] for point in points]
+
+
+def grid_of(strategies: Mapping[str, Any]) -> dict[str, Sequence[Any]]:
+    """What the classes of a configuration's strategies name as worth trying: setting, as in ewc.strength -> values."""
+    from hydra.utils import get_class
+
+    return {
+        f"{part}.{key}": values
+        for part, node in strategies.items()
+        for key, values in getattr(get_class(node["_target_"]), "grid", {}).items()
+    }
 
 
 def chosen(grid: Mapping[str, Sequence[Any]], default: Mapping[str, Any]) -> list[dict[str, Any]]:

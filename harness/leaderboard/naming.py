@@ -36,7 +36,11 @@ def told_apart(configs: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def leaves(node: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:
-    """The values of a configuration with their dotted keys."""
+    """The values of a configuration with their dotted keys.
+
+    >>> dict(leaves({"ewc": {"strength": 1.0, "options": {"mode": None}}}))
+    {'ewc.strength': 1.0, 'ewc.options.mode': None}
+    """
     if isinstance(node, Mapping) and node:
         for key, value in node.items():
             yield from leaves(value, f"{prefix}.{key}" if prefix else str(key))

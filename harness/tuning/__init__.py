@@ -11,10 +11,10 @@ import numpy as np
 
 from harness import store
 from harness.leaderboard.entries import finished
-from harness.leaderboard.naming import described, listed
+from harness.leaderboard.naming import described, leaves, listed
 from harness.leaderboard.types import Entry
 from harness.tuning.choice import Trial, Tried, Values, place
-from harness.tuning.preset import leaves, option, preset
+from harness.tuning.preset import option, preset
 
 SCORE = "average_accuracy"
 AGAIN = "run the trials with python -m harness -m experiment=tune"
@@ -45,7 +45,7 @@ def tune(folders: Sequence[Path], config_dir: str | None = None) -> list[Setting
     for run in runs:
         _refuse(run, reported)
     parts = sorted({part for run in runs for part in run.manifest["config"]["strategy"]})
-    plain = leaves(composed([f"strategy=[{','.join(parts)}]"], config_dir)["strategy"]) if parts else {}
+    plain = dict(leaves(composed([f"strategy=[{','.join(parts)}]"], config_dir)["strategy"])) if parts else {}
     made = {where: _name(found[0].runs[0].manifest["config"], config_dir) for where, found in entries.items()}
     settings = []
     for where, found in sorted(entries.items(), key=lambda item: (made[item[0]], item[0].setting)):
@@ -100,19 +100,13 @@ def _files(tried: Sequence[Tried]) -> dict[str, list[Tried]]:
 
 def tried_of(entries: Sequence[Entry], plain: Values) -> Tried:
     """The trials of one strategy; `plain` has the default of every setting of all strategies."""
-    from hydra.utils import get_class
-
-    from harness.trials import chosen
+    from harness.trials import chosen, grid_of
 
     cfg = entries[0].runs[0].manifest["config"]
     plain = {key: value for key, value in plain.items() if key.partition(".")[0] in cfg["strategy"]}
-    plain |= {key: value for key, value in leaves(cfg["tuned"]).items() if key in plain}
-    grid = {
-        f"{part}.{key}": values
-        for part, node in cfg["strategy"].items()
-        for key, values in getattr(get_class(node["_target_"]), "grid", {}).items()
-    }
-    specs = [leaves(entry.runs[0].manifest["config"]["strategy"]) for entry in entries]
+    plain |= {key: value for key, value in leaves(cfg["tuned"]) if key in plain}
+    grid = grid_of(cfg["strategy"])
+    specs = [dict(leaves(entry.runs[0].manifest["config"]["strategy"])) for entry in entries]
     differ = [key for key in plain if len({repr(_number(spec.get(key))) for spec in specs}) > 1]
     knobs = [*(key for key in grid if key in differ), *(key for key in differ if key not in grid)]
     points = chosen(grid, {key: plain[key] for key in grid})

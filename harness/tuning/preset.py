@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.catalogue import CONF, options
+from harness.leaderboard.naming import leaves
 from harness.tuning.choice import Trial, Tried, Values
 
 FILES = ("tasks", "dataset", "model", "optimizer")  # groups of which a setting has one file each
@@ -107,10 +108,10 @@ def option(group: str, node: Mapping[str, Any], config_dir: str | None = None) -
     """The file of conf/<group> that a run's configuration came from: the same target, the fewest other values."""
     from omegaconf import OmegaConf
 
-    wanted = leaves(node)
+    wanted = dict(leaves(node))
     found = {}
     for name, file in options(group, [*([Path(config_dir)] if config_dir else []), CONF]).items():
-        own = leaves(OmegaConf.to_container(OmegaConf.load(file)))
+        own = dict(leaves(OmegaConf.to_container(OmegaConf.load(file))))
         if own.get("_target_") == wanted["_target_"]:
             found[name] = sum(wanted.get(key, ...) != value for key, value in own.items())
     if not found:
@@ -130,19 +131,8 @@ def difference(wanted: Mapping[str, Any], plain: Mapping[str, Any], above: str =
     return {key: value for key, value in made.items() if value != {}}
 
 
-def leaves(node: Any, above: str = "") -> dict[str, Any]:
-    """Dotted key -> value.
-
-    >>> leaves({"ewc": {"strength": 1.0, "options": {"mode": None}}})
-    {'ewc.strength': 1.0, 'ewc.options.mode': None}
-    """
-    if not isinstance(node, Mapping) or not node:
-        return {above[:-1]: node}
-    return {k: v for key, value in node.items() for k, v in leaves(value, f"{above}{key}.").items()}
-
-
 def nested(values: Values) -> dict[str, Any]:
-    """The other way round.
+    """Dotted keys as nested mappings: `leaves` the other way round.
 
     >>> nested({"ewc.strength": 1.0, "ewc.options.mode": None})
     {'ewc': {'strength': 1.0, 'options': {'mode': None}}}
