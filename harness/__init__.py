@@ -6,7 +6,7 @@ from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from types import ModuleType
 
-_ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent  # of a checkout, or site-packages
 _OURS = frozenset({"strategies", "tasks", "conf"})
 
 
@@ -19,13 +19,13 @@ class _OwnFolders:
 
     @staticmethod
     def find_spec(name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:
-        return PathFinder.find_spec(name, [str(_ROOT)]) if name in _OURS else None
+        return PathFinder.find_spec(name, [str(ROOT)]) if name in _OURS else None
 
 
 def _install() -> None:
     for name in _OURS & sys.modules.keys():
         file = getattr(sys.modules[name], "__file__", None)
-        if file is None or _ROOT not in Path(file).resolve().parents:
+        if file is None or ROOT not in Path(file).resolve().parents:
             raise ImportError(f"{name} is already imported from {file}: import harness first, or rename it")
     sys.meta_path.insert(0, _OwnFolders)
 

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness import random, rows, tree, work
+from harness import counting, rng, rows, tree
 from harness.optim import Optimizer
-from harness.random import RandomStream
+from harness.rng import RandomStream
 from harness.sampling import stratified
 from harness.types import Aux, Batch, Buffers, GradFn, Loss, Model, Net, Out, Params, Source, Stream, Task
 
@@ -74,7 +74,7 @@ class Learner:
         """The key [S] of a purpose; a pinned purpose (what stands before a /) has one for all seeds."""
         pinned = self.pin.get(purpose.partition("/")[0])
         seeds = self.seeds if pinned is None else [pinned] * self.S
-        return random.keys(seeds, self.prefix + purpose, self.device)
+        return rng.keys(seeds, self.prefix + purpose, self.device)
 
     def random(self, purpose: str) -> RandomStream:
         """The stream of a purpose: drawing from one never moves another."""
@@ -104,10 +104,10 @@ class Learner:
 
     def batches(self, task: Task) -> Iterator[Batch]:
         """Fresh batches of the task's training rows, as many as are planned."""
-        size, key = self.budget.batch_size, random.fold(self.key("order"), task.index)
+        size, key = self.budget.batch_size, rng.fold(self.key("order"), task.index)
         keys = self.random("dropout") if self.model.stochastic else None
         # training alone sees augmented rows, by draws of their own: tests, probes and memories filled by rows do not
-        vary = random.fold(self.key("augment"), task.index) if getattr(task.train, "augmented", False) else None
+        vary = rng.fold(self.key("augment"), task.index) if getattr(task.train, "augmented", False) else None
         block = size * max(1, min(self.planned, math.ceil(task.nominal / size)))  # an epoch's order at a time
         for start in range(0, self.planned * size, block):
             stop = min(start + block, self.planned * size)
@@ -116,7 +116,7 @@ class Learner:
             else:
                 order = rows.order(key, task.train.size, start, stop)
             for step, position in enumerate(order.split(size, 1), start // size):
-                drawn = () if vary is None else (random.fold(vary, step),)
+                drawn = () if vary is None else (rng.fold(vary, step),)
                 batch = self.make_batch(*task.train.take(position, *drawn))
                 yield replace(batch, key=keys.key()) if keys else batch
 
@@ -177,7 +177,7 @@ class Learner:
         """The gradient of task loss plus `penalty(learner, params, batch, out)`."""
 
         def gradient(params: Params, batch: Batch) -> tuple[Params, Aux]:
-            work.done("gradients")
+            counting.done("gradients")
             with torch.enable_grad():
                 leaves = {k: v.detach().requires_grad_() for k, v in params.items()}
                 loss, out = self.task_loss(leaves, batch)

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from harness import random
+from harness import rng
 
 Transform = Callable[[Tensor, Tensor], Tensor]  # (x [S, B, *shape], transform id [S, B or 1]) -> x
 
@@ -127,7 +127,7 @@ def order(key: Tensor, size: Tensor, start: int, stop: int) -> Tensor:
     sizes = size.tolist()
     width, ragged = max(sizes), min(sizes) < max(sizes)
     first, last = start // width, (stop - 1) // min(sizes)
-    passes = [random.permutation(random.fold(key, p), width, size if ragged else None) for p in range(first, last + 1)]
+    passes = [rng.permutation(rng.fold(key, p), width, size if ragged else None) for p in range(first, last + 1)]
     position = torch.arange(start, stop, device=key.device).expand(len(sizes), -1)
     flat = (position // size[:, None] - first) * width + position % size[:, None]
     return torch.cat(passes, 1).gather(1, flat)

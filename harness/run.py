@@ -24,11 +24,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from harness import loop, provenance, store
+from harness import loop, store
 from harness.learner import Budget, Learner
 from harness.models.module import Module
 from harness.optim import Optimizer
-from harness.recorder import Columns, Evaluation, InMemory, Recorder, Sink
+from harness.record.recorder import Columns, Evaluation, InMemory, Recorder, Sink
+from harness.store import provenance
 from harness.strategy import Chain, Strategy
 from harness.trackers import About, Tracker, Trackers, published, summaries, warn
 from harness.types import Metric, Model, Net, Stream

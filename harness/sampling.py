@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from harness.random import fold, integers, permutation
+from harness.rng import fold, integers, permutation
 
 
 def stratified(y: Tensor, n: int, key: Tensor) -> Tensor:

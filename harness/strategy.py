@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from harness.random import RandomStream
+from harness.rng import RandomStream
 from harness.types import Batch, GradFn, Net, Out, Params, Step, Task
 
 if TYPE_CHECKING:

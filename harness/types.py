@@ -15,7 +15,7 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from harness.learner import Learner
-    from harness.random import RandomStream
+    from harness.rng import RandomStream
 
 Params = dict[str, Tensor]  # name -> [S, *shape]
 Buffers = dict[str, Tensor]  # name -> [S, *shape], e.g. batch-norm statistics

@@ -5,11 +5,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from harness import require, rows, tree
+from harness import rows, tree
 from harness.learner import Learner
-from harness.memory import pick
-from harness.random import permutation
+from harness.rng import permutation
 from harness.strategy import Strategy
+from harness.toolbox import require
+from harness.toolbox.memory import pick
 from harness.types import Aux, Batch, GradFn, Params, Task
 
 

@@ -2,9 +2,10 @@
 neural networks, ICML.
 """
 
-from harness import require, tree
+from harness import tree
 from harness.learner import Learner
 from harness.strategy import Strategy
+from harness.toolbox import require
 from harness.types import Aux, Batch, GradFn, Params
 
 

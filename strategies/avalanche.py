@@ -13,12 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from harness import random, require
-from harness.avalanche import Criterion, apart, benchmark, masked, network, rows
-from harness.cost import Bytes
+from harness import rng
 from harness.learner import Learner
+from harness.record.costs import Bytes
 from harness.rows import order
 from harness.strategy import Strategy
+from harness.toolbox import require
+from harness.toolbox.avalanche_bridge import Criterion, apart, benchmark, masked, network, rows
 from harness.trackers import warn
 from harness.types import Task
 
@@ -174,8 +175,8 @@ class Avalanche(Strategy):
     def train(self, learner: Learner, task: Task) -> None:
         """One experience of every seed's strategy."""
         size, planned = learner.budget.batch_size, learner.budget.of(task)
-        where = random.fold(learner.key("order"), task.index)
-        for s, (agent, seed) in enumerate(zip(self.agents, random.fold(self.random.base, task.index).tolist())):
+        where = rng.fold(learner.key("order"), task.index)
+        for s, (agent, seed) in enumerate(zip(self.agents, rng.fold(self.random.base, task.index).tolist())):
             position = order(where[s : s + 1], task.train.size[s : s + 1], 0, planned * size)[0]
             experience = self.experiences[s][task.index]
             agent.feed = None if self.method in OWN_ROWS else Feed(task, s, position.split(size))

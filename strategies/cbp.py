@@ -5,11 +5,11 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from harness import require, surgery
 from harness.learner import Learner
-from harness.random import uniform
+from harness.rng import uniform
 from harness.strategy import Strategy
-from harness.surgery import Replacement
+from harness.toolbox import require, surgery
+from harness.toolbox.surgery import Replacement
 from harness.types import Params, Step
 
 UTILITIES = ("contribution", "zero_contribution", "adaptable_contribution", "random")

@@ -1,8 +1,9 @@
 """Bian, Li, Yuan, Wang & Sun (2024), Make continual learning stronger via C-Flat, NeurIPS."""
 
-from harness import require, tree
+from harness import tree
 from harness.learner import Learner
 from harness.strategy import Strategy
+from harness.toolbox import require
 from harness.types import Aux, Batch, GradFn, Params
 
 

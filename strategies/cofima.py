@@ -2,10 +2,12 @@
 
 import torch
 
-from harness import paths, require, tree
-from harness.fisher import KINDS, diagonal
+from harness import tree
+from harness.landscape import paths
+from harness.landscape.fisher import KINDS, diagonal
 from harness.learner import Learner
 from harness.strategy import Strategy
+from harness.toolbox import require
 from harness.types import Task
 
 

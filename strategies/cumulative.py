@@ -3,11 +3,11 @@
 from dataclasses import replace
 from typing import Any
 
-from harness import require
-from harness.cost import Bytes
 from harness.learner import Learner
+from harness.record.costs import Bytes
 from harness.rows import Rows, union
 from harness.strategy import Strategy
+from harness.toolbox import require
 from harness.types import Task
 
 STEPS = ("proportional", "equal")

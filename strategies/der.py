@@ -6,10 +6,10 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from harness import require
 from harness.learner import Learner
-from harness.memory import Memory
 from harness.strategy import Strategy
+from harness.toolbox import require
+from harness.toolbox.memory import Memory
 from harness.types import Batch, Out, Params, Step, cat
 
 

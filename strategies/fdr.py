@@ -5,9 +5,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from harness import random, require, rows
+from harness import rng, rows
 from harness.learner import Learner, mask_logits
 from harness.strategy import Strategy
+from harness.toolbox import require
 from harness.types import Batch, Out, Params, Task, cat
 
 
@@ -51,7 +52,7 @@ class FDR(Strategy):
         held = self.share * learner.now
         if not held:
             return batch
-        pick = random.permutation(self.random.key(), held)[:, : self.batch_size]
+        pick = rng.permutation(self.random.key(), held)[:, : self.batch_size]
         x, t, p = (take(v, pick) for v in (self.x, self.t, self.p))
         y = p if learner.stream.loss == "mse" else p.argmax(-1)  # weight 0 times a class that competes
         old = learner.make_batch(x, y, t, torch.zeros_like(p[..., 0]))

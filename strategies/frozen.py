@@ -4,9 +4,10 @@ image classification, TPAMI 45.
 
 from dataclasses import replace
 
-from harness import require, tree
+from harness import tree
 from harness.learner import Learner
 from harness.strategy import Strategy
+from harness.toolbox import require
 from harness.types import Step, Task
 
 HEADS = ("trained", "frozen")

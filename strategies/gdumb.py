@@ -5,10 +5,11 @@ from dataclasses import replace
 
 import torch
 
-from harness import require, rows, tree
+from harness import rows, tree
 from harness.learner import Learner
-from harness.memory import Memory, pick
 from harness.strategy import Strategy
+from harness.toolbox import require
+from harness.toolbox.memory import Memory, pick
 from harness.types import Task
 
 

@@ -5,10 +5,11 @@ from typing import Any
 
 import torch
 
-from harness import require, rows
+from harness import rows
 from harness.learner import Learner
-from harness.projection import nonnegative_qp
 from harness.strategy import Strategy
+from harness.toolbox import require
+from harness.toolbox.projection import nonnegative_qp
 from harness.types import Aux, Batch, GradFn, Params, Task
 
 

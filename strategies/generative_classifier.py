@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness import random, require
+from harness import rng
 from harness.learner import Learner
 from harness.models.vae import VAE, vae_for
 from harness.optim import Adam
 from harness.strategy import Strategy
+from harness.toolbox import require
 from harness.types import Buffers, Net, Out, Params, Task
 
 UNSEEN = -1e6  # log-likelihood under a class that has no VAE yet: finite, so that no loss is NaN
@@ -72,7 +73,7 @@ class GenerativeClassifier(Strategy):
         zero = torch.zeros((), dtype=learner.dtype, device=learner.device)
         self.bank = {k: zero.repeat(S, K, *v.shape[1:]) for k, v in shapes.items()}
         self.seen = torch.zeros(S, K, dtype=torch.bool, device=learner.device)
-        self.noise = random.normal(self.random.key(), self.samples, self.latent, dtype=learner.dtype)
+        self.noise = rng.normal(self.random.key(), self.samples, self.latent, dtype=learner.dtype)
 
     def begin(self, learner: Learner, task: Task) -> Task:
         return replace(task, nominal=0)
@@ -85,7 +86,7 @@ class GenerativeClassifier(Strategy):
         classes = (count > 0).to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :width]  # [S, width]
         flat = (classes + torch.arange(S, device=label.device)[:, None] * count.shape[1]).flatten()
         # every class of every seed is a row of stacked parameters, with draws of its own
-        key = random.fold(self.random.key()[:, None], classes).flatten()
+        key = rng.fold(self.random.key()[:, None], classes).flatten()
         old, known = {k: v.flatten(0, 1)[flat] for k, v in self.bank.items()}, self.seen.flatten()[flat]
         fresh = {k: v.to(learner.dtype) for k, v in self.model.init(key)[0].items()}
         params = {k: torch.where(known.view(-1, *[1] * (v.dim() - 1)), old[k], v) for k, v in fresh.items()}
@@ -94,12 +95,10 @@ class GenerativeClassifier(Strategy):
         many = count.flatten()[flat][:, None]
         optimizer = Adam(lr=self.lr)
         for i in range(self.steps):
-            place = first + random.integers(random.fold(key, 2 * i), many, self.batch_size)
+            place = first + rng.integers(rng.fold(key, 2 * i), many, self.batch_size)
             place = place.clamp(max=label.shape[1] - 1)  # of a seed that has fewer classes: not kept below
             x = task.train.take(order.gather(1, place.view(S, -1)))[0]
-            self.ascend(
-                params, x.view(len(flat), self.batch_size, *x.shape[2:]), random.fold(key, 2 * i + 1), optimizer
-            )
+            self.ascend(params, x.view(len(flat), self.batch_size, *x.shape[2:]), rng.fold(key, 2 * i + 1), optimizer)
         for k, v in params.items():
             kept = torch.where((many > 0).view(-1, *[1] * (v.dim() - 1)), v, old[k])
             self.bank[k].flatten(0, 1).index_copy_(0, flat, kept)

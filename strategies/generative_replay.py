@@ -10,11 +10,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from harness import random, require, tree
+from harness import rng, tree
 from harness.learner import Learner, mask_logits
 from harness.models.vae import VAE, vae_for
 from harness.optim import Adam
 from harness.strategy import Strategy
+from harness.toolbox import require
 from harness.types import Batch, Net, Out, Params, Step, Task, cat
 
 TARGETS = ("hard", "soft")
@@ -84,7 +85,7 @@ class GenerativeReplay(Strategy):
         x = self.model.sample(self.dreamer, n, key).to(batch.x.dtype)
         t = torch.zeros(learner.S, n, dtype=torch.long, device=key.device)
         if learner.stream.scenario == "task":
-            t = random.integers(random.fold(key, "head"), learner.now, n)
+            t = rng.integers(rng.fold(key, "head"), learner.now, n)
         known = learner.stream.mask(t, learner.now - 1)
         answer = mask_logits(self.teacher(x, t).logits, known)
         dreamt = learner.make_batch(x, answer.argmax(2), t)

@@ -2,10 +2,11 @@
 
 import torch
 
-from harness import require, rows, tree
+from harness import rows, tree
 from harness.learner import Learner
-from harness.projection import constrain, free, layer_inputs
 from harness.strategy import Strategy
+from harness.toolbox import require
+from harness.toolbox.projection import constrain, free, layer_inputs
 from harness.types import Step, Task
 
 

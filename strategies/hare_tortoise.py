@@ -4,9 +4,11 @@ tortoise networks, ICML.
 
 import math
 
-from harness import paths, require, tree
+from harness import tree
+from harness.landscape import paths
 from harness.learner import Learner
 from harness.strategy import Strategy
+from harness.toolbox import require
 from harness.types import Net, Step
 
 

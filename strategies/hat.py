@@ -7,12 +7,12 @@ import math
 import torch
 from torch import Tensor
 
-from harness import require
-from harness.gating import gate
 from harness.learner import Learner
-from harness.random import normal
+from harness.rng import normal
 from harness.strategy import Strategy
-from harness.surgery import spread
+from harness.toolbox import require
+from harness.toolbox.gating import gate
+from harness.toolbox.surgery import spread
 from harness.types import Aux, Batch, Gates, GradFn, Out, Params, Step, Task
 
 LIMIT = 6.0  # |e| at most, thres_emb of the authors' code

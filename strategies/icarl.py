@@ -6,11 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from harness import require, templates, tree
+from harness import tree
 from harness.learner import Learner
-from harness.memory import pick_rows
-from harness.random import integers
+from harness.rng import integers
 from harness.strategy import Strategy
+from harness.toolbox import class_means, require
+from harness.toolbox.memory import pick_rows
 from harness.types import Batch, Net, Out, Params, Task, cat
 
 
@@ -49,7 +50,7 @@ class ICaRL(Strategy):
         self.capacity, self.batch_size = capacity, batch_size
 
     def setup(self, learner: Learner) -> None:
-        self.layer, _ = templates.head_layer(learner, "icarl")
+        self.layer, _ = class_means.head_layer(learner, "icarl")
         stream, S = learner.stream, learner.S
         if stream.masks is None or bool((stream.masks.sum(1) > 1).any()):
             raise ValueError(f"icarl: classes of {stream.name} come back in later tasks; use tasks=split")
@@ -107,7 +108,7 @@ class ICaRL(Strategy):
 
     def choose(self, learner: Learner, task: Task, m: int) -> tuple[Tensor, Tensor]:
         """The new classes' first m rows by herding: positions [S, classes * m], ranks (capacity on padding)."""
-        z = torch.cat([templates.features(learner.net, self.layer, b.x, b.t, unit=True)
+        z = torch.cat([class_means.features(learner.net, self.layer, b.x, b.t, unit=True)
                        for b in learner.scan(task.train)], 1)  # fmt: skip
         label = task.train.labels()[:, : z.shape[1]]  # [S, n]
         new = self.classes(learner, task.index, task.index + 1)[:, 0].expand(learner.S, -1)
@@ -115,7 +116,7 @@ class ICaRL(Strategy):
         count = of_class.sum(2)
         rows = (~of_class).to(torch.uint8).argsort(dim=2, stable=True)[:, :, : int(count.max())]
         inside = torch.arange(rows.shape[2], device=rows.device) < count[:, :, None]
-        place = templates.herd(pick_rows(z, rows.flatten(1)).view(*rows.shape, -1), inside, min(m, rows.shape[2]))
+        place = class_means.herd(pick_rows(z, rows.flatten(1)).view(*rows.shape, -1), inside, min(m, rows.shape[2]))
         rank = torch.arange(place.shape[2], device=rows.device).expand_as(place)
         rank = torch.where(rank < count[:, :, None], rank, self.capacity)
         return rows.gather(2, place).flatten(1), rank.flatten(1)
@@ -127,10 +128,10 @@ class ICaRL(Strategy):
         used = (torch.arange(self.most, device=self.y.device) < self.size[:, None]).to(self.x.dtype)
         total = count = torch.zeros((), device=self.x.device, dtype=self.x.dtype)
         for x, y, t, w in zip(*(v.split(1000, 1) for v in (self.x, self.y, self.t, used))):
-            z = templates.features(net, self.layer, x, t, unit=True)
-            part, n = templates.class_sums(z, y, w, learner.stream.outputs)
+            z = class_means.features(net, self.layer, x, t, unit=True)
+            part, n = class_means.class_sums(z, y, w, learner.stream.outputs)
             total, count = total + part, count + n
         mean, seen = F.normalize(total, dim=-1), count > 0
-        return templates.readout(
-            net, self.layer, lambda z: templates.nearest(F.normalize(z, dim=-1), mean, seen), probabilistic=False
+        return class_means.readout(
+            net, self.layer, lambda z: class_means.nearest(F.normalize(z, dim=-1), mean, seen), probabilistic=False
         )

@@ -5,9 +5,11 @@ Weighted ensemble models are strong continual learners, ECCV.
 import torch
 from torch import Tensor
 
-from harness import paths, require, tree
+from harness import tree
+from harness.landscape import paths
 from harness.learner import Learner
 from harness.strategy import Strategy
+from harness.toolbox import require
 from harness.types import Params, Task
 
 

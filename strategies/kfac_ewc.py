@@ -5,11 +5,13 @@ NeurIPS.
 import torch
 from torch import Tensor
 
-from harness import kronecker, require, tree
-from harness.fisher import KINDS
+from harness import tree
+from harness.landscape import kronecker
+from harness.landscape.fisher import KINDS
 from harness.learner import Learner
-from harness.penalty import quadratic
 from harness.strategy import Strategy
+from harness.toolbox import require
+from harness.toolbox.penalty import quadratic
 from harness.types import Batch, Out, Params, Task
 
 

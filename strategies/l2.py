@@ -2,10 +2,11 @@
 
 from torch import Tensor
 
-from harness import require, tree
+from harness import tree
 from harness.learner import Learner
-from harness.penalty import distance
 from harness.strategy import Strategy
+from harness.toolbox import require
+from harness.toolbox.penalty import distance
 from harness.types import Batch, Out, Params, Task
 
 

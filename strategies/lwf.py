@@ -8,9 +8,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from harness import require, tree
+from harness import tree
 from harness.learner import Learner
 from harness.strategy import Strategy
+from harness.toolbox import require
 from harness.types import Batch, Net, Out, Params, Task
 
 WEIGHTINGS = ("tasks", "fixed", "share")

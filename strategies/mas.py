@@ -5,11 +5,12 @@ ECCV.
 import torch
 from torch import Tensor
 
-from harness import require, tree
-from harness.fisher import sensitivity
+from harness import tree
+from harness.landscape.fisher import sensitivity
 from harness.learner import Learner
-from harness.penalty import quadratic
 from harness.strategy import Strategy
+from harness.toolbox import require
+from harness.toolbox.penalty import quadratic
 from harness.types import Batch, Out, Params, Task
 
 

@@ -7,11 +7,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from harness import paths, require, rows, tree
+from harness import rows, tree
+from harness.landscape import paths
 from harness.learner import Learner
-from harness.memory import Memory
 from harness.sampling import stratified
 from harness.strategy import Strategy
+from harness.toolbox import require
+from harness.toolbox.memory import Memory
 from harness.types import Batch, Buffers, Net, Params, Task
 
 LINE_GRADS = ("exact", "paper_code")

@@ -5,10 +5,11 @@ interfered retrieval. NeurIPS. Authors' code: optimass/Maximally_Interfered_Retr
 import torch
 from torch import Tensor
 
-from harness import require, tree
+from harness import tree
 from harness.learner import Learner
-from harness.memory import Memory, pick
 from harness.strategy import Strategy
+from harness.toolbox import require
+from harness.toolbox.memory import Memory, pick
 from harness.types import Batch, Params, Step, cat
 
 

@@ -6,10 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from harness import require, rows, templates
+from harness import rows
 from harness.learner import Learner
-from harness.memory import Memory
 from harness.strategy import Strategy
+from harness.toolbox import class_means, require
+from harness.toolbox.memory import Memory
 from harness.types import Net, Task
 
 MEANS = ("memory", "running")
@@ -44,7 +45,7 @@ class NCM(Strategy):
         self.means, self.capacity, self.normalise = means, capacity, normalise
 
     def setup(self, learner: Learner) -> None:
-        self.layer, width = templates.head_layer(learner, "ncm")
+        self.layer, width = class_means.head_layer(learner, "ncm")
         self.memory = Memory(self.capacity, "class_balanced", self.random)
         held = learner.stream.outputs if self.means == "running" else 0
         self.sum = torch.zeros(learner.S, held, width, dtype=torch.float64, device=learner.device)
@@ -61,8 +62,8 @@ class NCM(Strategy):
 
     def tally(self, net: Net, x: Tensor, y: Tensor, t: Tensor, w: Tensor, total: Tensor, count: Tensor) -> None:
         """Add the rows' features to the sums [S, C, D] and counts [S, C] of their classes, in place."""
-        z = templates.features(net, self.layer, x, t, unit=self.normalise).double()
-        for old, new in zip((total, count), templates.class_sums(z, y, w, total.shape[1])):
+        z = class_means.features(net, self.layer, x, t, unit=self.normalise).double()
+        for old, new in zip((total, count), class_means.class_sums(z, y, w, total.shape[1])):
             old += new
 
     @torch.no_grad()
@@ -79,6 +80,6 @@ class NCM(Strategy):
         if self.normalise:
             mean = F.normalize(mean, dim=-1)
         scale = (lambda z: F.normalize(z, dim=-1)) if self.normalise else (lambda z: z)
-        return templates.readout(
-            net, self.layer, lambda z: templates.nearest(scale(z), mean, count > 0), probabilistic=False
+        return class_means.readout(
+            net, self.layer, lambda z: class_means.nearest(scale(z), mean, count > 0), probabilistic=False
         )

@@ -6,10 +6,11 @@ import math
 
 import torch
 
-from harness import require, rows, spd, tree
+from harness import rows, tree
 from harness.learner import Learner
-from harness.projection import constrain, free, layer_inputs
 from harness.strategy import Strategy
+from harness.toolbox import require, solve
+from harness.toolbox.projection import constrain, free, layer_inputs
 from harness.types import Step, Task
 
 
@@ -64,4 +65,4 @@ class OWM(Strategy):
             outer = {k: r.mT @ r for k, r in mean.items()}
             self.inverse = tree.add(self.inverse, outer, self.alpha**-1 * self.decay ** -(i / n))
         for k, v in self.inverse.items():
-            self.allowed[k] = spd.solve(v, torch.eye(v.shape[1]).to(v).expand_as(v)).to(learner.dtype)
+            self.allowed[k] = solve.solve(v, torch.eye(v.shape[1]).to(v).expand_as(v)).to(learner.dtype)

@@ -2,11 +2,11 @@
 
 import torch
 
-from harness import require, surgery
 from harness.learner import Learner
-from harness.random import integers
+from harness.rng import integers
 from harness.strategy import Strategy
-from harness.surgery import Replacement
+from harness.toolbox import require, surgery
+from harness.toolbox.surgery import Replacement
 from harness.types import Step
 
 

@@ -7,10 +7,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from harness import require, rows
+from harness import rows
 from harness.learner import Learner
-from harness.memory import POLICIES, Memory
 from harness.strategy import Strategy
+from harness.toolbox import require
+from harness.toolbox.memory import POLICIES, Memory
 from harness.types import Batch, Step, Task, cat
 
 WEIGHTINGS = ("sum", "mean", "share")

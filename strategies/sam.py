@@ -3,9 +3,10 @@ ICLR. In continual learning: Mehta, Patil, Chandar & Strubell (2023), An empiric
 pre-training in lifelong learning, JMLR 24.
 """
 
-from harness import require, tree
+from harness import tree
 from harness.learner import Learner
 from harness.strategy import Strategy
+from harness.toolbox import require
 from harness.types import Aux, Batch, GradFn, Params
 
 

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from harness import tree
 from harness.learner import Learner
-from harness.random import fold
+from harness.rng import fold
 from harness.strategy import Strategy
 from harness.types import Buffers, Net, Out, Params, Task
 

@@ -4,10 +4,11 @@ plasticity in deep continual learning, Nature 632.
 
 import torch
 
-from harness import require, tree
+from harness import tree
 from harness.learner import Learner
-from harness.random import fold, normal
+from harness.rng import fold, normal
 from harness.strategy import Strategy
+from harness.toolbox import require
 from harness.types import Params, Step, Task
 
 SMALLEST_STEP_SHRINK = 0.9  # 0.6 a boundary is a choice, 0.6 a step a network of zeros

@@ -5,10 +5,11 @@ the authors' code, github.com/ganguli-lab/pathint.
 import torch
 from torch import Tensor
 
-from harness import require, tree
+from harness import tree
 from harness.learner import Learner
-from harness.penalty import quadratic
 from harness.strategy import Strategy
+from harness.toolbox import require
+from harness.toolbox.penalty import quadratic
 from harness.types import Aux, Batch, GradFn, Out, Params, Step, Task
 
 GRADIENTS = ("task", "total")

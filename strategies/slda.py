@@ -6,9 +6,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from harness import require, spd, templates, tree
+from harness import tree
 from harness.learner import Learner
 from harness.strategy import Strategy
+from harness.toolbox import class_means, require, solve
 from harness.types import Net, Task
 
 FEATURES = ("frozen", "input")
@@ -50,9 +51,9 @@ class SLDA(Strategy):
         self.features, self.shrinkage = features, shrinkage
 
     def setup(self, learner: Learner) -> None:
-        self.layer, width = templates.head_layer(learner, "slda")
+        self.layer, width = class_means.head_layer(learner, "slda")
         if self.features == "input":
-            self.layer, width = templates.INPUT, math.prod(learner.stream.shape)
+            self.layer, width = class_means.INPUT, math.prod(learner.stream.shape)
         self.mean = torch.zeros(learner.S, learner.stream.outputs, width, dtype=torch.float64, device=learner.device)
         self.count = self.mean.new_zeros(self.mean.shape[:2])
         self.scatter = self.mean.new_zeros(learner.S, width, width)
@@ -70,12 +71,12 @@ class SLDA(Strategy):
     def end(self, learner: Learner, task: Task) -> None:
         self.first = self.kept(learner) if task.index == 0 else self.first
         for batch in learner.scan(task.train):
-            z = templates.features(self.first, self.layer, batch.x, batch.t)
+            z = class_means.features(self.first, self.layer, batch.x, batch.t)
             self.update(z.double(), batch.y, (batch.w > 0).double())
 
     def update(self, z: Tensor, y: Tensor, w: Tensor) -> None:
         """Take in rows z [S, B, D] of classes y [S, B]; w [S, B] is 0 on padding, else 1."""
-        total, n = templates.class_sums(z, y, w, self.mean.shape[1])
+        total, n = class_means.class_sums(z, y, w, self.mean.shape[1])
         mean = total / n.clamp_min(1)[:, :, None]
         inside = (z - mean.gather(1, y[:, :, None].expand_as(z))) * w[:, :, None]
         away = (mean - self.mean) * (self.count * n / (self.count + n).clamp_min(1)).sqrt()[:, :, None]
@@ -89,13 +90,13 @@ class SLDA(Strategy):
             return net
         weight, bias = (v.to(learner.dtype) for v in self.discriminant())
         net = net if self.features == "input" else replace(self.first, apply=learner.apply)
-        return templates.readout(net, self.layer, lambda z: z @ weight.mT + bias[:, None])
+        return class_means.readout(net, self.layer, lambda z: z @ weight.mT + bias[:, None])
 
     def discriminant(self) -> tuple[Tensor, Tensor]:
         """Weights [S, C, D] and biases [S, C]."""
         eye = torch.eye(self.mean.shape[2], dtype=self.mean.dtype, device=self.mean.device)
         covariance = self.scatter / self.count.sum(1).clamp_min(1)[:, None, None]
         shrunk = (1 - self.shrinkage) * covariance + self.shrinkage * eye
-        weight = spd.solve(shrunk, self.mean.mT).mT
+        weight = solve.solve(shrunk, self.mean.mT).mT
         bias = -0.5 * (weight * self.mean).sum(2)
-        return weight, bias.masked_fill(self.count == 0, -templates.FAR)
+        return weight, bias.masked_fill(self.count == 0, -class_means.FAR)

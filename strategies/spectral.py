@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from harness import require
 from harness.learner import Learner
-from harness.random import fold, normal
+from harness.rng import fold, normal
 from harness.strategy import Strategy
+from harness.toolbox import require
 from harness.types import Batch, Out, Params
 
 WARMUP = 20  # power iterations before the first step

@@ -4,10 +4,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from harness import require, tree
+from harness import tree
 from harness.learner import Learner
-from harness.random import fold, normal
+from harness.rng import fold, normal
 from harness.strategy import Strategy
+from harness.toolbox import require
 from harness.types import Params, Step
 
 UTILITIES = ("global", "local")

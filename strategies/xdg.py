@@ -5,11 +5,11 @@ stabilization, PNAS 115.
 import torch
 from torch import Tensor
 
-from harness import require
-from harness.gating import gate
 from harness.learner import Learner
-from harness.random import uniform
+from harness.rng import uniform
 from harness.strategy import Strategy
+from harness.toolbox import require
+from harness.toolbox.gating import gate
 from harness.types import Gates, Params
 
 

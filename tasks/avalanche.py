@@ -17,11 +17,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from harness import random
-from harness.avalanche import apart
-from harness.catalogue import nearest
+from harness import rng
+from harness.config.catalogue import nearest
 from harness.rows import Rows
 from harness.sampling import stratified
+from harness.toolbox.avalanche_bridge import apart
 from harness.types import Stream, Task
 from tasks.datasets import DataError, Dataset
 from tasks.datasets.cache import Arrays, cached, home
@@ -103,7 +103,7 @@ def avalanche(
         held, kept = [], []
         for n in numbers:
             y = torch.from_numpy(parts[n]["train", t][1])
-            out = stratified(y, round(val * len(y)), random.keys([t], f"{name}/val"))[0]
+            out = stratified(y, round(val * len(y)), rng.keys([t], f"{name}/val"))[0]
             held.append(out)
             kept.append(torch.ones(len(y), dtype=torch.bool).index_fill(0, out, False).nonzero()[:, 0])
         whole = [torch.arange(len(parts[n]["test", t][1])) for n in numbers]

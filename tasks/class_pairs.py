@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from harness import random
+from harness import rng
 from harness.types import Stream
 from tasks.datasets import Dataset
 from tasks.stream import block_masks, check, digest, drawn, grouped
@@ -46,9 +46,9 @@ def class_pairs(
     if dataset.classes < 2:
         raise ValueError(f"tasks=class_pairs: {dataset.name} has {dataset.classes} class; a pair needs two")
     data, pairs = dataset.to(device), dataset.classes // 2
-    key = random.fold(random.keys(drawn(seeds, fixed, pin), "stream", device), "class_pairs")
+    key = rng.fold(rng.keys(drawn(seeds, fixed, pin), "stream", device), "class_pairs")
     rounds = -(-n_tasks // pairs)
-    draws = [random.permutation(random.fold(key, r if redraw else 0), dataset.classes) for r in range(rounds)]
+    draws = [rng.permutation(rng.fold(key, r if redraw else 0), dataset.classes) for r in range(rounds)]
     pair = torch.cat([d[:, : 2 * pairs] for d in draws], 1)[:, : 2 * n_tasks]  # [S, 2 T]
 
     def targets(t: int) -> Tensor:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from harness import random
+from harness import rng
 from harness.types import Stream
 from tasks.datasets import Dataset
 from tasks.stream import SCENARIOS as SCENARIOS
@@ -53,11 +53,11 @@ def corrupted(
     if len(dataset.shape) != 3:
         raise ValueError(f"tasks=corrupted: {dataset.name} has inputs of shape {list(dataset.shape)}; choose images")
     data, n = dataset.to(device), len(dataset.y)
-    key = random.fold(random.keys(drawn(seeds, fixed, pin), "stream", device), "corrupted")
+    key = rng.fold(rng.keys(drawn(seeds, fixed, pin), "stream", device), "corrupted")
     table = torch.tensor([KINDS.index(k) for k in kinds], device=key.device)
-    each = [random.fold(key, t) for t in range(n_tasks)]
-    kind = table[torch.cat([random.integers(random.fold(k, "kind"), len(kinds), 1) for k in each], 1)]  # [S, T]
-    level = torch.cat([random.integers(random.fold(k, "level"), 5, 1) + 1 for k in each], 1)
+    each = [rng.fold(key, t) for t in range(n_tasks)]
+    kind = table[torch.cat([rng.integers(rng.fold(k, "kind"), len(kinds), 1) for k in each], 1)]  # [S, T]
+    level = torch.cat([rng.integers(rng.fold(k, "level"), 5, 1) + 1 for k in each], 1)
     if severity != "random":
         rise = [round(5 * t / max(n_tasks - 1, 1)) for t in range(n_tasks)]
         plan = {"rising": rise, "falling": rise[::-1]}.get(str(severity), [severity] * n_tasks)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from harness import random
+from harness import rng
 from harness.types import Stream
 from tasks.datasets import Dataset
 from tasks.stream import check, digest, drawn, whole
@@ -48,13 +48,13 @@ def drifting(
     if len(dataset.shape) != 3:
         raise ValueError(f"tasks=drifting: {dataset.name} has inputs of shape {list(dataset.shape)}; choose images")
     data, n = dataset.to(device), len(dataset.train)
-    key = random.fold(random.keys(drawn(seeds, fixed, pin), "stream", device), "drifting")
+    key = rng.fold(rng.keys(drawn(seeds, fixed, pin), "stream", device), "drifting")
     angle = torch.arange(n_tasks * n + 1, dtype=torch.float64, device=key.device) * (spread / (n_tasks * n))
 
     def parts(part: str, t: int) -> tuple[Tensor, Tensor]:
         index: Tensor = getattr(data, part)
         if part == "train":
-            index = index[random.permutation(random.fold(key, t), n)]  # [S, n]
+            index = index[rng.permutation(rng.fold(key, t), n)]  # [S, n]
         return index, data.y[index]
 
     def ids(part: str, t: int) -> Tensor:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from harness import random
+from harness import rng
 from harness.types import Stream
 from tasks.datasets import Dataset
 from tasks.stream import block_masks, check, digest, drawn, grouped
@@ -51,8 +51,8 @@ def five_plus_one(
             "ask for fewer tasks, or smaller ones by tasks.many and tasks.few"
         )
     data = dataset.to(device)
-    key = random.fold(random.keys(drawn(seeds, fixed, pin), "stream", device), "five_plus_one")
-    place = random.permutation(key, dataset.classes)[:, : sum(sizes)]  # [S, classes in use]
+    key = rng.fold(rng.keys(drawn(seeds, fixed, pin), "stream", device), "five_plus_one")
+    place = rng.permutation(key, dataset.classes)[:, : sum(sizes)]  # [S, classes in use]
     each, first = torch.arange(sum(sizes), device=place.device), [sum(sizes[:t]) for t in range(n_tasks)]
     return grouped(
         data,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from harness import random
+from harness import rng
 from harness.types import Stream
 from tasks.datasets import Dataset
 from tasks.split import cut
@@ -44,8 +44,8 @@ def growing(
     check("growing", n_tasks, scenario, classes, SCENARIOS, WHY)
     sizes = cut(dataset, n_tasks, initial)
     data = dataset.to(device)
-    key = random.fold(random.keys(drawn(seeds, fixed, pin), "stream", device), "growing")
-    place = random.permutation(key, dataset.classes)  # [S, C]
+    key = rng.fold(rng.keys(drawn(seeds, fixed, pin), "stream", device), "growing")
+    place = rng.permutation(key, dataset.classes)  # [S, C]
     known = [sum(sizes[: t + 1]) for t in range(n_tasks)]
     each = torch.arange(dataset.classes, device=place.device)
     return grouped(

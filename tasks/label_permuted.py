@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from harness import random
+from harness import rng
 from harness.types import Stream
 from tasks.datasets import Dataset
 from tasks.stream import check, digest, drawn, whole
@@ -44,8 +44,8 @@ def label_permuted(
     """
     check("label_permuted", n_tasks, scenario, classes, SCENARIOS, WHY)
     data, c = dataset.to(device), dataset.classes
-    key = random.fold(random.keys(drawn(seeds, fixed, pin), "stream", device), "label_permuted")
-    permutation = torch.stack([random.permutation(random.fold(key, t), c) for t in range(n_tasks)], 1)  # [S, T, C]
+    key = rng.fold(rng.keys(drawn(seeds, fixed, pin), "stream", device), "label_permuted")
+    permutation = torch.stack([rng.permutation(rng.fold(key, t), c) for t in range(n_tasks)], 1)  # [S, T, C]
     if identity_first:
         permutation[:, 0] = torch.arange(c, device=permutation.device)
     return whole(

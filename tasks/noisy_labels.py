@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from harness import random
+from harness import rng
 from harness.types import Stream
 from tasks.datasets import Dataset
 from tasks.stream import check, digest, drawn, whole
@@ -53,10 +53,10 @@ def noisy_labels(
     data, c = dataset.to(device), dataset.classes
     if c < 2:
         raise ValueError(f"tasks=noisy_labels: {dataset.name} has {c} class, so that no label can be wrong")
-    key = random.fold(random.keys(drawn(seeds, fixed, pin), "stream", device), "noisy_labels")
+    key = rng.fold(rng.keys(drawn(seeds, fixed, pin), "stream", device), "noisy_labels")
     true, n = data.y[data.train], len(data.train)
-    rank = random.permutation(random.fold(key, "rank"), n)  # [S, n] a sample is wrong while its rank is below the count
-    step = random.integers(random.fold(key, "label"), c - 1, n) + 1 if kind == "symmetric" else torch.ones_like(rank)
+    rank = rng.permutation(rng.fold(key, "rank"), n)  # [S, n] a sample is wrong while its rank is below the count
+    step = rng.integers(rng.fold(key, "label"), c - 1, n) + 1 if kind == "symmetric" else torch.ones_like(rank)
     wrong = (true + step) % c
     count = [round(n * (first + (last - first) * t / max(n_tasks - 1, 1))) for t in range(n_tasks)]
 

@@ -8,9 +8,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from harness import random, spd
+from harness import rng
 from harness.rows import Rows, union
 from harness.sampling import stratified
+from harness.toolbox import solve
 from harness.types import Source, Stream, Task
 from tasks.stream import digest
 
@@ -34,9 +35,9 @@ def curriculum(stream: Stream, order: str | None, key: Tensor) -> Stream:
     if len({task.nominal for task in tasks}) > 1:
         raise ValueError(f"tasks.order={order}: needs tasks of one size; choose another number of tasks, or order=null")
     if order == "random":
-        hard = random.permutation(key, len(tasks)).double()
+        hard = rng.permutation(key, len(tasks)).double()
     else:
-        hard = torch.stack([difficulty(task.train, random.fold(key, task.index)) for task in tasks], 1)  # [S, T]
+        hard = torch.stack([difficulty(task.train, rng.fold(key, task.index)) for task in tasks], 1)  # [S, T]
     place = hard.argsort(dim=1, stable=True, descending=order == "hard_first")  # the task that comes at each place
     parts = {
         part: _sorted([getattr(t, part) for t in tasks], place, stream.scenario) for part in ("train", "val", "test")
@@ -75,7 +76,7 @@ def difficulty(source: Source, key: Tensor) -> Tensor:
     target = torch.nn.functional.one_hot(y).double()  # [S, n, C]
     gram = x @ x.mT
     ridge = RIDGE * gram.diagonal(dim1=1, dim2=2).mean(1)
-    hat = spd.solve(gram + ridge[:, None, None] * torch.eye(n, dtype=x.dtype, device=x.device), gram)
+    hat = solve.solve(gram + ridge[:, None, None] * torch.eye(n, dtype=x.dtype, device=x.device), gram)
     left = 1 - hat.diagonal(dim1=1, dim2=2)
     guess = target - (target - hat @ target) / left[..., None]
     wrong: Tensor = guess.argmax(2) != y
@@ -168,10 +169,10 @@ def _times(sizes: Tensor, width: int, fraction: float, key: Tensor) -> Tensor:
     task = torch.searchsorted(end, position, right=True).clamp(max=len(sizes) - 1)
     size, start = sizes.T.gather(1, task), (end - sizes.T).gather(1, task)
     rank = torch.stack(  # place of each row in a random order of its task
-        [random.permutation(random.fold(key, t), width, sizes[t]) for t in range(len(sizes))], 1
+        [rng.permutation(rng.fold(key, t), width, sizes[t]) for t in range(len(sizes))], 1
     )  # [S, T, width]
     own = rank.flatten(1).gather(1, task * width + position - start)
-    u = random.uniform(random.fold(key, "time"), width, dtype=torch.float64)
+    u = rng.uniform(rng.fold(key, "time"), width, dtype=torch.float64)
     time = task + own.double() / size.clamp_min(1) + fraction * u
     return time.masked_fill(position >= end[:, -1:], torch.inf)
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from harness import random
+from harness import rng
 from harness.types import Stream
 from tasks.datasets import Dataset
 from tasks.stream import SCENARIOS as SCENARIOS
@@ -48,17 +48,17 @@ def permuted(
     """
     check("permuted", n_tasks, scenario, classes)
     data = dataset.to(device)
-    key = random.fold(random.keys(drawn(seeds, fixed, pin), "stream", device), "permuted")
+    key = rng.fold(rng.keys(drawn(seeds, fixed, pin), "stream", device), "permuted")
     inputs = data.x[0].numel()
     small = torch.int16 if inputs < 2**15 else torch.int32
-    made = [random.permutation(random.fold(key, t), inputs).to(small) for t in range(n_tasks)]
+    made = [rng.permutation(rng.fold(key, t), inputs).to(small) for t in range(n_tasks)]
     if identity_first:
         made[0] = torch.arange(inputs, device=key.device, dtype=small).expand_as(made[0])
     permutation = torch.stack(made, 1)  # [S, T, D]
-    order = random.fold(key, "rows")
+    order = rng.fold(key, "rows")
 
     def parts(part: str, t: int) -> tuple[Tensor, Tensor]:
-        index = subset(data, part, rows, random.fold(order, t))
+        index = subset(data, part, rows, rng.fold(order, t))
         return index, data.y[index]
 
     return whole(

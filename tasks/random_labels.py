@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from harness import random
+from harness import rng
 from harness.types import Stream
 from tasks.datasets import Dataset
 from tasks.stream import check, digest, drawn, subset, whole
@@ -44,12 +44,12 @@ def random_labels(
     """
     check("random_labels", n_tasks, scenario, classes, SCENARIOS, WHY)
     data = dataset.to(device)
-    key = random.fold(random.keys(drawn(seeds, fixed, pin), "stream", device), "random_labels")
-    index = subset(data, "train", rows, random.fold(key, "rows")).expand(len(seeds), -1)  # [S, n]
+    key = rng.fold(rng.keys(drawn(seeds, fixed, pin), "stream", device), "random_labels")
+    index = subset(data, "train", rows, rng.fold(key, "rows")).expand(len(seeds), -1)  # [S, n]
     label, n = data.y[index], index.shape[1]
 
     def parts(part: str, t: int) -> tuple[Tensor, Tensor]:
-        return index, label.gather(1, random.permutation(random.fold(key, t), n))
+        return index, label.gather(1, rng.permutation(rng.fold(key, t), n))
 
     return whole(
         data,

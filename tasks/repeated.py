@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from harness import random
+from harness import rng
 from harness.rows import Rows
 from harness.types import Stream, Task
 from tasks.datasets import Dataset
@@ -53,11 +53,11 @@ def repeated(
             "raise it or tasks.width"
         )
     data = dataset.to(device)
-    key = random.fold(random.keys(drawn(seeds, fixed, pin), "stream", device), "repeated")
+    key = rng.fold(rng.keys(drawn(seeds, fixed, pin), "stream", device), "repeated")
     group = _groups(key, n_tasks, width, count)  # [S, T, width]
     here = torch.nn.functional.one_hot(group, count).sum(2)  # [S, T, C] 0 or 1
     turn, turns = here.cumsum(1) - here, here.sum(1)
-    mixed = data.train[random.permutation(random.fold(key, "samples"), len(data.train))]  # [S, n]
+    mixed = data.train[rng.permutation(rng.fold(key, "samples"), len(data.train))]  # [S, n]
     train = Members(data.y, mixed, count)
     rest = [Members(data.y, index, count) for index in (data.val, data.test)]
 
@@ -89,9 +89,9 @@ def _groups(key: Tensor, n_tasks: int, width: int, classes: int) -> Tensor:
     """Classes of each task [S, T, width], none twice in one, each equally often to within one."""
     used, found = torch.zeros(len(key), classes, dtype=torch.float64, device=key.device), []
     for t in range(n_tasks):
-        score = random.uniform(random.fold(key, t), classes, dtype=torch.float64) - used
+        score = rng.uniform(rng.fold(key, t), classes, dtype=torch.float64) - used
         chosen = score.topk(width, 1).indices
         used.scatter_add_(1, chosen, torch.ones_like(chosen, dtype=used.dtype))
         found.append(chosen)
-    order = random.permutation(random.fold(key, "order"), n_tasks)  # [S, T]
+    order = rng.permutation(rng.fold(key, "order"), n_tasks)  # [S, T]
     return torch.stack(found, 1).gather(1, order[:, :, None].expand(-1, -1, width))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from harness import random
+from harness import rng
 from harness.types import Stream
 from tasks.datasets import Dataset
 from tasks.stream import SCENARIOS as SCENARIOS
@@ -52,9 +52,9 @@ def rotated(
     if len(dataset.shape) != 3:
         raise ValueError(f"tasks=rotated: {dataset.name} has inputs of shape {list(dataset.shape)}; choose images")
     data = dataset.to(device)
-    key = random.fold(random.keys(drawn(seeds, fixed, pin), "stream", device), "rotated")
+    key = rng.fold(rng.keys(drawn(seeds, fixed, pin), "stream", device), "rotated")
     number = torch.arange(n_tasks, device=key.device, dtype=torch.float64)
-    draw = torch.cat([random.uniform(random.fold(key, t), 1, dtype=torch.float64) for t in range(n_tasks)], 1)
+    draw = torch.cat([rng.uniform(rng.fold(key, t), 1, dtype=torch.float64) for t in range(n_tasks)], 1)
     place = {"uniform": draw, "bands": (number + draw) / n_tasks, "steps": (number / n_tasks).expand_as(draw)}
     angle = place[angles] * spread  # [S, T]
     return whole(

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from harness import random
+from harness import rng
 from harness.rows import Rows
 from harness.types import Stream, Task
 from tasks.datasets import Dataset, load
@@ -56,11 +56,11 @@ def sequence(
     shape = common([d.shape for d in sets])
     x = torch.cat([fitted(d.x[:], shape, fit) for d in sets]).to(device)
     counts, s = [d.classes for d in sets], len(seeds)
-    key = random.fold(random.keys(drawn(seeds, fixed, pin), "stream", device), "sequence")
+    key = rng.fold(rng.keys(drawn(seeds, fixed, pin), "stream", device), "sequence")
     sets = [d.to(device) for d in sets]
 
     def source(part: str, t: int) -> Rows:
-        index = subset(sets[t], part, rows, random.fold(key, t)).expand(s, -1)
+        index = subset(sets[t], part, rows, rng.fold(key, t)).expand(s, -1)
         y = sets[t].y[index] + (0 if scenario == "domain" else sum(counts[:t]))
         one = torch.full((s, 1), t if scenario == "task" else 0, dtype=torch.int64, device=x.device)
         size = torch.full((s,), index.shape[1], dtype=torch.int64, device=x.device)
@@ -83,7 +83,7 @@ def sequence(
         masks=None if scenario == "domain" else block_masks(counts, x.device),
         classes=classes,
     )
-    return curriculum(stream, order, random.fold(key, "curriculum"))
+    return curriculum(stream, order, rng.fold(key, "curriculum"))
 
 
 def common(shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:

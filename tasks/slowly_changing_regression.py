@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from harness import random
+from harness import rng
 from harness.rows import Rows
 from harness.types import Stream, Task
 from tasks.datasets import Dataset
@@ -66,15 +66,15 @@ def slowly_changing_regression(
     if rows < 1 or units < 1:
         raise ValueError(f"tasks.rows={rows}, tasks.units={units}: each must be at least 1")
     s, free = len(seeds), 2 ** (bits - held)
-    key = random.fold(random.keys(drawn(seeds, fixed, pin), "stream", device), "slowly_changing_regression")
+    key = rng.fold(rng.keys(drawn(seeds, fixed, pin), "stream", device), "slowly_changing_regression")
 
     def sign(name: str, *shape: int) -> Tensor:
-        return random.rademacher(random.fold(key, name), *shape)
+        return rng.rademacher(rng.fold(key, name), *shape)
 
     w, b, v, v0 = sign("w", units, bits), sign("b", units), sign("v", units, 1), sign("v0", 1, 1)
     threshold = beta * (bits + 1) - (bits - w.sum(2) + b) / 2
 
-    still = _held(random.fold(key, "held"), n_tasks, held, change)  # [S, T, held]
+    still = _held(rng.fold(key, "held"), n_tasks, held, change)  # [S, T, held]
     each = torch.arange(free, device=still.device)[:, None] >> torch.arange(bits - held, device=still.device) & 1
     x = torch.cat(  # [S, T, free, bits]
         [still[:, :, None].expand(-1, -1, free, -1), each.float().expand(s, n_tasks, -1, -1)], 3
@@ -89,7 +89,7 @@ def slowly_changing_regression(
         return Rows(data, first + t * free + code, target, zero, torch.full_like(zero[:, 0], code.shape[1]))
 
     def task(t: int) -> Task:
-        train = source(random.integers(random.fold(random.fold(key, "rows"), t), free, rows), t)
+        train = source(rng.integers(rng.fold(rng.fold(key, "rows"), t), free, rows), t)
         whole = source(torch.arange(free, device=still.device).expand(s, -1), t)
         return Task(t, train, whole, whole, nominal=rows)
 
@@ -111,11 +111,11 @@ def slowly_changing_regression(
 def _held(key: Tensor, n_tasks: int, held: int, change: str) -> Tensor:
     """The bits that each task holds: [S, T, held]."""
     if change == "all":
-        return torch.stack([random.rademacher(random.fold(key, t), held) for t in range(n_tasks)], 1).clamp_min(0)
-    now = random.rademacher(random.fold(key, 0), held).clamp_min(0)
+        return torch.stack([rng.rademacher(rng.fold(key, t), held) for t in range(n_tasks)], 1).clamp_min(0)
+    now = rng.rademacher(rng.fold(key, 0), held).clamp_min(0)
     found = [now]
     for t in range(1, n_tasks):
-        flipped = random.integers(random.fold(key, t), held, 1)
+        flipped = rng.integers(rng.fold(key, t), held, 1)
         now = now.scatter(1, flipped, 1 - now.gather(1, flipped))
         found.append(now)
     return torch.stack(found, 1)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from harness import random
+from harness import rng
 from harness.types import Stream
 from tasks.datasets import Dataset
 from tasks.order import blurred, curriculum
@@ -52,8 +52,8 @@ def split(
     check("split", n_tasks, scenario, classes)
     sizes = cut(dataset, n_tasks, initial)
     data = dataset.to(device)
-    key = random.fold(random.keys(drawn(seeds, fixed, pin), "stream", device), "split")
-    place = random.permutation(key, dataset.classes)  # [S, C]: the class at each place
+    key = rng.fold(rng.keys(drawn(seeds, fixed, pin), "stream", device), "split")
+    place = rng.permutation(key, dataset.classes)  # [S, C]: the class at each place
     if not shuffle:
         place = torch.arange(dataset.classes, device=place.device).expand_as(place)
     first = [0 if scenario == "domain" else sum(sizes[:t]) for t in range(n_tasks)]
@@ -74,8 +74,8 @@ def split(
         masks=None if scenario == "domain" else block_masks(sizes, place.device),
         classes=classes,
     )
-    stream = curriculum(stream, order, random.fold(key, "curriculum"))
-    return blurred(stream, blur, random.fold(key, "blur"))
+    stream = curriculum(stream, order, rng.fold(key, "curriculum"))
+    return blurred(stream, blur, rng.fold(key, "blur"))
 
 
 def cut(dataset: Dataset, n_tasks: int, initial: int | None) -> list[int]:

@@ -11,7 +11,7 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
-from harness import random
+from harness import rng
 from harness.rows import Rows
 from harness.types import Stream, Task
 from tasks.datasets import Dataset
@@ -147,7 +147,7 @@ def subset(data: Dataset, part: str, rows: int | None, key: Tensor) -> Tensor:
         return index
     if not 1 <= rows <= len(index):
         raise ValueError(f"tasks.rows={rows}: {data.name} has {len(index)} training rows; ask for 1 up to all of them")
-    return index[random.permutation(key, len(index))[:, :rows]]
+    return index[rng.permutation(key, len(index))[:, :rows]]
 
 
 class Members:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from harness import random
+from harness import rng
 
 NOISE = (0.0, 0.04, 0.06, 0.08, 0.09, 0.10)  # standard deviation at severities 0 to 5, of a range of 1
 CONTRAST = (1.0, 0.75, 0.5, 0.4, 0.3, 0.15)  # factor
@@ -83,11 +83,11 @@ class Corrupt:
         """x [S, B, C, h, w], number [S, B] -> [S, B, C, h, w]."""
         task = (number // self.samples)[..., None].expand(-1, -1, len(KINDS))
         level = self.severity.gather(1, task)  # [S, B, 4]
-        key = random.fold(self.key[:, None].expand_as(number).flatten(), number.flatten())
+        key = rng.fold(self.key[:, None].expand_as(number).flatten(), number.flatten())
         z = (x - self.low) / self.range
         # a row is left alone where its level is 0, to the last bit: which kinds others have must not reach it
         if self.used[0]:
-            draw = random.normal(key, *x.shape[2:]).view_as(x)
+            draw = rng.normal(key, *x.shape[2:]).view_as(x)
             noisy = (z + _wide(self.noise[level[..., 0]]) * draw).clamp(0, 1)
             z = torch.where(_wide(level[..., 0] > 0), noisy, z)
         if self.used[1]:
@@ -98,7 +98,7 @@ class Corrupt:
             flat = (z - mean) * _wide(self.contrast[level[..., 2]]) + mean
             z = torch.where(_wide(level[..., 2] > 0), flat, z)
         if self.used[3]:
-            u = random.uniform(random.fold(key, "square"), 2).view(*number.shape, 2)
+            u = rng.uniform(rng.fold(key, "square"), 2).view(*number.shape, 2)
             rows, columns = (_inside(u[..., k], self.side[level[..., 3]], x.shape[3 + k]) for k in (0, 1))
             z = z.masked_fill((rows[..., :, None] & columns[..., None, :])[:, :, None], 0)
         return torch.where(_wide(level.sum(2) > 0), z * self.range + self.low, x)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from harness import random
+from harness import rng
 from harness.types import Stream
 from tasks.datasets import Dataset
 from tasks.stream import check, digest, drawn, whole
@@ -45,8 +45,8 @@ def warm_start(
     if not 0 < fraction <= 1:
         raise ValueError(f"tasks.fraction={fraction}: must be above 0 and at most 1")
     data = dataset.to(device)
-    key = random.fold(random.keys(drawn(seeds, fixed, pin), "stream", device), "warm_start")
-    order = data.train[random.permutation(key, len(data.train))]  # [S, n]
+    key = rng.fold(rng.keys(drawn(seeds, fixed, pin), "stream", device), "warm_start")
+    order = data.train[rng.permutation(key, len(data.train))]  # [S, n]
     share = [1 - (1 - fraction) * (n_tasks - 1 - t) / max(n_tasks - 1, 1) for t in range(n_tasks)]
     count = [max(1, round(f * order.shape[1])) for f in share]
 

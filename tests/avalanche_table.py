@@ -18,11 +18,11 @@ from typing import Any
 import torch
 
 from harness import loop
-from harness.avalanche import apart
-from harness.catalogue import ROOT
+from harness.config.catalogue import ROOT
 from harness.learner import Budget, Learner
 from harness.optim import SGD
 from harness.strategy import Chain
+from harness.toolbox.avalanche_bridge import apart
 from strategies.avalanche import FAIL, WORK, Avalanche
 from tests.toy import MODELS, stream
 

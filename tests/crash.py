@@ -19,7 +19,7 @@ import sklearn.datasets  # noqa: F401
 from hydra import compose, initialize_config_dir
 
 from harness import store
-from harness.catalogue import CONF
+from harness.config.catalogue import CONF
 from harness.run import from_config
 
 OVERRIDES = (

@@ -18,16 +18,16 @@ from scipy.optimize import nnls
 from torch import Tensor, nn
 
 from harness import loop
-from harness.avalanche import benchmark
-from harness.avalanche import rows as rows_of
-from harness.fisher import diagonal
+from harness.landscape.fisher import diagonal
 from harness.learner import Budget, Learner
 from harness.models.mlp import MLP
 from harness.optim import SGD
-from harness.projection import RIDGE
-from harness.recorder import Evaluation
+from harness.record.recorder import Evaluation
 from harness.run import run
 from harness.strategy import Chain, Strategy
+from harness.toolbox.avalanche_bridge import benchmark
+from harness.toolbox.avalanche_bridge import rows as rows_of
+from harness.toolbox.projection import RIDGE
 from harness.types import Params, Stream
 from strategies.agem import AGEM
 from strategies.avalanche import Avalanche

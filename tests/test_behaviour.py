@@ -6,12 +6,12 @@ import pytest
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from harness import catalogue
+from harness.config import catalogue
 from harness.learner import Budget
 from harness.metrics.transfer import forgetting_of_tasks
 from harness.models.mlp import MLP
 from harness.optim import SGD, Adam
-from harness.recorder import Evaluation
+from harness.record.recorder import Evaluation
 from harness.run import Result, fresh_accuracy, run
 from harness.strategy import Strategy
 from harness.trackers import interval

@@ -11,9 +11,9 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import get_object
 from omegaconf import OmegaConf
 
-from harness import catalogue
-from harness.catalogue import CONF, GROUPS
-from harness.checks import check
+from harness.config import catalogue
+from harness.config.catalogue import CONF, GROUPS
+from harness.config.ranges import check
 
 TIERS = ("off", "fast", "standard", "atlas")
 FILES = sorted(CONF.rglob("*.yaml"))

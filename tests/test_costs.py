@@ -6,12 +6,12 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from harness import catalogue
-from harness.catalogue import CONF
+from harness.config import catalogue
+from harness.config.catalogue import CONF
 from harness.learner import Budget
 from harness.models.mlp import MLP
 from harness.optim import SGD
-from harness.recorder import InMemory
+from harness.record.recorder import InMemory
 from harness.run import chosen_metrics, run
 from strategies.naive import Naive
 from tasks.datasets import load

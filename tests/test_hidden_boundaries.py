@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness import random
+from harness import rng
 from harness.learner import Budget
 from harness.models.mlp import MLP
 from harness.optim import SGD, Optimizer
@@ -26,8 +26,8 @@ STEPS, BATCH = 12, 4
 
 def stream(cut: int, scenario: str = "domain", **options: Any) -> Stream:
     """The same 12 batches in the same order, with the boundary behind batch `cut`."""
-    n, key = STEPS * BATCH, random.keys([3, 4], "rows")
-    x = random.normal(key, n, 6)[0]
+    n, key = STEPS * BATCH, rng.keys([3, 4], "rows")
+    x = rng.normal(key, n, 6)[0]
     y = (x[:, 0] > 0).long().expand(2, -1)
 
     def rows(a: int, b: int) -> Rows:

@@ -11,9 +11,9 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from harness import catalogue
-from harness.catalogue import CONF
-from harness.checks import check
+from harness.config import catalogue
+from harness.config.catalogue import CONF
+from harness.config.ranges import check
 from harness.run import from_config
 
 PRESETS = list(catalogue.options("experiment"))

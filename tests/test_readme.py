@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 
 import harness
-from harness import page
 from harness.leaderboard import cells, heading, leaderboard
+from harness.pages import strategies
 
 README = Path(harness.__file__).resolve().parent.parent / "README.md"
 SNIPPETS = re.findall(r"```python\n(.*?)```", README.read_text("utf-8"), re.DOTALL)
@@ -19,7 +19,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A results folder with two runs and the control they share, made in this process."""
     from hydra import compose, initialize_config_dir
 
-    from harness.catalogue import CONF
+    from harness.config.catalogue import CONF
     from harness.run import from_config
 
     folder = tmp_path_factory.mktemp("readme") / "results"
@@ -76,7 +76,7 @@ def test_one_control_serves_both_runs(results: Path) -> None:
 
 
 def test_the_page_shows_the_runs_of_a_setting_best_first(results: Path) -> None:
-    said, *tables = page.measured([results])
+    said, *tables = strategies.measured([results])
     assert "not tuned" in said
     (table,) = [t for t in tables if t.startswith("### permuted_digits_domain")]
     assert "3 tasks, 3 steps a task in batches of 32, MLP 100-100, SGD with lr 0.1." in table
@@ -86,4 +86,4 @@ def test_the_page_shows_the_runs_of_a_setting_best_first(results: Path) -> None:
     assert means == sorted(means, reverse=True)
     assert {row[0]: row[-1] for row in rows[2:]}["naive"] == "0"
     assert len(rows[0]) == len(rows[2])
-    assert list(page.measured([])) == []
+    assert list(strategies.measured([])) == []

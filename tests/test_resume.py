@@ -14,7 +14,7 @@ from hydra import compose, initialize_config_dir
 
 import harness
 from harness import store
-from harness.catalogue import CONF
+from harness.config.catalogue import CONF
 from harness.run import from_config
 from tasks.datasets import load
 

@@ -13,13 +13,12 @@ import pandas as pd
 import pytest
 import torch
 
-from harness import store
-from harness.cli import ROOT
+from harness import ROOT, store
+from harness.config.preflight import composed
 from harness.learner import Budget, Learner
 from harness.models.mlp import MLP
 from harness.optim import SGD
-from harness.preflight import composed
-from harness.recorder import Evaluation
+from harness.record.recorder import Evaluation
 from harness.run import build, run
 from tasks.datasets import Dataset, load
 from tasks.permuted import permuted

@@ -17,7 +17,8 @@ from hydra.utils import get_class, instantiate
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from harness import catalogue, random
+from harness import rng
+from harness.config import catalogue
 from harness.learner import Budget, Learner
 from harness.loop import prepare, train
 from harness.models.mlp import MLP
@@ -161,7 +162,7 @@ def gaussian(
     seeds: tuple[int, ...] = (0, 1),
 ) -> Learner:
     """A float64 learner on Gaussian inputs, the same for all seeds; task i's label is the sign of input i."""
-    x, s = random.normal(random.keys([5], "x"), rows, *shape, dtype=torch.float64)[0], len(seeds)
+    x, s = rng.normal(rng.keys([5], "x"), rows, *shape, dtype=torch.float64)[0], len(seeds)
     index, t, size = torch.arange(rows).expand(s, -1), torch.zeros(s, 1).long(), torch.full((s,), rows)
     labels = [(x.flatten(1)[:, i] > 0).long().expand(s, -1) for i in range(tasks)]
     sources = [Rows(x, index, y, t, size) for y in labels]

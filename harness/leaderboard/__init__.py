@@ -15,15 +15,14 @@ from pathlib import Path
 from harness.leaderboard.boards import apart, board
 from harness.leaderboard.columns import cells, heading, overall_heading, overall_table, size, table
 from harness.leaderboard.entries import begun, finished
-from harness.leaderboard.files import write
 from harness.leaderboard.naming import described, told_apart
+from harness.leaderboard.records import BASELINE, BY_NAME, SCORES, Board, Entry, Leaderboard, Row
 from harness.leaderboard.standings import overall
 from harness.leaderboard.texts import MEANING, markdown, piped, text
-from harness.leaderboard.types import BASELINE, BY_NAME, SCORES, Board, Entry, Leaderboard, Row
 
 __all__ = [
     "MEANING", "SCORES", "Board", "Entry", "Leaderboard", "Row", "cells", "described", "heading", "leaderboard",
-    "markdown", "overall", "overall_heading", "overall_table", "piped", "size", "table", "text", "told_apart", "write",
+    "markdown", "overall", "overall_heading", "overall_table", "piped", "size", "table", "text", "told_apart",
 ]  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from harness import store
 from harness.leaderboard.comparison import compared, summaries
 from harness.leaderboard.entries import missing
 from harness.leaderboard.naming import described, listed, told_apart
-from harness.leaderboard.types import Board, Entry, Place, Row, Score
+from harness.leaderboard.records import Board, Entry, Place, Row, Score
 
 
 def board(place: Place, found: Sequence[Entry], cut_short: Sequence[store.Run], by: Score, baseline: str) -> Board:

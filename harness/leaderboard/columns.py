@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 
 from harness.leaderboard.naming import listed
+from harness.leaderboard.records import SCORES, UNKNOWN, Board, Leaderboard, Standing
 from harness.leaderboard.standings import comparing
-from harness.leaderboard.types import SCORES, UNKNOWN, Board, Leaderboard, Standing
 
 
 def cells(board: Board) -> list[dict[str, str]]:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness import stats
-from harness.leaderboard.types import FRONTS, SCORES, Entry, Row, Score
+from harness.leaderboard.records import FRONTS, SCORES, Entry, Row, Score
 
 
 def compared(entries: Sequence[Entry], by: Score, baseline: Entry | None) -> list[Row]:

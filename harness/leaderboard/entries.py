@@ -11,9 +11,9 @@ import numpy as np
 
 from harness import store
 from harness.leaderboard.naming import labels
-from harness.leaderboard.types import ACCURACIES, SCORES, Entry, Place
-from harness.reading import Wanted, snapshot, unfinished
+from harness.leaderboard.records import ACCURACIES, SCORES, Entry, Place
 from harness.stats import Array
+from harness.store.readers import Wanted, snapshot, unfinished
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -11,7 +11,7 @@ import numpy as np
 
 from harness import stats
 from harness.leaderboard.comparison import pair
-from harness.leaderboard.types import UNKNOWN, Board, Standing
+from harness.leaderboard.records import UNKNOWN, Board, Standing
 from harness.stats import Array
 
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 from harness.leaderboard.columns import heading, overall_heading, overall_table, table
-from harness.leaderboard.types import SCORES, Leaderboard
+from harness.leaderboard.records import SCORES, Leaderboard
 
 MEANING = """\
 average accuracy: over all tasks at the end; new-task accuracy: just after each task, mean; forgetting: at the end;

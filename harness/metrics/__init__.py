@@ -17,7 +17,7 @@ from torch import Tensor
 
 from harness import tree
 from harness.learner import mask_logits, row_loss
-from harness.random import fold
+from harness.rng import fold
 from harness.types import Batch, Boundary, Column, Loss, Net, Reading, cat
 
 Readings = dict[str, Tensor | Reading]

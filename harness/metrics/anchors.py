@@ -12,7 +12,7 @@ import math
 
 import torch
 
-from harness import paths
+from harness.landscape import paths
 from harness.metrics import Readings, blank, crossed, spread
 from harness.metrics.connectivity import BARRIERS, scores
 from harness.types import Boundary, Column, Reading
@@ -36,9 +36,9 @@ COLUMNS: dict[str, Column] = {
 def anchors(b: Boundary, *, size: int, tasks: int, points: int) -> Readings:
     """The line from every measured old task's net: [S, tasks] each, and its points, K for each; nothing at t = 0.
 
-    The old tasks are those of `metrics.spread(t, tasks)`; the definitions are `harness.paths`'. Cost: `points` forward
-    passes for each of them, three times as many with batch norm. NaN where the net after task i was not kept
-    (keep=last). Regression has no errors.
+    The old tasks are those of `metrics.spread(t, tasks)`; the definitions are those of `harness.landscape.paths`. Cost:
+    `points` forward passes for each of them, three times as many with batch norm. NaN where the net after task i was
+    not kept (keep=last). Regression has no errors.
     """
     if b.phase != "end" or b.t == 0:
         return {}

@@ -13,10 +13,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from harness import templates
-from harness.curvature import rowwise
-from harness.memory import pick_rows
+from harness.landscape.curvature import rowwise
 from harness.metrics import Readings, blank, spread
+from harness.toolbox import class_means
+from harness.toolbox.memory import pick_rows
 from harness.types import Boundary, Column, Reading
 
 COLUMNS: dict[str, Column] = {
@@ -38,14 +38,14 @@ def collapse(b: Boundary, *, size: int, tasks: int) -> Readings:
     Cost: one forward pass for each. Nothing for a regression, which has no classes, or where the model declares
     no head. NaN for a task with a single class, and where all class means are one point.
     """
-    layer = templates.head(b.learner.model)
+    layer = class_means.head(b.learner.model)
     if b.phase != "end" or b.stream.loss == "mse" or layer is None:
         return {}
     measured = spread(b.t, tasks)
     weight, found = b.trained.params[layer.weight].double(), []
     for i in measured:
         batch = b.probe(i, size)
-        z = templates.features(b.trained, layer.input, batch.x, batch.t).double()
+        z = class_means.features(b.trained, layer.input, batch.x, batch.t).double()
         found.append(geometry(classes(z, batch.y, batch.w.double(), weight.shape[1]), weight))
     each = {f"{name}_task": torch.stack([f[name] for f in found], 1) for name in found[0]}
     return blank(b, {name: Reading(v, axis="task", coords=measured) for name, v in each.items()})
@@ -63,11 +63,11 @@ class Classes(NamedTuple):
 
 def classes(z: Tensor, y: Tensor, w: Tensor, outputs: int) -> Classes:
     """Class means and what is left: features z [S, B, D] of rows of class y [S, B] and weight w [S, B]."""
-    total, count = templates.class_sums(z, y, w, outputs)
+    total, count = class_means.class_sums(z, y, w, outputs)
     present = count > 0
     mean = total / count.where(present, 1)[..., None]
     within = z - pick_rows(mean, y)
-    variance, _ = templates.class_sums(within.square().sum(2, keepdim=True), y, w, outputs)
+    variance, _ = class_means.class_sums(within.square().sum(2, keepdim=True), y, w, outputs)
     centre = mean.sum(1) / present.sum(1)[:, None]
     centred = torch.where(present[..., None], mean - centre[:, None], 0)
     return Classes(centred, present, within, variance[..., 0] / count.where(present, 1), w)

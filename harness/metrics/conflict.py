@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from harness.curvature import flatten, value_and_grad
+from harness.landscape.curvature import flatten, value_and_grad
 from harness.metrics import Readings, blank, crossed, objective, spread
 from harness.types import Boundary, Column, Reading
 

@@ -14,7 +14,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from harness import paths, tree
+from harness import tree
+from harness.landscape import paths
 from harness.metrics import Readings, blank, crossed, score, shares, spread
 from harness.types import Batch, Boundary, Column, Net, Params, Reading
 

@@ -8,11 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from harness import edge
-from harness.curvature import Hessian, curvature_rank, krylov, moments, negative_mass, quadrature, random_signs, ritz
+from harness.landscape import edge_of_stability
+from harness.landscape.curvature import (
+    Hessian,
+    curvature_rank,
+    krylov,
+    moments,
+    negative_mass,
+    quadrature,
+    random_signs,
+    ritz,
+)
 from harness.metrics import Readings, blank, objective, on_train, own_key
 from harness.metrics.sharpness import logit_norm
-from harness.random import fold
+from harness.rng import fold
 from harness.types import Boundary, Column, Reading
 
 COLUMNS: dict[str, Column] = on_train(
@@ -79,6 +88,8 @@ def forecast(
         found["next_curvature_rank"] = Reading(*curvature_rank(q, thresholds), axis="threshold", coords=thresholds)
         found["next_negative_mass"] = Reading(*negative_mass(q))
     if edge_ratio:
-        lr = edge.rate(b.learner, 0)
-        found["next_eos_ratio"] = edge.edge_ratio(b.learner, lr, loss, params, values[:, 0], fold(key, "edge"), steps)
+        lr = edge_of_stability.rate(b.learner, 0)
+        found["next_eos_ratio"] = edge_of_stability.edge_ratio(
+            b.learner, lr, loss, params, values[:, 0], fold(key, "edge"), steps
+        )
     return blank(b, found)

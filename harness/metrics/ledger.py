@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from harness import tree
-from harness.curvature import Hessian, lanczos
+from harness.landscape.curvature import Hessian, lanczos
 from harness.metrics import Readings, blank, score, spread
 from harness.types import Boundary, Column, Loss, Net, Params, Reading
 

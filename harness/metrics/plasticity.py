@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 
 from harness import tree
-from harness.curvature import value_and_grad
+from harness.landscape.curvature import value_and_grad
 from harness.metrics import Readings, blank, dormancy, objective, ranks, unmeasured
 from harness.types import Boundary, Column
 

@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from harness.curvature import rowwise
+from harness.landscape.curvature import rowwise
 from harness.types import Column
 
 COLUMNS: dict[str, Column] = {

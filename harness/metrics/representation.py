@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from harness import spd, templates
-from harness.curvature import rowwise
+from harness.landscape.curvature import rowwise
 from harness.metrics import Readings, blank, spread
+from harness.toolbox import class_means, solve
 from harness.types import Batch, Boundary, Column, Net, Reading
 
 COLUMNS: dict[str, Column] = {
@@ -46,7 +46,7 @@ def representation(b: Boundary, *, size: int, test_size: int, tasks: int, ridge:
     not kept (keep=last). Cost: two forward passes for the current task and four for an old one, one solve of D x D for
     each pair. A regression has CKA alone; a model that declares no head has nothing.
     """
-    layer = templates.head(b.learner.model)
+    layer = class_means.head(b.learner.model)
     if b.phase != "end" or layer is None:
         return {}
     measured, regression = spread(b.t, tasks), b.stream.loss == "mse"
@@ -73,7 +73,7 @@ def representation(b: Boundary, *, size: int, test_size: int, tasks: int, ridge:
 
 def features(net: Net, layer: str, batch: Batch) -> Tensor:
     """What the head reads: [S, B, D] float64."""
-    return templates.features(net, layer, batch.x, batch.t).double()
+    return class_means.features(net, layer, batch.x, batch.t).double()
 
 
 def falls(r: Tensor, tasks: Sequence[int], now: Tensor, then: Tensor) -> Readings:
@@ -123,7 +123,7 @@ def probe_accuracy(z: Tensor, z_test: Tensor, train: Batch, test: Batch, outputs
         strength = ridge * x.square().sum((1, 2)) / x.shape[2]
         gram = gram + torch.diag_embed(strength.clamp(min=torch.finfo(x.dtype).tiny)[:, None].expand(-1, len(gram[0])))
         y = root * (target - offset)
-        weight = spd.solve(gram, x.mT @ y) if n > x.shape[2] else x.mT @ spd.solve(gram, y)
+        weight = solve.solve(gram, x.mT @ y) if n > x.shape[2] else x.mT @ solve.solve(gram, y)
         return (both[:, n:] @ weight,)
 
     scores = rowwise(answers, torch.cat([w.sqrt()[..., None] * (z - mean), z_test - mean], 1))[0] + offset

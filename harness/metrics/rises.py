@@ -11,9 +11,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from harness.landscape.rises import average_rise, normalised, worst_rise
 from harness.metrics import Readings, blank, by_probe, objective, probed
-from harness.random import fold
-from harness.rises import average_rise, normalised, worst_rise
+from harness.rng import fold
 from harness.types import Batch, Boundary, Column, Reading
 
 VARIANTS = {

@@ -14,12 +14,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from harness import edge, tree
-from harness.curvature import Hessian, krylov, moments, random_signs, ritz, scaled, top_of
-from harness.fisher import diagonal_on
+from harness import tree
+from harness.landscape import edge_of_stability
+from harness.landscape.curvature import Hessian, krylov, moments, random_signs, ritz, scaled, top_of
+from harness.landscape.fisher import diagonal_on
 from harness.learner import mask_logits
 from harness.metrics import Readings, blank, by_probe, objective, on_train, own_key, probed
-from harness.random import fold
+from harness.rng import fold
 from harness.types import Batch, Boundary, Column, Reading
 
 LOWEST_STEPS = 40  # after 20 the smallest eigenvalue of a digits MLP was a fifth of the true one, after 40 within 1 %
@@ -121,8 +122,8 @@ def sharpness(
     if edge_ratio and "current" in probes:
         lam, loss, key = found["lambda_max_current"], objective(b, b.probe(b.t, size)), own_key(b, "sharpness", "edge")
         assert isinstance(lam, Tensor)
-        lr = edge.rate(b.learner, max(b.learner.planned - 1, 0))
-        found["eos_ratio"] = edge.edge_ratio(b.learner, lr, loss, b.trained.params, lam, key, steps)
+        lr = edge_of_stability.rate(b.learner, max(b.learner.planned - 1, 0))
+        found["eos_ratio"] = edge_of_stability.edge_ratio(b.learner, lr, loss, b.trained.params, lam, key, steps)
     return blank(b, found)
 
 

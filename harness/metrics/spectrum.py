@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from harness.curvature import Hessian, curvature_rank, density, negative_mass, quadrature
+from harness.landscape.curvature import Hessian, curvature_rank, density, negative_mass, quadrature
 from harness.metrics import Readings, blank, by_probe, objective, probed
 from harness.types import Batch, Boundary, Column, Reading
 

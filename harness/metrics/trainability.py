@@ -12,10 +12,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from harness import random, rows, tree
+from harness import rng, rows, tree
 from harness.learner import mask_logits
-from harness.memory import pick_rows
 from harness.metrics import Readings, blank
+from harness.toolbox.memory import pick_rows
 from harness.types import Batch, Boundary, Column, Net
 
 COLUMNS: dict[str, Column] = {
@@ -41,9 +41,9 @@ def random_labels(b: Boundary, *, size: int, steps: int, batch_size: int) -> Rea
     """
     if b.phase != "end":
         return {}
-    key = random.fold(random.fold(b.random.base, "random_labels"), b.t)
-    batch = shuffled(b.probe(b.t, size), random.fold(key, "labels"))
-    order = random.fold(key, "order")
+    key = rng.fold(rng.fold(b.random.base, "random_labels"), b.t)
+    batch = shuffled(b.probe(b.t, size), rng.fold(key, "labels"))
+    order = rng.fold(key, "order")
     loss, accuracy = learnt(b, b.trained, batch, order, steps, batch_size)
     fresh_loss, fresh_accuracy = learnt(b, b.nets.initial, batch, order, steps, batch_size)
     found: Readings = {"random_label_loss": loss, "random_label_loss_gap": loss - fresh_loss}
@@ -55,7 +55,7 @@ def random_labels(b: Boundary, *, size: int, steps: int, batch_size: int) -> Rea
 
 def shuffled(batch: Batch, key: Tensor) -> Batch:
     """The rows with each seed's targets in a random order of its own, every row counting alike."""
-    order = random.permutation(key, batch.w.shape[1])
+    order = rng.permutation(key, batch.w.shape[1])
     return replace(batch, y=pick_rows(batch.y, order), w=torch.full_like(batch.w, 1 / batch.w.shape[1]))
 
 
@@ -69,7 +69,7 @@ def learnt(b: Boundary, net: Net, batch: Batch, key: Tensor, steps: int, batch_s
     parts = (
         replace(
             copy.make_batch(*(pick_rows(v, position) for v in (batch.x, batch.y, batch.t))),
-            key=random.fold(random.fold(key, "dropout"), i),
+            key=rng.fold(rng.fold(key, "dropout"), i),
         )
         for i, position in enumerate(rows.order(key, count, 0, steps * width).split(width, 1))
     )

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from harness import random
+from harness import rng
 from harness.types import Gates, Params, Slice
 
 EPS = 1e-5
@@ -101,7 +101,7 @@ def dropout(x: Tensor, rate: float, key: Tensor) -> Tensor:
 
     Draws run row-major, so that rows appended to a batch leave the masks of those before them alone.
     """
-    kept = random.uniform(key, *x.shape[1:]) >= rate  # float32 always: one mask in both precisions
+    kept = rng.uniform(key, *x.shape[1:]) >= rate  # float32 always: one mask in both precisions
     return x * kept / (1 - rate)
 
 
@@ -121,7 +121,7 @@ def draw_map(key: Tensor, name: str, out: int, *fan_in: int, bias: bool = True) 
     """PyTorch's default for linear and convolutional maps: U(-a, a) with a = 1 / sqrt(fan in)."""
     bound = math.prod(fan_in) ** -0.5
     shapes = {f"{name}.weight": (out, *fan_in)} | ({f"{name}.bias": (out,)} if bias else {})
-    return {n: (2 * random.uniform(random.fold(key, n), *s) - 1) * bound for n, s in shapes.items()}
+    return {n: (2 * rng.uniform(rng.fold(key, n), *s) - 1) * bound for n, s in shapes.items()}
 
 
 def draw_norm(key: Tensor, name: str, channels: int) -> Params:

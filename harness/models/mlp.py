@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from harness import random
+from harness import rng
 from harness.models import layers
 from harness.types import Buffers, Gates, Layer, Out, Params, Slice, Unit
 
@@ -92,5 +92,5 @@ class MLP:
             if train and self.dropout:
                 if key is None:
                     raise ValueError(f"dropout={self.dropout}: training needs a key, which fixes the masks")
-                h = layers.dropout(h, self.dropout, random.fold(key, name))
+                h = layers.dropout(h, self.dropout, rng.fold(key, name))
         return Out(z.contiguous(), acts, buffers, inputs, preacts)

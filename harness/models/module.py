@@ -14,7 +14,7 @@ from torch.func import functional_call, vmap
 from torch.nn.modules.dropout import _DropoutNd
 from torch.overrides import TorchFunctionMode
 
-from harness import random
+from harness import rng
 from harness.types import Buffers, Layer, Out, Params, Unit
 
 # leading axes of a mask; None: all of them
@@ -143,6 +143,6 @@ class _KeyedDropout(TorchFunctionMode):
             return x
         self.calls += 1
         shape = x.shape[:axes]
-        key = random.fold(self.key[None], self.calls)
-        mask = (random.uniform(key, *shape)[0] >= p).view(*shape, *[1] * (x.dim() - len(shape)))
+        key = rng.fold(self.key[None], self.calls)
+        mask = (rng.uniform(key, *shape)[0] >= p).view(*shape, *[1] * (x.dim() - len(shape)))
         return x * mask / (1 - p) if p < 1 else x * 0

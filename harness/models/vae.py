@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from harness import random
+from harness import rng
 from harness.models import layers
 from harness.types import Buffers, Layer, Out, Params, Stream, Unit
 
@@ -87,14 +87,14 @@ class VAE:
     def elbo(self, params: Params, x: Tensor, key: Tensor) -> Tensor:
         """Evidence lower bound of each row [S, B], by one draw of z each."""
         mean, logvar = self.encode(params, x)
-        z = mean + (logvar / 2).exp() * random.normal(key, *mean.shape[1:], dtype=mean.dtype)
+        z = mean + (logvar / 2).exp() * rng.normal(key, *mean.shape[1:], dtype=mean.dtype)
         kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).sum(2)
         return self.log_pixels(self.decode(params, z), x) - kl
 
     def sample(self, params: Params, count: int, key: Tensor) -> Tensor:
         """Means of the pixels at draws of z from the prior: [S, count, *shape]."""
         dtype = params["decoder.fc1.weight"].dtype
-        decoded = self.decode(params, random.normal(key, count, self.latent, dtype=dtype))
+        decoded = self.decode(params, rng.normal(key, count, self.latent, dtype=dtype))
         pixels = decoded.sigmoid() if self.likelihood == "bernoulli" else decoded
         return pixels.view(*pixels.shape[:2], *self.shape)
 

@@ -20,8 +20,8 @@ from harness.leaderboard import (
     overall_heading,
     overall_table,
 )
-from harness.reading import Wanted, snapshot
 from harness.report.figures import Group, groups
+from harness.store.readers import Wanted, snapshot
 
 TEMPLATE = Path(__file__).parent / "page.html.j2"
 PALETTE = 8

@@ -12,7 +12,7 @@ import numpy as np
 from harness import store
 from harness.leaderboard.entries import finished
 from harness.leaderboard.naming import described, leaves, listed
-from harness.leaderboard.types import Entry
+from harness.leaderboard.records import Entry
 from harness.tuning.choice import Trial, Tried, Values, place
 from harness.tuning.preset import option, preset
 
@@ -36,7 +36,7 @@ def tune(folders: Sequence[Path], config_dir: str | None = None) -> list[Setting
 
     Raises ValueError for a run that is no trial: scored on test rows, or with seeds that are reported.
     """
-    from harness.preflight import composed
+    from harness.config.preflight import composed
 
     places, notes = finished(folders)
     entries = {where: [e for e in found if e.runs] for where, found in places.items()}
@@ -100,7 +100,7 @@ def _files(tried: Sequence[Tried]) -> dict[str, list[Tried]]:
 
 def tried_of(entries: Sequence[Entry], plain: Values) -> Tried:
     """The trials of one strategy; `plain` has the default of every setting of all strategies."""
-    from harness.trials import chosen, grid_of
+    from harness.jobs.trials import chosen, grid_of
 
     cfg = entries[0].runs[0].manifest["config"]
     plain = {key: value for key, value in plain.items() if key.partition(".")[0] in cfg["strategy"]}

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.catalogue import CONF, options
+from harness.config.catalogue import CONF, options
 from harness.leaderboard.naming import leaves
 from harness.tuning.choice import Trial, Tried, Values
 
@@ -20,7 +20,7 @@ def preset(cfg: Mapping[str, Any], tried: Sequence[Tried], about: str, name: str
     """The preset's text. `cfg` is the configuration of a trial, whose setting it is."""
     import yaml
 
-    from harness.preflight import composed
+    from harness.config.preflight import composed
 
     files = {group: option(group, cfg[group], config_dir) for group in FILES}
     plain = composed([f"{group}={file}" for group, file in files.items()], config_dir)
@@ -93,7 +93,7 @@ def worded(values: Values) -> str:
     >>> worded({"ewc.strength": 20.0, "replay.weighting": "sum", "imm.alpha": None})
     'strength=20.0, weighting=sum, alpha=null'
     """
-    from harness.trials import written
+    from harness.jobs.trials import written
 
     return ", ".join(f"{key.rpartition('.')[2]}={written(value)}" for key, value in values.items())
 

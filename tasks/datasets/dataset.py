@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from harness.random import keys
+from harness.rng import keys
 from harness.sampling import stratified
 from tasks.datasets.images import Augment, Images, Scale, resized
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from harness import random
+from harness import rng
 
 AUGMENTATIONS = ("flip", "crop")
 MARGIN = 8  # a crop shifts by up to 1 / MARGIN of the side: 4 pixels of 32, as for CIFAR (He et al. 2016)
@@ -103,12 +103,12 @@ class Augment:
         """x [S, B, C, h, w], key [S], black [C, 1, 1] -> [S, B, C, h, w]."""
         s, b, c, h, w = x.shape
         if self.flip:
-            turned = random.uniform(random.fold(key, "flip"), b) < 0.5
+            turned = rng.uniform(rng.fold(key, "flip"), b) < 0.5
             x = torch.where(turned[:, :, None, None, None], x.flip(-1), x)
         if self.margin:
             p, q = -(-h // MARGIN), -(-w // MARGIN)
-            down = random.integers(random.fold(key, "down"), 2 * p + 1, b) - p  # [S, B]
-            right = random.integers(random.fold(key, "right"), 2 * q + 1, b) - q
+            down = rng.integers(rng.fold(key, "down"), 2 * p + 1, b) - p  # [S, B]
+            right = rng.integers(rng.fold(key, "right"), 2 * q + 1, b) - q
             row = torch.arange(h, device=x.device) + down[:, :, None]  # [S, B, h]
             column = torch.arange(w, device=x.device) + right[:, :, None]
             inside = ((row >= 0) & (row < h))[..., :, None] & ((column >= 0) & (column < w))[..., None, :]

@@ -28,8 +28,8 @@ import torch
 from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import Tensor, nn
 
-from harness import loop, random
-from harness.curvature import (
+from harness import loop, rng
+from harness.landscape.curvature import (
     Hessian,
     density,
     flatten,
@@ -41,7 +41,7 @@ from harness.curvature import (
     top_eigenvalues,
     unflatten,
 )
-from harness.fisher import diagonal_on
+from harness.landscape.fisher import diagonal_on
 from harness.learner import Budget, Learner
 from harness.models.mlp import MLP
 from harness.optim import SGD
@@ -141,7 +141,7 @@ def truth(case: Case) -> Truth:
     def product(v: np.ndarray) -> np.ndarray:
         return flatten(hessian(unflatten(torch.from_numpy(v.reshape(1, -1).copy()), params)))[0].numpy()
 
-    long = ritz(krylov(hessian, random_signs(random.keys([7], "truth"), params), 100)).values[0, :K]
+    long = ritz(krylov(hessian, random_signs(rng.keys([7], "truth"), params), 100)).values[0, :K]
     if width <= DENSE:
         rows = [product(e) for e in np.eye(width)]
         eigenvalues = torch.linalg.eigvalsh(torch.from_numpy(np.stack(rows)))
@@ -153,7 +153,7 @@ def truth(case: Case) -> Truth:
     twin = case.learner.clone()
     twin.params = {k: v.double() for k, v in twin.params.items()}
     batch = Batch(case.batch.x.double(), case.batch.y, case.batch.t, case.batch.w.double())
-    fisher = flatten(diagonal_on(twin, [batch], "exact", random.RandomStream(random.keys([0], "none"))))[0].sum()
+    fisher = flatten(diagonal_on(twin, [batch], "exact", rng.RandomStream(rng.keys([0], "none"))))[0].sum()
     return Truth(other, float(fisher), None, _worst(long, other))
 
 
@@ -182,7 +182,7 @@ def contenders(case: Case, known: Truth, steps: int, vectors: int) -> dict[str, 
     grid = torch.linspace(-1.05, 1.05, POINTS, dtype=torch.float64)
 
     def key(i: int) -> Tensor:
-        return random.keys([i], "benchmark")
+        return rng.keys([i], "benchmark")
 
     def ours_top(n: int) -> Callable[[int], float]:
         return lambda i: _worst(top_eigenvalues(loss, params, key(i), k=K, steps=n).values[0], known.top)
@@ -198,7 +198,7 @@ def contenders(case: Case, known: Truth, steps: int, vectors: int) -> dict[str, 
     def ours_trace(i: int) -> float:
         hessian = Hessian(loss, params)
         space = krylov(hessian, random_signs(key(i), params), 12)
-        return float(moments(hessian, space, params, random.fold(key(i), "trace"), 18).trace[0]) / known.trace - 1
+        return float(moments(hessian, space, params, rng.fold(key(i), "trace"), 18).trace[0]) / known.trace - 1
 
     def theirs_trace(i: int) -> float:
         torch.manual_seed(i)
@@ -256,7 +256,7 @@ def per_seed(name: str, case: Case, many: int, training: int, rows: int, rounds:
     whole = trained(name, many, training, rows)
     runs = {}
     for seeds, (loss, params) in ((1, case.alone()), (many, (whole.loss, whole.learner.params))):
-        runs[seeds] = (loss, params, random.keys(range(seeds), "benchmark"))
+        runs[seeds] = (loss, params, rng.keys(range(seeds), "benchmark"))
     seconds: dict[int, list[float]] = {1: [], many: []}
     for i in range(rounds + 1):
         for seeds, (loss, params, key) in runs.items():

@@ -19,11 +19,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from harness import loop, random, tree
+from harness import loop, rng, tree
 from harness.learner import Budget, Learner
 from harness.models.mlp import MLP
 from harness.optim import SGD
-from harness.recorder import Evaluation, InMemory, Recorder
+from harness.record.recorder import Evaluation, InMemory, Recorder
 from harness.rows import Rows
 from harness.strategy import Chain, Strategy
 from harness.types import Aux, Batch, GradFn, Params, Step, Stream, Task
@@ -52,8 +52,8 @@ SMALL, MIDDLE, LARGE = Case((64, 100, 100, 10), 32), Case((784, 100, 100, 10), 1
 
 
 def samples(case: Case, rows: int) -> tuple[Tensor, Tensor]:
-    key = random.keys([0], "benchmark")
-    return random.normal(key, rows, case.sizes[0])[0], random.integers(key, case.sizes[-1], rows)[0]
+    key = rng.keys([0], "benchmark")
+    return rng.normal(key, rows, case.sizes[0])[0], rng.integers(key, case.sizes[-1], rows)[0]
 
 
 # --- by hand ----------------------------------------------------------------------------------------

@@ -20,11 +20,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from harness import loop, random
+from harness import loop, rng
 from harness.learner import Budget, Learner
 from harness.models.mlp import MLP
 from harness.optim import SGD
-from harness.recorder import Evaluation, InMemory
+from harness.record.recorder import Evaluation, InMemory
 from harness.strategy import Chain
 from harness.types import Stream
 from tasks.datasets import Dataset
@@ -87,7 +87,7 @@ def regression(seeds: tuple[int, ...], rows: int) -> Stream:
 
 def online(seeds: tuple[int, ...], rows: int) -> Stream:
     n = rows + 20
-    x = random.normal(random.keys([0], "benchmark"), n, 1, 28, 28)[0]
+    x = rng.normal(rng.keys([0], "benchmark"), n, 1, 28, 28)[0]
     parts = torch.arange(n - 20), torch.arange(n - 20, n - 10), torch.arange(n - 10, n)
     noise = Dataset("noise", x, torch.arange(n) % 10, *parts, 10, "")
     return permuted(dataset=noise, seeds=seeds, n_tasks=1, fixed=False)

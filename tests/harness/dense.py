@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from harness.curvature import flatten, unflatten
+from harness.landscape.curvature import flatten, unflatten
 from harness.models.mlp import MLP
-from harness.random import keys
+from harness.rng import keys
 from harness.types import Loss, Params
 
 F64 = torch.float64

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from harness import loop, random, tree
+from harness import loop, rng, tree
 from harness.learner import Budget, Learner
 from harness.models.cnn import CNN
 from harness.models.mlp import MLP
@@ -34,8 +34,8 @@ def data() -> Dataset:
     """Unequal classes, so that a split gives every seed another number of rows."""
     labels = [torch.arange(CLASSES).repeat_interleave(torch.arange(n, n + CLASSES)) for n in (8, 1, 4)]
     y = torch.cat(labels)
-    key = random.keys([0], "toy")
-    x = random.normal(key, len(y), 1, 2, 4)[0] + random.normal(random.fold(key, "centre"), CLASSES, 1, 2, 4)[0, y]
+    key = rng.keys([0], "toy")
+    x = rng.normal(key, len(y), 1, 2, 4)[0] + rng.normal(rng.fold(key, "centre"), CLASSES, 1, 2, 4)[0, y]
     ends = torch.tensor([0, *map(len, labels)]).cumsum(0).tolist()
     train, val, test = (torch.arange(a, b) for a, b in itertools.pairwise(ends))
     return Dataset("toy", x, y, train, val, test, CLASSES, "digest")
@@ -48,11 +48,11 @@ def stream(scenario: str = "class", seeds: tuple[int, ...] = SEEDS, **options: A
 def regression(seeds: tuple[int, ...] = SEEDS) -> Stream:
     """Two outputs to be fitted by squared error, 5, 9 and 7 rows."""
     size = torch.tensor([{0: 5, 1: 9, 2: 7}[s] for s in seeds])
-    key = random.keys(seeds, "regression")
+    key = rng.keys(seeds, "regression")
     rows = Rows(
         data().x.double(),
-        random.integers(key, len(data().x), 9),
-        random.normal(random.fold(key, 1), 9, 2, dtype=torch.float64),
+        rng.integers(key, len(data().x), 9),
+        rng.normal(rng.fold(key, 1), 9, 2, dtype=torch.float64),
         torch.zeros(len(seeds), 1, dtype=torch.int64),
         size,
     )
@@ -113,7 +113,7 @@ def test_loss_and_gradient_are_those_of_a_torch_net_per_seed_on_fresh_and_replay
     learner = make(s)
     learner.enter(s.tasks[1])
     position = torch.tensor([[0, 3, 2], [1, 1, 4], [5, 0, 2]])
-    weight = random.uniform(random.keys(SEEDS, "w"), 3, dtype=torch.float64)
+    weight = rng.uniform(rng.keys(SEEDS, "w"), 3, dtype=torch.float64)
     fresh = learner.make_batch(*s.tasks[1].train.take(position), weight)
     replayed = learner.make_batch(*s.tasks[0].train.take(position[:, :2]))
     batch = cat(fresh, replayed)

@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness import random, tree
+from harness import rng, tree
 from harness.optim import SGD, Adam, AdamW, Optimizer
 from harness.types import Params
 
 S, STEPS = 3, 200
 SHAPES = {"w": (4, 5), "b": (4,)}
-KEY = random.keys(range(S), "test")
+KEY = rng.keys(range(S), "test")
 
 CASES: dict[str, tuple[type[Optimizer], type[torch.optim.Optimizer], dict[str, Any]]] = {
     "sgd": (SGD, torch.optim.SGD, {"lr": 0.05}),
@@ -31,13 +31,13 @@ CASES: dict[str, tuple[type[Optimizer], type[torch.optim.Optimizer], dict[str, A
 
 
 def start(dtype: torch.dtype = torch.float64) -> Params:
-    return {k: random.normal(random.fold(KEY, k), *s, dtype=torch.float64).to(dtype) for k, s in SHAPES.items()}
+    return {k: rng.normal(rng.fold(KEY, k), *s, dtype=torch.float64).to(dtype) for k, s in SHAPES.items()}
 
 
 def gradient(params: Params, step: int) -> Params:
     """A noisy quadratic's, so that an error in the parameters feeds back."""
-    key = random.fold(KEY, step)
-    noise = {k: random.normal(random.fold(key, k), *v.shape[1:], dtype=v.dtype) for k, v in params.items()}
+    key = rng.fold(KEY, step)
+    noise = {k: rng.normal(rng.fold(key, k), *v.shape[1:], dtype=v.dtype) for k, v in params.items()}
     return {k: 0.3 * v + noise[k] for k, v in params.items()}
 
 

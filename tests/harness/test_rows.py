@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness import random
+from harness import rng
 from harness.rows import Rows, order, union
 from tasks.transforms import Permute
 
@@ -17,7 +17,7 @@ sizes = st.lists(st.integers(1, 9), min_size=1, max_size=4)
 @settings(max_examples=40, deadline=None)
 @given(sizes, st.integers(0, 2**32))
 def test_every_pass_visits_each_of_the_seed_s_rows_once(size: list[int], seed: int) -> None:
-    key = random.keys(range(seed, seed + len(size)), "order")
+    key = rng.keys(range(seed, seed + len(size)), "order")
     found = order(key, torch.tensor(size), 0, 45)
     for row, n in zip(found.tolist(), size):
         for start in range(0, 45 - n, n):
@@ -27,7 +27,7 @@ def test_every_pass_visits_each_of_the_seed_s_rows_once(size: list[int], seed: i
 @settings(max_examples=40, deadline=None)
 @given(sizes, st.integers(0, 2**32))
 def test_an_order_depends_neither_on_companions_nor_on_their_sizes(size: list[int], seed: int) -> None:
-    key = random.keys(range(seed, seed + len(size)), "order")
+    key = rng.keys(range(seed, seed + len(size)), "order")
     together = order(key, torch.tensor(size), 0, 30)
     for s, n in enumerate(size):
         assert torch.equal(together[s], order(key[s : s + 1], torch.tensor([n]), 0, 30)[0])
@@ -36,17 +36,17 @@ def test_an_order_depends_neither_on_companions_nor_on_their_sizes(size: list[in
 @settings(max_examples=40, deadline=None)
 @given(sizes, st.integers(0, 60), st.integers(1, 30))
 def test_a_window_of_the_order_is_a_slice_of_the_whole(size: list[int], start: int, length: int) -> None:
-    key, n = random.keys(range(len(size)), "order"), torch.tensor(size)
+    key, n = rng.keys(range(len(size)), "order"), torch.tensor(size)
     assert torch.equal(order(key, n, start, start + length), order(key, n, 0, 90)[:, start : start + length])
 
 
 def test_passes_are_reshuffled() -> None:
-    passes = order(random.keys([0], "order"), torch.tensor([20]), 0, 100).view(5, 20)
+    passes = order(rng.keys([0], "order"), torch.tensor([20]), 0, 100).view(5, 20)
     assert len(passes.unique(dim=0)) == 5
 
 
 def test_an_order_is_pinned_so_that_versions_agree() -> None:
-    found = order(random.keys([0, 1], "order"), torch.tensor([4, 6]), 2, 12)
+    found = order(rng.keys([0, 1], "order"), torch.tensor([4, 6]), 2, 12)
     assert found.tolist() == [[1, 2, 3, 1, 2, 0, 3, 1, 0, 2], [1, 5, 2, 4, 1, 4, 5, 2, 3, 0]]
 
 
@@ -93,9 +93,9 @@ def test_labels_mark_padding() -> None:
 
 
 def test_permute_moves_each_row_by_its_own_task_s_permutation() -> None:
-    key = random.keys([0, 1], "p")
-    table = torch.stack([random.permutation(random.fold(key, t), 12) for t in range(3)], 1)  # [S, T, D]
-    x, t = random.normal(key, 5, 3, 2, 2), torch.tensor([[0, 2, 1, 1, 2], [2, 2, 0, 1, 0]])
+    key = rng.keys([0, 1], "p")
+    table = torch.stack([rng.permutation(rng.fold(key, t), 12) for t in range(3)], 1)  # [S, T, D]
+    x, t = rng.normal(key, 5, 3, 2, 2), torch.tensor([[0, 2, 1, 1, 2], [2, 2, 0, 1, 0]])
     moved = Permute(table)(x, t)
     assert moved.shape == x.shape
     for s in range(2):

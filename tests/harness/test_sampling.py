@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from harness.random import keys
+from harness.rng import keys
 from harness.sampling import stratified
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness import random, tree
+from harness import rng, tree
 from harness.types import Params
 
 S = 3
@@ -12,8 +12,8 @@ SHAPES = {"w": (4, 5), "b": (4,), "scalar": ()}
 
 
 def draw(purpose: str) -> Params:
-    key = random.keys(range(S), purpose)
-    return {k: random.normal(random.fold(key, k), *s, dtype=torch.float64) for k, s in SHAPES.items()}
+    key = rng.keys(range(S), purpose)
+    return {k: rng.normal(rng.fold(key, k), *s, dtype=torch.float64) for k, s in SHAPES.items()}
 
 
 def vector(p: Params, s: int) -> Tensor:

@@ -14,14 +14,14 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from harness import loop, rows
-from harness import random as draws
-from harness.avalanche import Criterion, benchmark, network
-from harness.catalogue import CONF
-from harness.cost import held
+from harness import rng as draws
+from harness.config.catalogue import CONF
 from harness.learner import Budget, Learner
 from harness.models.mlp import MLP
 from harness.optim import SGD, Adam, AdamW, Optimizer
+from harness.record.costs import held
 from harness.strategy import Chain
+from harness.toolbox.avalanche_bridge import Criterion, benchmark, network
 from harness.types import Stream
 from strategies.avalanche import FAIL, GIVEN, OWN_LOSS, WORK, Avalanche
 from strategies.replay import Replay

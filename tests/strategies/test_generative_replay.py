@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import kl_div
 
-from harness import random, tree
+from harness import rng, tree
 from harness.learner import Budget, Learner
 from harness.loop import Blind, prepare, train
 from harness.optim import SGD
@@ -152,10 +152,10 @@ def test_the_loss_of_the_vae(now: int, monkeypatch: pytest.MonkeyPatch) -> None:
     with torch.no_grad():
         part.step(learner, Step(fresh, batch, out, {}, None))
     leaves = {k: v.detach().requires_grad_() for k, v in part.vae.params.items()}
-    elbo = part.model.elbo(leaves, fresh.x, random.fold(base, count + 1)).mean(1)
+    elbo = part.model.elbo(leaves, fresh.x, rng.fold(base, count + 1)).mean(1)
     if now:
         elbo = elbo / (now + 1)
-        elbo = elbo + now / (now + 1) * part.model.elbo(leaves, batch.x[:, B:], random.fold(base, count + 2)).mean(1)
+        elbo = elbo + now / (now + 1) * part.model.elbo(leaves, batch.x[:, B:], rng.fold(base, count + 2)).mean(1)
     expected = torch.autograd.grad(-elbo.sum(), list(leaves.values()))
     for g, e in zip(found[0].values(), expected):
         torch.testing.assert_close(g, e)
@@ -181,7 +181,7 @@ def test_dreams_are_the_previous_generators() -> None:
     for v in part.vae.params.values():
         v.zero_()  # would dream grey
     batch = part.batch(learner, fresh)
-    key = random.fold(part.random.base, part.random.count)
+    key = rng.fold(part.random.base, part.random.count)
     assert torch.equal(batch.x[:, B:], part.model.sample(part.dreamer, N, key).to(batch.x.dtype))
     assert (batch.x[:, B:] != 0.5).all()
     assert not torch.equal(batch.x[:, B:], part.batch(learner, fresh).x[:, B:])  # new ones every step

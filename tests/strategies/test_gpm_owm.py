@@ -9,16 +9,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness import random, rows, tree
+from harness import rng, rows, tree
 from harness.learner import Budget, Learner
 from harness.loop import Blind, prepare, train
 from harness.models.cnn import CNN
 from harness.models.mlp import MLP
 from harness.models.resnet18 import ResNet18
 from harness.optim import SGD, Adam, AdamW, Optimizer
-from harness.projection import layer_inputs
 from harness.rows import Rows
 from harness.strategy import Chain, Strategy
+from harness.toolbox.projection import layer_inputs
 from harness.types import Stream, Task
 from strategies.gpm import GPM
 from strategies.owm import OWM
@@ -40,7 +40,7 @@ METHODS: dict[str, Callable[[], Strategy]] = {
 
 def two_tasks(model: Callable[[Stream], Any], optimizer: Optimizer, shape: tuple[int, ...]) -> Learner:
     """Six rows a task, fewer than the layers' inputs have dimensions; task 1's rows are all different."""
-    x = random.normal(random.keys([3], "x"), 2 * ROWS, *shape, dtype=torch.float64)[0]
+    x = rng.normal(rng.keys([3], "x"), 2 * ROWS, *shape, dtype=torch.float64)[0]
     made = []
     for i in range(2):
         index = torch.arange(i * ROWS, (i + 1) * ROWS).expand(2, -1)
@@ -162,7 +162,7 @@ def allowed(x: Tensor, part: GPM | OWM) -> Tensor:
 def test_gpm_keeps_as_few_directions_as_reach_the_threshold(threshold: float, kept: int) -> None:
     # energies 12, 3, 1 of 16 along three axes: shares .75, .9375, 1; the fourth axis has none
     inputs = torch.tensor([[12**0.5, 0, 0, 0], [0, 3**0.5, 0, 0], [0, 0, 1.0, 0]]).double()
-    turned = torch.linalg.qr(random.normal(random.keys([1], "q"), 4, 4, dtype=torch.float64)[0])[0]
+    turned = torch.linalg.qr(rng.normal(rng.keys([1], "q"), 4, 4, dtype=torch.float64)[0])[0]
     Q = allowed(torch.stack([inputs, inputs @ turned.T]), GPM(threshold=threshold, growth=0.0, samples=3))
     expected = torch.diag((torch.arange(4) >= kept).double())
     torch.testing.assert_close(Q[0], expected, rtol=0, atol=1e-12)
@@ -198,7 +198,7 @@ def test_gpm_s_threshold_grows_with_the_tasks_up_to_one() -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_diverged_seed_does_not_take_the_others_down(method: str) -> None:
-    x = random.normal(random.keys([0, 1], "x"), 3, 5, dtype=torch.float64)
+    x = rng.normal(rng.keys([0, 1], "x"), 3, 5, dtype=torch.float64)
     whole = allowed(x, METHODS[method]())  # type: ignore[arg-type]
     x[1, 0, 0] = torch.nan
     torch.testing.assert_close(allowed(x, METHODS[method]())[0], whole[0], rtol=1e-9, atol=1e-12)  # type: ignore[arg-type]
@@ -226,7 +226,7 @@ def test_owm_is_the_paper_s_recursion(kind: str) -> None:
     prepare(learner, Chain([part]))
     P = {k: v.clone() for k, v in part.allowed.items()}
     for i, task in enumerate(learner.stream.tasks):
-        key = random.fold(part.random.base, i + 1)  # the order that the strategy draws
+        key = rng.fold(part.random.base, i + 1)  # the order that the strategy draws
         position = rows.order(key, task.train.size, 0, ROWS)
         for j, found in enumerate(layer_inputs(learner, task, position, 2, bias=True)):
             alpha = 0.9 * 0.01 ** (j / 3)

@@ -16,9 +16,9 @@ from harness.learner import Learner
 from harness.loop import Blind, prepare, train
 from harness.models.mlp import MLP
 from harness.optim import SGD
-from harness.random import keys, normal
+from harness.rng import keys, normal
 from harness.strategy import Chain, Strategy
-from harness.templates import herd
+from harness.toolbox.class_means import herd
 from harness.types import Batch, Task
 from strategies.icarl import ICaRL
 from tests.toy import begin, gaussian, go

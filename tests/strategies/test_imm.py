@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from harness import tree
-from harness.fisher import diagonal
+from harness.landscape.fisher import diagonal
 from harness.learner import Learner
 from harness.loop import Blind, prepare, train
 from harness.models.mlp import MLP

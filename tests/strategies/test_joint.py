@@ -7,15 +7,16 @@ from typing import Any
 import pytest
 import torch
 
-from harness import cost, tree
+from harness import tree
 from harness.learner import Budget, Learner
 from harness.loop import Blind, prepare, train
-from harness.memory import Memory
 from harness.models.mlp import MLP
 from harness.optim import SGD, Optimizer
-from harness.random import RandomStream, keys
+from harness.record import costs
+from harness.rng import RandomStream, keys
 from harness.rows import Rows
 from harness.strategy import Chain, Strategy
+from harness.toolbox.memory import Memory
 from harness.types import Batch, Params, Stream, Task
 from strategies.cumulative import Cumulative
 from strategies.joint import Joint
@@ -96,10 +97,10 @@ def test_every_row_so_far_is_memory(kind: Any) -> None:
 
     class Weigh(Strategy):
         def setup(self, learner: Learner) -> None:
-            held.append(cost.held(part.holds()))
+            held.append(costs.held(part.holds()))
 
         def end(self, learner: Learner, task: Task) -> None:
-            held.append(cost.held(part.holds()))
+            held.append(costs.held(part.holds()))
 
     chain = Chain([part, Weigh()])
     prepare(made, chain)
@@ -113,7 +114,7 @@ def test_every_row_so_far_is_memory(kind: Any) -> None:
     assert held[-1] == memory.nbytes
     again = kind(steps="equal")
     again.load_state_dict(part.state_dict())
-    assert cost.held(again.holds()) == held[-1]
+    assert costs.held(again.holds()) == held[-1]
 
 
 def test_the_variant_stands_in_the_name() -> None:

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from harness import kronecker, tree
-from harness.fisher import diagonal
+from harness import tree
+from harness.landscape import kronecker
+from harness.landscape.fisher import diagonal
 from harness.learner import Learner
 from harness.loop import Blind, prepare, train
 from harness.models.mlp import MLP

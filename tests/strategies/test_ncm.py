@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness import templates, tree
+from harness import tree
 from harness.learner import Learner
 from harness.loop import Blind, prepare, train
 from harness.strategy import Chain
+from harness.toolbox import class_means
 from harness.types import Net
 from strategies.ncm import NCM
 from strategies.replay import Replay
@@ -67,7 +68,7 @@ def test_with_all_rows_held_it_is_the_nearest_class_mean(normalise: bool) -> Non
         spread = [v.expand(3, *v.shape[1:]) for v in (x, t)]
         expected = -(z[:, None] - mean).square().sum(2)
         torch.testing.assert_close(net(*spread).logits[s, :, :6], expected)
-        assert (net(*spread).logits[s, :, 6:] == -templates.FAR).all()  # classes of tasks 3 and 4
+        assert (net(*spread).logits[s, :, 6:] == -class_means.FAR).all()  # classes of tasks 3 and 4
         assert len(y) == len(z)
 
 

@@ -10,7 +10,7 @@ import torch
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from torch import Tensor
 
-from harness import random, tree
+from harness import rng, tree
 from harness.learner import Learner
 from harness.loop import Blind, prepare, train
 from harness.models.mlp import MLP
@@ -24,12 +24,9 @@ S, N, D, C = 2, 60, 5, 3
 
 
 def rows() -> tuple[Tensor, Tensor]:
-    key = random.keys([0, 1], "slda")
+    key = rng.keys([0, 1], "slda")
     y = (torch.arange(N) % C).expand(S, N)  # equally many of each
-    z = (
-        random.normal(key, N, D, dtype=torch.float64)
-        @ (torch.eye(D) + torch.linspace(0.2, 1, D * D).view(D, D)).double()
-    )
+    z = rng.normal(key, N, D, dtype=torch.float64) @ (torch.eye(D) + torch.linspace(0.2, 1, D * D).view(D, D)).double()
     return z + 3 * torch.nn.functional.one_hot(y, D), y
 
 

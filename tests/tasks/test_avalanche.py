@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from harness import catalogue
-from harness.avalanche import apart, benchmark, rows
+from harness.config import catalogue
 from harness.run import build
+from harness.toolbox.avalanche_bridge import apart, benchmark, rows
 from harness.types import Stream
 from tasks import avalanche as module
 from tasks.avalanche import avalanche

@@ -12,7 +12,7 @@ import torch
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
-from harness.random import keys, uniform
+from harness.rng import keys, uniform
 from harness.rows import Rows, union
 from harness.types import Stream
 from tasks.corrupted import corrupted

@@ -10,7 +10,7 @@ import torch
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import resize, rotate
 
-from harness.random import keys, uniform
+from harness.rng import keys, uniform
 from harness.rows import Rows
 from tasks.datasets import Dataset
 from tasks.drifting import drifting

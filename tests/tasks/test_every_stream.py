@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from harness import catalogue
+from harness.config import catalogue
 from harness.learner import Budget
 from harness.models.mlp import MLP
 from harness.optim import SGD
-from harness.random import keys, normal
-from harness.recorder import Evaluation
+from harness.record.recorder import Evaluation
+from harness.rng import keys, normal
 from harness.rows import Rows
 from harness.run import run
 from harness.types import Source, Stream

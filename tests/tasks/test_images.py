@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from harness import random
+from harness import rng
 from harness.learner import Budget, Learner
 from harness.loop import Blind, prepare, train
 from harness.models.mlp import MLP
@@ -165,7 +165,7 @@ def test_augmentation_is_a_seeds_own_and_repeats_with_it() -> None:
     both, alone, again = batches([1, 2]), batches([2]), batches([2])
     assert all(torch.equal(a[1], b[0]) and torch.equal(b, c) for a, b, c in zip(both, alone, again, strict=True))
     source = of([2], ["flip"]).tasks[1].train
-    x = [source.take(torch.arange(6)[None], key)[0] for key in random.fold(torch.tensor([3, 4]), "x").split(1)]  # type: ignore[call-arg]
+    x = [source.take(torch.arange(6)[None], key)[0] for key in rng.fold(torch.tensor([3, 4]), "x").split(1)]  # type: ignore[call-arg]
     assert not torch.equal(*x)
 
 
@@ -201,7 +201,7 @@ def test_augmentation_is_part_of_what_determines_the_numbers_and_off_by_default(
 def test_the_command_line_refuses_augmentation_where_a_stream_makes_its_own_rows(tmp_path: Path) -> None:
     from hydra import compose, initialize_config_dir
 
-    from harness.catalogue import CONF
+    from harness.config.catalogue import CONF
     from harness.run import from_config
 
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from harness.random import integers, keys, normal
+from harness.rng import integers, keys, normal
 from harness.rows import union
 from harness.types import Source, Stream
 from tasks.datasets import Dataset

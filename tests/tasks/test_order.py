@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness import random
-from harness.random import keys
+from harness import rng
+from harness.rng import keys
 from harness.rows import Rows
 from harness.types import Stream
 from tasks.datasets import Dataset, load
@@ -28,8 +28,8 @@ def rows(x: Tensor, y: Tensor) -> Rows:
 
 def test_difficulty_is_the_error_of_a_ridge_classifier_fitted_anew_without_each_row() -> None:
     n = 40
-    x = random.normal(keys([1], "x"), n, 3)[0]
-    y = (x[:, 0] + 0.8 * random.normal(keys([2], "x"), n)[0] > 0).long() * 3  # classes 0 and 3: 1 and 2 do not occur
+    x = rng.normal(keys([1], "x"), n, 3)[0]
+    y = (x[:, 0] + 0.8 * rng.normal(keys([2], "x"), n)[0] > 0).long() * 3  # classes 0 and 3: 1 and 2 do not occur
     z = torch.cat([x, torch.ones(n, 1)], 1).double()
     target = torch.nn.functional.one_hot(y, 4).double()
     ridge = 0.1 * z.square().sum(1).mean()
@@ -51,7 +51,7 @@ def noisy(noise: list[float]) -> Dataset:
         for c in (0, 1):
             centre = torch.zeros(4)
             centre[0] = 2.0 * c - 1
-            parts.append(centre + sigma * random.normal(keys([10 * i + c], "x"), 60, 4)[0])
+            parts.append(centre + sigma * rng.normal(keys([10 * i + c], "x"), 60, 4)[0])
             labels += [2 * i + c] * 60
     x, y = torch.cat(parts), torch.tensor(labels)
     index = torch.arange(len(y))

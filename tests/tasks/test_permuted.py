@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness.random import integers, keys, normal
+from harness.rng import integers, keys, normal
 from harness.types import Source, Stream
 from tasks.datasets import Dataset
 from tasks.permuted import permuted

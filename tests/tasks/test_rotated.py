@@ -12,7 +12,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import rotate
 
-from harness.random import integers, keys, uniform
+from harness.rng import integers, keys, uniform
 from harness.rows import union
 from harness.types import Source, Stream
 from tasks.datasets import Dataset

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from harness import random, tree
+from harness import rng, tree
 from harness.learner import Budget, Learner
 from harness.models.mlp import MLP
 from harness.optim import SGD
@@ -43,7 +43,7 @@ def stream(seeds: tuple[int, ...], scenario: str, loss: str) -> Stream:
     target = x[..., :2].sin() if loss == "mse" else y
     rows = []
     for t in range(TASKS):
-        index = random.permutation(random.fold(random.keys(seeds, "stream"), t), n)
+        index = rng.permutation(rng.fold(rng.keys(seeds, "stream"), t), n)
         task_id = torch.full((len(seeds), 1), t if scenario == "task" else 0)
         size = torch.full((len(seeds),), n)
         rows.append(Rows(x.flatten(0, 1), index + t * n, target[t][index], task_id, size))
@@ -69,14 +69,14 @@ def boundary() -> Make:
         learner = Learner(model(toy), toy, SGD(lr=0.1), Budget(), dtype=dtype)
         nets = []
         for i in range(TASKS + 1):  # the initialisation, then four nets that drift from it
-            fresh, _ = learner.fresh(random.fold(learner.key("drift"), i))
+            fresh, _ = learner.fresh(rng.fold(learner.key("drift"), i))
             params = tree.add(learner.params, fresh, 0.3 * i)
             nets.append(Net(params, tree.copy(learner.buffers), learner.apply))
         trained = nets[t + 1 if phase == "end" else t]
         learner.params, learner.now = trained.params, t
-        accuracy = random.uniform(learner.key("accuracy"), TASKS + 1, TASKS, dtype=dtype)
-        online = random.uniform(learner.key("online"), 7, dtype=dtype)
-        own = random.RandomStream(learner.key("metrics"))
+        accuracy = rng.uniform(learner.key("accuracy"), TASKS + 1, TASKS, dtype=dtype)
+        online = rng.uniform(learner.key("online"), 7, dtype=dtype)
+        own = rng.RandomStream(learner.key("metrics"))
         kept = Nets(nets[0], nets[1 : t + 1])  # a net of the future must not be asked for
         whole: dict[str, Any] = {
             "accuracy": accuracy,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from harness.curvature import flatten, unflatten
+from harness.landscape.curvature import flatten, unflatten
 from harness.models.layers import batch_norm
 from harness.types import Apply, Batch, Boundary, Net, Out, Params
 

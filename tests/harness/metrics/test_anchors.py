@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from harness import paths, tree
+from harness import tree
+from harness.landscape import paths
 from harness.metrics.anchors import COLUMNS, anchors
 from harness.metrics.ledger import ledger
 from harness.models.mlp import MLP

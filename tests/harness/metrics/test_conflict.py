@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from harness import tree
-from harness.curvature import flatten
+from harness.landscape.curvature import flatten
 from harness.metrics.conflict import COLUMNS, conflict, cosines
 from harness.models.mlp import MLP
 from harness.types import Boundary, Reading

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from harness import tree
-from harness.curvature import flatten, unflatten
+from harness.landscape.curvature import flatten, unflatten
 from harness.metrics.forecast import COLUMNS, forecast
 from harness.optim import SGD
 from harness.types import Boundary, Reading

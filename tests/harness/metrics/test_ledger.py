@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from harness import tree
-from harness.curvature import flatten
+from harness.landscape.curvature import flatten
 from harness.metrics.ledger import COLUMNS, account, ledger
 from harness.models.mlp import MLP
 from harness.types import Boundary, Net, Reading

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from harness import tree
+from harness.landscape.rises import average_rise, worst_rise
 from harness.metrics import own_key
 from harness.metrics.rises import COLUMNS, VARIANTS, rises
-from harness.random import fold
-from harness.rises import average_rise, worst_rise
+from harness.rng import fold
 from harness.types import Boundary, Loss, Net, Params, Reading
 
 SETTINGS: dict[str, Any] = {

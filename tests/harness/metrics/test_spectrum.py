@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from harness import tree
-from harness.curvature import Hessian, curvature_rank, density, negative_mass, quadrature
+from harness.landscape.curvature import Hessian, curvature_rank, density, negative_mass, quadrature
 from harness.metrics import own_key
 from harness.metrics.spectrum import COLUMNS, spectrum
 from harness.types import Boundary, Reading

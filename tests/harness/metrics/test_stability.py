@@ -10,13 +10,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness import loop, recorder
+from harness import loop
 from harness.learner import Budget, Learner
 from harness.loop import Blind
 from harness.metrics.stability import COLUMNS, stability
 from harness.models.mlp import MLP
 from harness.optim import SGD
-from harness.recorder import Evaluation, InMemory
+from harness.record import recorder
+from harness.record.recorder import Evaluation, InMemory
 from harness.run import Result, run
 from harness.strategy import Chain, Strategy
 from harness.types import Aux, Boundary, Inside, Net, Reading, Step, Stream

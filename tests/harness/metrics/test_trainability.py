@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness import random, tree
+from harness import rng, tree
 from harness.metrics.trainability import COLUMNS, random_labels, shuffled
 from harness.models.mlp import MLP
 from harness.optim import SGD, Adam
@@ -20,8 +20,8 @@ def value(r: Tensor | Reading) -> Tensor:
 
 
 def labels(b: Boundary) -> Tensor:
-    key = random.fold(random.fold(b.random.base, "random_labels"), b.t)
-    return shuffled(b.probe(b.t, 30), random.fold(key, "labels")).y
+    key = rng.fold(rng.fold(b.random.base, "random_labels"), b.t)
+    return shuffled(b.probe(b.t, 30), rng.fold(key, "labels")).y
 
 
 def by_hand(b: Boundary, net: Net, s: int, outputs: slice, steps: int = 6) -> tuple[float, float]:
@@ -69,7 +69,7 @@ def test_labels_are_the_tasks_own_in_another_order_of_each_seed(boundary) -> Non
     assert not torch.equal(old, new)
     batch = b.probe(2, 30)
     numbered = replace(batch, y=torch.arange(30).expand(2, 30), w=torch.rand(2, 30))
-    found = shuffled(numbered, random.fold(b.random.base, "labels"))
+    found = shuffled(numbered, rng.fold(b.random.base, "labels"))
     assert all(torch.equal(row.sort().values, torch.arange(30)) for row in found.y)
     assert not torch.equal(found.y[0], found.y[1])
     assert torch.equal(found.x, batch.x) and (found.w == 1 / 30).all()

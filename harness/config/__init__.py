@@ -1,0 +1,1 @@
+"""What was typed: the options that exist, their ranges, and what was probably meant."""

@@ -1,0 +1,129 @@
+"""What can be chosen: the files of conf/<group>, described by the docstrings of what they name.
+
+Docstrings are read through ast, so that listing imports neither torch nor the methods themselves.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from harness import ROOT
+
+CONF = ROOT / "conf"
+GROUPS = ("strategy", "tasks", "dataset", "model", "metrics", "optimizer", "tracker", "experiment")
+LISTED = {  # what `ls` calls them
+    "strategies": "strategy",
+    "tasks": "tasks",
+    "datasets": "dataset",
+    "models": "model",
+    "metrics": "metrics",
+    "experiments": "experiment",
+}
+
+
+def options(group: str, folders: Sequence[Path] = (CONF,)) -> dict[str, Path]:
+    """Name -> YAML file of everything that `group=` accepts; an earlier folder wins."""
+    found = {f.stem: f for folder in reversed(folders) for f in (folder / group).glob("*.yaml")}
+    return dict(sorted(found.items()))
+
+
+def describe(group: str, folders: Sequence[Path] = (CONF,)) -> dict[str, str]:
+    """Name -> one line: the file's opening comment, or the docstring of its target."""
+    return {name: _line(file, folders) for name, file in options(group, folders).items()}
+
+
+def families(folders: Sequence[Path] = (CONF,)) -> dict[str, str]:
+    """Strategy -> its family; '' where its class names none."""
+    from omegaconf import OmegaConf
+
+    found = {}
+    for name, file in options("strategy", folders).items():
+        targets = _targets(OmegaConf.to_container(OmegaConf.load(file)))
+        found[name] = next((f for t in targets if (f := attribute(t, "family", _roots(folders)))), "")
+    return found
+
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """The known word that was probably meant.
+
+    >>> nearest("replya", ["ewc", "replay"])
+    'replay'
+    """
+    lower = {k.lower(): k for k in known}
+    close = difflib.get_close_matches(word.lower(), lower, 1, 0.6)
+    return lower[close[0]] if close else None
+
+
+def docstring(target: str, roots: Sequence[Path] = (ROOT,)) -> str:
+    """First line of the docstring of a dotted name, or of its module; '' if there is none."""
+    return next((d.partition("\n")[0] for node in _nodes(target, roots) if (d := ast.get_docstring(node))), "")
+
+
+def attribute(target: str, name: str, roots: Sequence[Path] = (ROOT,)) -> str:
+    """A string that the class of this dotted name sets; '' if it sets none.
+
+    >>> attribute("strategies.ewc.EWC", "family")
+    'parameter regularization'
+    """
+    for node in _nodes(target, roots):
+        for line in node.body:
+            if isinstance(line, ast.Assign) and any(isinstance(t, ast.Name) and t.id == name for t in line.targets):
+                return str(ast.literal_eval(line.value))
+    return ""
+
+
+def _nodes(target: str, roots: Sequence[Path]) -> Iterator[ast.ClassDef | ast.FunctionDef | ast.Module]:
+    """What a dotted name stands for in the first root that has its file, then its module."""
+    module, _, name = target.rpartition(".")
+    for root in roots:
+        base = root.joinpath(*module.split("."))
+        for file in (base.with_suffix(".py"), base / "__init__.py"):
+            if file.is_file():
+                tree = _parsed(file)
+                for node in tree.body:
+                    if isinstance(node, (ast.ClassDef, ast.FunctionDef)) and node.name == name:
+                        yield node
+                yield tree
+                return
+
+
+@cache
+def _parsed(file: Path) -> ast.Module:
+    """Read once: a listing asks a file for its text and for its family."""
+    return ast.parse(file.read_text(encoding="utf-8"))
+
+
+def _line(file: Path, folders: Sequence[Path]) -> str:
+    from omegaconf import OmegaConf
+
+    text = file.read_text(encoding="utf-8")
+    opening = _opening(text)
+    if opening:
+        return opening
+    found = (docstring(target, _roots(folders)) for target in _targets(OmegaConf.to_container(OmegaConf.create(text))))
+    return next((line for line in found if line), "")
+
+
+def _roots(folders: Sequence[Path]) -> list[Path]:
+    return [ROOT, *(Path.cwd() for folder in folders if folder != CONF)]
+
+
+def _opening(text: str) -> str:
+    """The comment in the first line, unless it belongs to the key below it."""
+    lines = [line for line in text.splitlines() if not line.startswith("# @package")]
+    below = next((line for line in lines if not line.startswith("#")), "")
+    own = not below or below.startswith(("_target_", "{}"))
+    return lines[0].lstrip("# ").rstrip() if own and lines and lines[0].startswith("#") else ""
+
+
+def _targets(node: Any) -> Iterator[str]:
+    if isinstance(node, dict):
+        if isinstance(node.get("_target_"), str):
+            yield node["_target_"]
+        for value in node.values():
+            yield from _targets(value)

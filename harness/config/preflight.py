@@ -1,0 +1,353 @@
+"""What was typed, explained before Hydra sees it.
+
+Hydra answers a misspelt key with the advice to write `+key`, and a wrong type with nothing at all. So the
+composition is done once before it, at 0.1 s, and the first thing that cannot work is said in one line.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.config.catalogue import CONF, LISTED, nearest
+from harness.config.ranges import check, show
+
+if TYPE_CHECKING:
+    from argparse import Namespace
+
+    from hydra.core.config_loader import ConfigLoader
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.core.override_parser.types import Override
+
+NONE = {
+    "strategy": "plain training is strategy=naive",
+    "metrics": "nothing but accuracy is metrics=off",
+    "tracker": "no tracker is tracker.mode=disabled",
+    "experiment": "leave it out",
+}
+LISTS = ("strategy", "metrics", "tracker", "experiment")  # groups of which several options compose
+OPTIONAL = ("metrics",)  # groups whose members may be left out, as in metrics.sharpness=null
+HIDDEN = ("_target_", "_partial_")  # what is called: not to be chosen by the key
+MANY = 20  # options that still make one line
+_ABSENT = object()
+
+
+def composed(overrides: Sequence[str], config_dir: str | None = None) -> dict[str, Any]:
+    """Values of the configuration under overrides, each of them checked. ValueError as in `preflight`."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    with _loader(config_dir) as loader:
+        parser = OverridesParser.create(config_loader=loader)
+        typed = [_parse(parser, raw) for raw in overrides]
+        known = _Known(loader, "config")
+        for o in typed:
+            known.look(o)
+        return known.job(typed)
+
+
+def preflight(args: Namespace) -> None:
+    """Raise ValueError for the first override, in any job of a sweep, that cannot work."""
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.types import RunMode
+
+    with _loader(args.config_dir) as loader:
+        parser = OverridesParser.create(config_loader=loader)
+        typed = [_parse(parser, raw) for raw in args.overrides]
+        known = _Known(loader, args.config_name or "config")
+        for o in typed:
+            known.look(o)
+        launch = known.compose([_line(o) for o in known.chosen(typed) if not o.is_sweep_override()])[0].hydra
+        if not args.multirun and launch.mode != RunMode.MULTIRUN:
+            known.job(typed)
+            return
+        lines = [f"{k}={v}" for k, v in (launch.sweeper.get("params") or {}).items()]
+        swept = [_parse(parser, line) for line in lines] + typed
+        # a sweep over an interval belongs to an optimiser that draws from it: its values are not known here
+        swept = [o for o in swept if not o.is_sweep_override() or o.is_discrete_sweep()]
+        for lines in BasicSweeper.split_arguments(swept, None)[0]:
+            job = [_parse(parser, line) for line in lines]
+            for o in job:
+                known.look(o)
+            known.job(job)
+
+
+@contextmanager
+def _loader(config_dir: str | None) -> Iterator[ConfigLoader]:
+    """Hydra's view of the configuration files, as its own main sets it up."""
+    from hydra import version
+    from hydra._internal.hydra import Hydra
+    from hydra._internal.utils import create_automatic_config_search_path
+    from hydra.core.config_search_path import SearchPathQuery
+    from hydra.core.global_hydra import GlobalHydra
+
+    version.setbase("1.3")
+    path = create_automatic_config_search_path(None, None, str(CONF))
+    if config_dir is not None:
+        folder = Path(config_dir).resolve()
+        if not folder.is_dir():
+            raise ValueError(f"--config-dir {config_dir}: no such folder; it holds strategy/*.yaml, ...")
+        path.prepend("command-line", f"file://{folder}", SearchPathQuery(provider="schema"))
+    try:
+        yield Hydra.create_main_hydra2("harness", path).config_loader
+    finally:
+        GlobalHydra.instance().clear()
+
+
+def _parse(parser: OverridesParser, raw: str) -> Override:
+    from hydra.errors import HydraException
+
+    try:
+        override = parser.parse_override(raw)
+    except HydraException as error:
+        if "=" not in raw:
+            raise ValueError(f"{raw}: a setting is key=value, as in strategy=ewc") from error
+        if raw.count("[") != raw.count("]"):
+            raise ValueError(f"{raw}: a bracket is missing; a list is key=[a,b], without spaces") from error
+        raise ValueError(f"{raw}: cannot be read; special characters go in quotes, 'key=\"a=b\"'") from error
+    override.config_loader = parser.config_loader
+    if not override.key_or_group:
+        raise ValueError(f"{raw}: a setting is key=value, as in strategy=ewc")
+    return override
+
+
+def _line(o: Override) -> str:
+    return o.input_line or ""
+
+
+class _Known:
+    """Groups, options and keys that exist, and the checks against them."""
+
+    def __init__(self, loader: ConfigLoader, config_name: str) -> None:
+        self.loader, self.config_name = loader, config_name
+        self.groups = [g for g in loader.list_groups("") if g != "hydra"]
+        self.composed: dict[tuple[str, ...], tuple[Any, dict[str, Any]]] = {}
+
+    def options(self, group: str) -> list[str]:
+        from hydra.core.object_type import ObjectType
+
+        found = self.loader.get_group_options(group, results_filter=ObjectType.CONFIG)
+        for folder in self.loader.list_groups(group):  # strategy=avalanche/EWC
+            found += [f"{folder}/{o}" for o in self.options(f"{group}/{folder}")]
+        return found
+
+    def compose(self, lines: Sequence[str]) -> tuple[Any, dict[str, Any]]:
+        """The configuration under these overrides, and its values as plain dicts; remembered."""
+        from hydra.core.hydra_config import HydraConfig
+        from hydra.types import RunMode
+        from omegaconf import OmegaConf
+
+        key = tuple(lines)
+        if key not in self.composed:
+            cfg = self.loader.load_configuration(self.config_name, list(lines), RunMode.MULTIRUN)
+            HydraConfig.instance().set_config(cfg)  # for ${hydra:...}
+            own = OmegaConf.masked_copy(cfg, [str(k) for k in cfg if k != "hydra"])
+            values = OmegaConf.to_container(own, resolve=True)
+            assert isinstance(values, dict)
+            self.composed[key] = cfg, {str(k): v for k, v in values.items()}
+        return self.composed[key]
+
+    def look(self, o: Override) -> None:
+        """Raise if this override by itself makes no sense."""
+        if o.is_hydra_override():
+            return
+        key = o.key_or_group
+        if o.is_delete():
+            remedy = f"leave it out with {key}=null" if _optional(key) else f"give {key} a value"
+            raise ValueError(f"{_line(o)}: settings cannot be taken away; {remedy}")
+        if key not in self.groups or o.is_sweep_override():
+            return
+        value = o.value()
+        names = value if isinstance(value, list) else [value]
+        options = self.options(key)
+        if value in (None, "", []):
+            hint = NONE.get(key, _known(key, options))
+            raise ValueError(f"{_line(o)}: chooses no {key}; {hint}")
+        if isinstance(value, list) and key not in LISTS:
+            raise ValueError(f"{_line(o)}: choose one {key}")
+        for name in names:
+            if name not in options:
+                close = nearest(str(name), options)
+                hint = f"did you mean {key}={close}?" if close else _known(key, options)
+                raise ValueError(f"{key}={name}: no such {key}; {hint}")
+            if names.count(name) > 1:
+                raise ValueError(f"{_line(o)}: {name} stands there twice; name it once")
+
+    def chosen(self, overrides: Sequence[Override]) -> list[Override]:
+        """Those that choose files, and so decide which keys there are."""
+        return [o for o in overrides if o.is_hydra_override() or o.key_or_group in self.groups or o.package]
+
+    def job(self, overrides: Sequence[Override]) -> dict[str, Any]:
+        """The values under all overrides; raises for the first that does not fit the options chosen beside it."""
+        from omegaconf import OmegaConf, open_dict
+
+        for o in overrides:
+            if o.is_sweep_override():
+                raise ValueError(f"{_line(o)}: write {_bracketed(o)} for a list, or add -m for one run each")
+        chosen = self.chosen(overrides)
+        cfg, values = self.compose([_line(o) for o in chosen])
+        self._leftovers(cfg, values, chosen)
+        cfg = copy.deepcopy(cfg)
+        for o in overrides:
+            if o not in chosen:
+                for key, value in _leaves(o.key_or_group, o.value(), values):
+                    self._fits(o, key, value, values)
+                    with open_dict(cfg):
+                        OmegaConf.update(cfg, key, value, merge=False)
+        own = OmegaConf.masked_copy(cfg, [str(k) for k in cfg if k != "hydra"])
+        final = OmegaConf.to_container(own, resolve=True)
+        assert isinstance(final, dict)
+        plain = {str(k): v for k, v in final.items()}
+        check(plain)
+        return plain
+
+    def _leftovers(self, cfg: Any, values: dict[str, Any], chosen: Sequence[Override]) -> None:
+        """Raise if a preset sets a key of an option that another choice pushed out: it would stay behind."""
+        choices = cfg.hydra.runtime.choices
+        preset = choices.get("experiment")
+        if preset is None:
+            return
+        typed = [o.key_or_group for o in chosen]
+        lines = [_line(o) for o in chosen if o.key_or_group != "experiment"]
+        free = {"tuned"}
+        for group in self.groups:
+            if group not in typed and group != "experiment":
+                # Hydra keeps no record of a list that a preset chose
+                made = [k for k in values.get(group, {}) if k in self.options(group)]
+                if choices.get(group) or made:
+                    lines.append(f"{group}={choices.get(group) or show(made)}")
+                else:
+                    free.add(group)
+        plain = set(dotted(self.compose(lines)[1]))
+        for key in dotted(values):
+            if key not in plain and key.partition(".")[0] not in free:
+                group = key.partition(".")[0]
+                where = f"{group}={choices[group]}" if group in choices else "config.yaml"
+                raise ValueError(f"experiment={preset}: sets {key}, which {where} lacks; leave one of them out")
+
+    def _fits(self, o: Override, key: str, value: Any, values: dict[str, Any]) -> None:
+        default = _find(values, key)
+        if default is _ABSENT:
+            if not (_open(values, key) and (o.is_add() or o.is_force_add())):
+                raise ValueError(self._unknown(o, key, values))
+            return
+        if o.is_add():
+            raise ValueError(f"{_line(o)}: {key} exists already; write it without the +")
+        if value is None and _optional(key):
+            return
+        if isinstance(default, dict) and default and not isinstance(value, dict):
+            raise ValueError(f"{key}={show(value)}: has settings of its own: {_list(default, key + '.')}")
+        if key.partition(".")[0] in self.groups and "${" not in str(value):
+            wanted = _mismatch(default, value)
+            if wanted:
+                raise ValueError(f"{key}={show(value)}: must be {wanted}")
+
+    def _unknown(self, o: Override, key: str, values: dict[str, Any]) -> str:
+        if _open(values, key):
+            return f"{key}: new keys there are written with a +, as in +{_line(o)}"
+        first, *rest = key.split(".")
+        unchosen = rest and rest[0] not in values.get(first, {})
+        if unchosen and first in self.groups and rest[0] in self.options(first):
+            return f"{key}: {rest[0]} is not chosen; choose it with {first}={rest[0]} or in a list"
+        keys = dotted(values)
+        parent, _, leaf = key.rpartition(".")
+        near = [k for k in keys if parent and k.startswith(parent + ".")]
+        below = _find(values, parent) if near else {}
+        beside = {k: f"{parent}.{k}" for k in below if k not in HIDDEN}
+        leaves = {k.rpartition(".")[2]: k for k in near or keys} | beside
+        close = [k for k in near or keys if k.rpartition(".")[2] == leaf]
+        if not close and not near:  # the parent itself may be misspelt
+            close = [k for k in [nearest(key, [*keys, *values, *self.groups])] if k]
+        if not close:
+            close = [leaves[k] for k in [nearest(leaf, leaves)] if k]
+        if close:
+            return f"{key}: no such setting; did you mean {' or '.join(close)}?"
+        if near:
+            return f"{key}: no such setting; there is {_list(beside.values())}"
+        return f"{key}: no such setting; `--cfg job` shows them all"
+
+
+def dotted(values: dict[str, Any], prefix: str = "") -> list[str]:
+    """Dotted names of all leaves."""
+    found: list[str] = []
+    for k, v in values.items():
+        found += dotted(v, f"{prefix}{k}.") if isinstance(v, dict) and v else [f"{prefix}{k}"]
+    return [k for k in found if not k.endswith(HIDDEN)]
+
+
+def _optional(key: str) -> bool:
+    group, _, name = key.partition(".")
+    return group in OPTIONAL and "." not in name
+
+
+def _find(values: Any, key: str) -> Any:
+    for part in key.split("."):
+        if not isinstance(values, dict) or part not in values:
+            return _ABSENT
+        values = values[part]
+    return values
+
+
+def _open(values: dict[str, Any], key: str) -> bool:
+    """Whether `key` lies in a mapping that is there for keys nobody foresees.
+
+    That is an empty one, or, inside a group's file, one that names a function alone: its arguments.
+    """
+    parts = key.split(".")
+    above = [(i, _find(values, ".".join(parts[:i]))) for i in range(1, len(parts))]
+    call = any(i > 1 and isinstance(node, dict) and list(node) == ["_target_"] for i, node in above)
+    return any(node == {} for _, node in above) or (call and parts[0] not in LISTS) or parts[0] == "tuned"
+
+
+def _leaves(key: str, value: Any, values: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """A mapping typed at once, {a: 1, b: 2}, as one setting after the other."""
+    if isinstance(value, dict) and isinstance(_find(values, key), dict):
+        for k, v in value.items():
+            yield from _leaves(f"{key}.{k}", v, values)
+    else:
+        yield key, value
+
+
+def _mismatch(default: Any, value: Any) -> str:
+    """What the value should have been, judged by the default; '' if it may pass.
+
+    None passes either way, and so does a number for a word: what the default cannot tell, the
+    constructor must.
+    """
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if default is None or value is None:
+        return ""
+    if isinstance(default, bool):
+        return "" if isinstance(value, bool) else "true or false"
+    if isinstance(default, int):
+        return "" if number and isinstance(value, int) else "a whole number"
+    if isinstance(default, float):
+        return "" if number else "a number"
+    if isinstance(default, list):
+        if not isinstance(value, list):
+            return f"a list, as in [{show(value)}]"
+        kinds = {_mismatch(default[0], v) for v in value} if len({type(d) for d in default}) == 1 else set()
+        return "".join(f"a list; each entry {kind}" for kind in kinds if kind)
+    return "a word" if isinstance(default, str) and isinstance(value, (list, dict)) else ""
+
+
+def _bracketed(o: Override) -> str:
+    key, _, value = _line(o).partition("=")
+    return f"{key}=[{value}]"
+
+
+def _known(group: str, options: Sequence[str]) -> str:
+    """The options, or where so many are listed."""
+    plural = next((word for word, of in LISTED.items() if of == group), "")
+    return (
+        f"`python -m harness ls {plural}` lists them"
+        if len(options) > MANY and plural
+        else f"there is {_list(options)}"
+    )
+
+
+def _list(names: Any, prefix: str = "") -> str:
+    return ", ".join(f"{prefix}{n}" for n in names if n not in HIDDEN)

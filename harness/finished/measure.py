@@ -1,0 +1,324 @@
+"""Measures of a finished run, computed afterwards from what its folder holds.
+
+Every boundary's net is kept, the accuracy matrix and the controls of plasticity are in the tables, and a metric draws
+from keys of its own: so a metric is the same whether the run took it or it is taken now. What is gone: the net that a
+strategy prepared before a task, and before the last boundary a strategy's own state (a deployed net that is not the
+trained one, gates) and the optimizer's.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import torch
+from torch import Tensor
+
+from harness import loop, store, tree
+from harness.config.catalogue import CONF
+from harness.learner import Learner
+from harness.record.recorder import Evaluation, InMemory, Recorder, measured
+from harness.run import Setting, build, chosen_device, chosen_metrics
+from harness.store import provenance
+from harness.strategy import Chain
+from harness.trackers import warn
+from harness.trackers.bar import bar
+from harness.types import Metric, Net, Reading, Stream, Task
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+KEY = ["seed", "boundary", "phase", "net", "task", "metric", "axis", "coord"]  # names one value of a run
+GROUP = ["boundary", "phase", "net", "metric"]  # what is replaced as a whole
+
+
+class Missing(Exception):
+    """A metric asked for what the run's folder does not hold."""
+
+
+def measure(path: Path, metrics: Mapping[str, Any], *, every: int = 1, changes: Mapping[str, Any] | None = None) -> str:
+    """Compute metrics (name -> its configuration) of the finished run at `path` and put them into its tables.
+
+    Rows of the same metric, boundary and phase are replaced, but for values that only the run itself could know; all
+    others stay. Nothing is written before all is measured, so that an interrupted call leaves the run as it was.
+    `changes` are to the run's configuration: device, dataset.root. Returns what was done and what is missing, a line
+    each. ValueError where the run is not done, did not keep its nets, or does not come out of this source.
+    """
+    with store.RunFolder.reopen(path) as folder:
+        folder.needs_nets()
+        run = opened(folder, changes or {})
+        replay = Replay(run, chosen_metrics(dict(metrics)))
+        tasks = [t for t in run.stream.tasks if measured(t.index, len(run.stream.tasks), every)]
+        with bar("measure", len(tasks)) as part:
+            for task in tasks:
+                part(f"task {task.index + 1}/{len(run.stream.tasks)}")
+                replay.around(task)
+        amend(folder, replay.sink)
+        added = {"at": store.now(), "metrics": dict(metrics), "every": every, "missing": sorted(replay.missing)}
+        folder.update_manifest(
+            metrics=sorted({*folder.manifest["metrics"], *replay.names}),
+            measured=[*folder.manifest.get("measured", []), {**added, "source": provenance.source_digest()}],
+        )
+    lines = [f"measured {', '.join(sorted(replay.names)) or 'nothing'} at {len(tasks)} boundaries of {path}"]
+    return "\n".join([*lines, *(f"missing: {line}" for line in sorted(replay.missing))])
+
+
+@dataclass
+class Opened:
+    """A finished run as it was, but for its state."""
+
+    folder: store.RunFolder
+    stream: Stream
+    learner: Learner
+    strategy: Kept
+    evaluation: Evaluation
+    checkpoint: dict[str, Any]  # of the last boundary
+
+    def net(self, t: int) -> Net:
+        """The net after task t, -1 for the initialisation."""
+        return self.loaded(self.folder.net(t))
+
+    def loaded(self, kept: Mapping[str, Any]) -> Net:
+        """A net as a folder keeps it."""
+        params, buffers = ({k: v.to(self.learner.device) for k, v in kept[p].items()} for p in ("params", "buffers"))
+        return Net(params, buffers, self.learner.apply)
+
+
+def opened(folder: store.RunFolder, changes: Mapping[str, Any]) -> Opened:
+    """The stream, learner and strategy that the run's configuration makes. ValueError if they are not the run's."""
+    from omegaconf import OmegaConf
+
+    path, manifest = folder.path, folder.manifest
+    known: Any = OmegaConf.load(CONF / "config.yaml")
+    known = OmegaConf.masked_copy(known, [str(k) for k in known if k not in ("defaults", "hydra")])
+    config = OmegaConf.merge(known, manifest["config"])  # a key that is younger than the run has its default
+    for key, value in changes.items():
+        OmegaConf.update(config, key, value)
+    cfg: Any = OmegaConf.to_container(config)
+    torch.set_num_threads(manifest["threads"])
+    setting = Setting(cfg, build(cfg["dataset"]), chosen_device(cfg["device"]), manifest["threads"])
+    stream = setting.stream(manifest["seeds"])
+    if stream.hash != manifest["stream_hash"]:
+        raise ValueError(f"{path}: its stream comes out otherwise now, so that measures would be of other data")
+    if manifest["source"] != provenance.source_digest():
+        warn(f"{path} was trained by other source code; what is measured now is by today's")
+    strategy = Kept([build(node) for node in cfg["strategy"].values()])
+    learner = Learner(stream=stream, **setting.parts(stream))
+    loop.prepare(learner, strategy)
+    return Opened(folder, stream, learner, strategy, setting.evaluation, folder.checkpoint())
+
+
+class Kept(Chain):
+    """The strategies of a run, whose state is known of the last boundary alone."""
+
+    known = False
+
+    def deploy(self, learner: Learner, net: Net) -> Net:
+        if self.active["deploy"] and not self.known:
+            names = "+".join(p.name for p in self.active["deploy"])
+            return _Absent(f"the net that {names} deploys, which is kept of the last boundary only")  # type: ignore[return-value]
+        return super().deploy(learner, net)
+
+
+class _Absent:
+    """Stands where something is not known: any use of it raises Missing."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+
+    def __getattr__(self, name: str) -> NoReturn:
+        raise Missing(self._what)
+
+    def __call__(self, *args: Any, **how: Any) -> NoReturn:
+        raise Missing(self._what)
+
+
+class _NoState(dict[str, Any]):
+    """An optimizer's state that was not kept: empty, and says whether anybody looked."""
+
+    asked = False
+
+    def __contains__(self, key: object) -> bool:
+        self.asked = True
+        return False
+
+
+@dataclass
+class _Rows(InMemory):
+    """Takes rows; gives the nets of a run's folder."""
+
+    folder: store.RunFolder | None = None
+
+    def net(self, task: int) -> dict[str, Any]:
+        assert self.folder is not None
+        return self.folder.net(task)
+
+    def has_net(self, task: int) -> bool:
+        return True
+
+
+class Replay:
+    """Goes through a finished run's boundaries with a recorder that sees what the run's own saw."""
+
+    def __init__(self, run: Opened, metrics: Mapping[str, Metric]) -> None:
+        self.run, self.names, self.missing = run, set(metrics), set[str]()
+        self.sink = _Rows(folder=run.folder)
+        self.accuracy, self.online = accuracy(run), online(run)
+        frame = store.read_table(run.folder, "metrics").to_pandas()
+        self.fresh, self.plain = (controls(frame, name, run) for name in ("fresh_score", "plain_score"))
+        self.recorder = Recorder(
+            run.learner,
+            run.strategy,
+            {name: self.guarded(name, metric) for name, metric in metrics.items()},
+            run.evaluation,
+            self.sink,
+            control=self.fresh,
+            is_control=run.folder.manifest["strategy"] == "reset",
+        )
+        self.apply = run.learner.apply
+        self.gated = self.apply != run.learner.model.__call__
+        self.alive, self.state = run.learner.alive, _NoState()
+
+    def guarded(self, name: str, metric: Metric) -> Metric:
+        """The metric, which adds to what is missing where it cannot be computed."""
+        function = metric.func if isinstance(metric, partial) else metric
+
+        @functools.wraps(function)
+        def call(b: Any) -> dict[str, Tensor | Reading]:
+            try:
+                return metric(b)
+            except Missing as error:
+                self.missing.add(f"{name}: needs {error}")
+                return {}
+
+        return call
+
+    def around(self, task: Task) -> None:
+        """Both measurements of a task."""
+        last = task.index == len(self.run.stream.tasks) - 1
+        begin = [p.name for p in self.run.strategy.parts if p.overrides("begin")]
+        if begin:
+            self.missing.add(f"phase start: {'+'.join(begin)} prepares the net for a task, and that net is not kept")
+        else:
+            self.set_to(task, "start")
+            self.recorder.measure(task, "start")
+        self.set_to(task, "end", known=last)
+        self.recorder.measure(task, "end")
+        self.recorder.write_times(task.index)
+        if self.run.evaluation.every:
+            self.missing.add("scores inside tasks: what reads them is as the run recorded it, or not there")
+        if self.state.asked:
+            self.missing.add("the optimizer's state before the last boundary: what reads it (eos_ratio of Adam) is NaN")
+        if self.plain is not None and bool(self.plain[:, task.index].isnan().all()):
+            self.missing.add("a copy that was trained plainly where the run took no metrics: trainability_gap is NaN")
+
+    def set_to(self, task: Task, phase: str, known: bool = False) -> None:
+        """Put learner and recorder where they were then."""
+        run, learner, recorder = self.run, self.run.learner, self.recorder
+        ended, plain = phase == "end", recorder.is_control or run.strategy.plain
+        learner.apply = self.apply
+        net = run.net(task.index if ended else task.index - 1)
+        learner.params, learner.buffers = net.params, net.buffers
+        learner.enter(task)
+        steps = self.online[task.index].shape[1] if task.index in self.online else 0
+        learner.planned = steps or learner.budget.of(task)
+        if ended and steps:
+            learner.steps = learner.planned - 1
+            learner.set_lr()  # that of the last step
+            learner.steps = learner.planned
+        run.strategy.known = known
+        if known:
+            learner.load_state_dict(run.checkpoint["learner"])
+            run.strategy.load_state_dict(run.checkpoint["strategy"])
+        else:
+            learner.optimizer.state = self.state
+            if self.gated:
+                names = "+".join(p.name for p in run.strategy.parts)
+                learner.apply = _Absent(f"the forward pass of {names}, whose state is kept of the last boundary only")
+        learner.alive = self.alive = self.alive & tree.finite(learner.params)
+        recorder.accuracy = self.accuracy.clone()
+        recorder.accuracy[:, task.index + 1 + ended :] = torch.nan
+        if recorder.is_control:
+            recorder.control = recorder.accuracy[:, 1:].diagonal(dim1=1, dim2=2)
+        recorder.online = [self.online[task.index]] if ended and task.index in self.online else []
+        recorder.within = {}
+        recorder.gap = None if self.plain is None or (plain and not ended) else self.plain[:, task.index]
+
+
+# --- what the tables hold ---------------------------------------------------------------------------
+
+
+def accuracy(run: Opened) -> Tensor:
+    """The matrix R [S, T + 1, T] of the run's table, NaN where nothing was tested."""
+    seeds, total = run.stream.seeds, len(run.stream.tasks)
+    matrix = torch.full((len(seeds), total + 1, total), torch.nan, dtype=torch.float64)
+    for row in store.read_table(run.folder, "accuracy").to_pylist():
+        matrix[seeds.index(row["seed"]), row["boundary"] + 1, row["task"]] = row["accuracy"]
+    return matrix
+
+
+def online(run: Opened) -> dict[int, Tensor]:
+    """Accuracy before each step of each task [S, steps], as its curve has it: the mean of each stretch of steps."""
+    frame = store.read_table(run.folder, "curves").to_pandas()
+    found = {}
+    for t, rows in frame.groupby("boundary"):
+        table = rows.pivot_table("online_accuracy", "seed", "step", dropna=False).loc[list(run.stream.seeds)]
+        lengths = torch.tensor([0, *table.columns]).diff()
+        found[int(str(t))] = torch.tensor(table.to_numpy()).repeat_interleave(lengths, 1)
+    return found
+
+
+def controls(frame: pd.DataFrame, name: str, run: Opened) -> Tensor | None:
+    """What the run recorded under `name` for each task [S, T], NaN where nothing; None if nowhere."""
+    rows = frame[frame.metric == name]
+    if rows.empty:
+        return None
+    seeds = run.stream.seeds
+    table = torch.full((len(seeds), len(run.stream.tasks)), torch.nan, dtype=torch.float64)
+    for seed, t, value in zip(rows.seed, rows.boundary, rows.value):
+        table[seeds.index(seed), t] = value
+    return table
+
+
+def amend(folder: store.RunFolder, sink: InMemory) -> None:
+    """Put the new rows in the place of the old ones, each table at once."""
+    import pandas as pd
+
+    for name, merge in (("metrics", merged), ("timing", retimed)):
+        if name in sink.tables:
+            old = store.read_table(folder, name).to_pandas()
+            frame = merge(old, folder.filled(name, sink.tables[name]).to_pandas())
+            assert isinstance(frame, pd.DataFrame)
+            folder.replace(name, {column: frame[column].tolist() for column in old.columns})
+
+
+def merged(old: pd.DataFrame, new: pd.DataFrame) -> pd.DataFrame:
+    """Rows of `new`, and of `old` those of other metrics or boundaries; NaN never takes the place of a value."""
+    import pandas as pd
+
+    known = old.set_index(KEY)[["value", "stderr"]]
+    before = known.reindex(pd.MultiIndex.from_frame(new[KEY])).reset_index(drop=True)
+    lost = new.value.isna() & before.value.notna()
+    new = new.assign(value=new.value.where(~lost, before.value), stderr=new.stderr.where(~lost, before.stderr))
+
+    def groups(frame: pd.DataFrame) -> pd.MultiIndex:
+        whose = frame.coord.where(frame.axis == "metric", "")  # the costs of one metric, not those of all
+        return pd.MultiIndex.from_frame(frame[GROUP].assign(whose=whose))
+
+    both = pd.concat([old[~groups(old).isin(groups(new))], new])
+    order = both.phase.map({"init": 0, "start": 1, "end": 2})
+    return both.assign(order=order).sort_values(["boundary", "order"], kind="stable").drop(columns="order")
+
+
+def retimed(old: pd.DataFrame, new: pd.DataFrame) -> pd.DataFrame:
+    """Times of `new`, and of `old` those of other parts."""
+    import pandas as pd
+
+    def parts(frame: pd.DataFrame) -> pd.MultiIndex:
+        return pd.MultiIndex.from_frame(frame[["boundary", "part"]])
+
+    return pd.concat([old[~parts(old).isin(parts(new))], new]).sort_values("boundary", kind="stable")

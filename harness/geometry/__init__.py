@@ -1,0 +1,1 @@
+"""Does the geometry of the loss landscape explain forgetting?"""

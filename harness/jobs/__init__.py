@@ -1,0 +1,1 @@
+"""From a configuration to a run: one job, a sweep, trials."""

@@ -1,0 +1,1 @@
+"""The loss landscape: curvature, paths, alignment, Fisher information."""

@@ -1,0 +1,1 @@
+"""The committed pages about strategies, streams and metrics."""

@@ -1,0 +1,1 @@
+"""The observer of a run: evaluation, rows, sinks, costs."""

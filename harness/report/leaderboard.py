@@ -1,0 +1,83 @@
+"""The leaderboard as files: pages for people, tables for other programs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from harness import store
+from harness.leaderboard.records import FRONTS, SCORES, Board, Leaderboard, Row
+from harness.leaderboard.texts import markdown
+
+
+def flat(found: Leaderboard) -> list[dict[str, Any]]:
+    """A record for each entry of each board: numbers, for other programs."""
+    return [_record(board, row) for board in found.boards for row in board.rows]
+
+
+def _record(board: Board, row: Row) -> dict[str, Any]:
+    entry = row.entry
+    made: dict[str, Any] = {
+        "stream": board.stream,
+        "scenario": board.scenario,
+        "setting": board.setting,
+        "stream_version": board.version,
+        "split": board.split,
+        "strategy": entry.strategy,
+        "label": entry.label,
+        "run_ids": " ".join(run.manifest["run_id"] for run in entry.runs),
+        "state": entry.state,
+        "sorted_by": board.by.name,
+        "seeds": " ".join(map(str, board.seeds)),
+        "n": len(board.seeds),
+        "found": row.found,
+        "diverged": len(entry.diverged),
+        "rank": row.rank,
+    }
+    pairs = {"rank": row.rank_interval, "iqm": row.iqm_interval, "improvement": row.improvement_interval}
+    made |= {"iqm": row.iqm, "baseline": board.baseline, "improvement": row.improvement, "detectable": row.detectable}
+    made |= {f"{name}_{end}": v for name, pair in pairs.items() for end, v in zip(("low", "high"), pair)}
+    made |= {"difference": row.difference[0], "difference_half_width": row.difference[1]}
+    for score in SCORES:
+        mean, half, n = row.means[score.name]
+        made |= {score.name: mean, f"{score.name}_half_width": half, f"{score.name}_n": n}
+    made |= {"step_cost": entry.step, "memory_bytes": entry.memory, "train_seconds_per_seed": entry.seconds}
+    return made | {f"front_{name}": name in row.fronts for name in FRONTS}
+
+
+def flat_seeds(found: Leaderboard) -> list[dict[str, Any]]:
+    """A record for each score of each seed: what the means are of."""
+    return [
+        {
+            "stream": board.stream,
+            "scenario": board.scenario,
+            "setting": board.setting,
+            "label": row.entry.label,
+            "seed": seed,
+            "score": score.name,
+            "value": float(value),
+            "diverged": seed in row.entry.diverged,
+        }
+        for board in found.boards
+        for row in board.rows
+        for score in SCORES
+        for seed, value in zip(row.entry.seeds, row.entry.scores[score.name])
+    ]
+
+
+def write(found: Leaderboard, out: Path) -> None:
+    """leaderboard.md, .html, .csv and .parquet, and what the means are of as leaderboard_seeds.csv and .parquet."""
+    import pandas as pd
+
+    from harness.report import page
+
+    tables = {"leaderboard": pd.DataFrame(flat(found)), "leaderboard_seeds": pd.DataFrame(flat_seeds(found))}
+    texts = {"leaderboard.md": markdown(found), "leaderboard.html": page(found)}
+    out.mkdir(parents=True, exist_ok=True)
+    for name, content in texts.items():
+        store.write_text(out / name, content)
+    for name, frame in tables.items():
+        with store.replacing(out / f"{name}.csv") as tmp:
+            frame.to_csv(tmp, index=False)
+        with store.replacing(out / f"{name}.parquet") as tmp:
+            frame.to_parquet(tmp, index=False)

@@ -1,0 +1,124 @@
+"""What a run's manifest says of its making: source, versions, machine, command, time."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import socket
+import subprocess
+import sys
+from collections.abc import Iterable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from harness import ROOT
+
+FOLDERS = ("harness", "strategies", "tasks")
+PACKAGES = ("torch", "torchvision", "numpy", "pyarrow", "scikit-learn", "hydra-core", "wandb")
+DISTRIBUTION = "harness"
+
+
+def source_digest(extra: Iterable[Path | str] = (), root: Path = ROOT) -> str:
+    """sha256 over the paths and bytes of every .py file of harness, strategies and tasks.
+
+    `extra` are files of the user's own strategies. A run is resumed under the digest it was begun with.
+    """
+    files = [(p.relative_to(root).as_posix(), p) for name in FOLDERS for p in (root / name).rglob("*.py")]
+    files += [(f"extra/{Path(p).name}", Path(p)) for p in extra]
+    digest = hashlib.sha256()
+    for name, path in sorted(files):
+        content = path.read_bytes()
+        digest.update(f"{name}\0{len(content)}\0".encode())  # lengths: no two trees share one byte string
+        digest.update(content)
+    return digest.hexdigest()
+
+
+def git(root: Path = ROOT) -> dict[str, Any]:
+    """Commit of the checkout and whether our folders differ from it; {} outside one or without git."""
+
+    def ask(*command: str) -> str:
+        environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C"}
+        line = ["git", "-C", str(root), *command]
+        done = subprocess.run(line, check=False, capture_output=True, text=True, timeout=10, env=environment)
+        return done.stdout.strip() if done.returncode == 0 else ""
+
+    try:
+        # a wheel in a virtual environment inside somebody's repository is not that repository
+        top = ask("rev-parse", "--show-toplevel")
+        if not top or Path(top).resolve() != root.resolve():
+            return {}
+        commit = ask("rev-parse", "--verify", "--quiet", "HEAD")
+        present = [name for name in (*FOLDERS, "conf") if (root / name).exists()]
+        return {"commit": commit, "dirty": bool(ask("status", "--porcelain", "--", *present)) or not commit}
+    except (OSError, subprocess.SubprocessError):
+        return {}
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python, of this package and of what numbers depend on; installed ones only."""
+    found = {"python": platform.python_version()}
+    for name in (DISTRIBUTION, *PACKAGES):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def hardware(device: str = "cpu") -> dict[str, Any]:
+    """The machine: processor, cores, threads, BLAS, and the GPU where the run uses one.
+
+    The host's name is hashed: enough to tell two machines apart, not enough to publish one.
+    """
+    import torch
+
+    found: dict[str, Any] = {
+        "platform": platform.platform(),
+        "cpu": _cpu_model(),
+        "cpu_count": os.cpu_count(),
+        "cpu_usable": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "blas": _blas(torch.__config__.show()),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "host": hashlib.sha256(socket.gethostname().encode()).hexdigest()[:12],
+        "device": device,
+        "gpu": None,
+        "cuda": None,
+    }
+    if device.startswith("cuda") and torch.cuda.is_available():  # asking wakes the driver: seconds
+        found["gpu"] = torch.cuda.get_device_name(device)
+        found["cuda"] = torch.version.cuda
+    return found
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.processor() or platform.machine())
+
+
+def _blas(config: str) -> str:
+    """The BLAS out of the 2 kB of torch's build flags, with the version of its kernels.
+
+    >>> _blas("PyTorch built with:\\n  - Intel(R) MKL-DNN v3.7\\n  - Build settings: BLAS_INFO=mkl, X=1")
+    'mkl; Intel(R) MKL-DNN v3.7'
+    """
+    info = config.partition("BLAS_INFO=")[2].partition(",")[0].strip()
+    kernels = [line.strip(" -").partition(" (")[0] for line in config.splitlines() if "MKL" in line[:40]]
+    return "; ".join(part for part in (info, *kernels) if part) or "unknown"
+
+
+def facts(device: str = "cpu", extra: Iterable[Path | str] = ()) -> dict[str, Any]:
+    """What the manifest records at the start of an attempt, after threads are set."""
+    return {
+        "source": source_digest(extra),
+        "git": git(),
+        "versions": versions(),
+        "hardware": hardware(device),
+        "argv": list(sys.argv),
+    }

@@ -1,0 +1,222 @@
+"""Sweeps: what is left of one when jobs refuse, fail, are killed or interrupted."""
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import harness
+from harness import store
+
+ROOT = Path(harness.__file__).resolve().parent.parent
+
+# the command line with training replaced: what a job does is its strategy's name
+STUB = """
+import json, os, signal, sys, time, types
+from pathlib import Path
+from omegaconf import OmegaConf
+
+def from_config(cfg, progress):
+    from harness.store import RunFolder
+    name = next(iter(cfg.strategy))
+    job = [name, list(cfg.seeds), os.getpid(), sys.argv[1:], os.environ["OMP_NUM_THREADS"]]
+    with open("jobs", "a") as file:
+        file.write(json.dumps(job) + "\\n")
+    if name == "ewc":
+        raise ValueError(f"scenario={cfg.scenario}: ewc is not defined for it")
+    if name == "si":
+        with RunFolder.open(cfg.results, "stream", "si", "abc"):
+            raise ValueError("ran into this")
+    if name == "mas":
+        int("a bug")
+    if name == "replay":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if name == "lwf":
+        time.sleep(600)
+
+sys.modules["harness.run"] = types.ModuleType("harness.run")
+sys.modules["harness.run"].from_config = from_config
+from harness.cli import main
+sys.exit(main())
+"""
+
+
+def typed(folder: Path, *words: str) -> list[str]:
+    (folder / "stub.py").write_text(STUB)
+    return [sys.executable, "-W", "error", "stub.py", *words]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+
+def sweep(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    line = typed(folder, *words)
+    return subprocess.run(line, cwd=folder, env=environment(), capture_output=True, text=True, timeout=120)
+
+
+def jobs(folder: Path) -> list[list]:
+    file = folder / "jobs"
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def until(true, seconds: float = 30.0) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "it did not come true"
+        time.sleep(0.02)
+
+
+def alive(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_a_job_that_refuses_raises_or_is_killed_takes_no_other_along(tmp_path):
+    done = sweep(tmp_path, "-m", "strategy=replay,ewc,si,mas,naive", "seeds=[7]", "hydra.launcher.n_jobs=2")
+    assert sorted(job[0] for job in jobs(tmp_path)) == ["ewc", "mas", "naive", "replay", "si"]
+    assert (done.returncode, done.stderr) == (1, "")  # above all not Hydra's line about one failed job
+    lines = done.stdout.splitlines()
+    told = {line.split("strategy=")[1].partition(":")[0]: line.split()[1] for line in lines if line.startswith("[")}
+    assert told == {"naive": "done", "ewc": "refused", "si": "FAILED", "mas": "FAILED", "replay": "FAILED"}
+    end = lines[lines.index("1 done, 1 refused, 3 failed") :]
+    assert "  strategy=ewc: scenario=domain: ewc is not defined for it" in end
+    commands = [line for line in end if line.startswith("  python -m harness ")]
+    assert sorted(shlex.split(c)[3:] for c in commands) == [
+        [f"strategy={name}", "seeds=[7]"] for name in ("mas", "replay", "si")
+    ]
+    said = "\n".join(end)
+    assert "killed by SIGKILL" in said and "ran into this" in said and "invalid literal for int()" in said
+    assert end[-1] == "next: python -m harness leaderboard results"
+    (log,) = tmp_path.glob("results/runs/.multirun/strategy-mas-*.log")
+    assert log.read_text().startswith("Traceback") and "int(" in log.read_text()
+
+
+def test_a_job_is_told_its_own_command_and_threads(tmp_path):
+    (tmp_path / "mine").mkdir()
+    words = ("--config-dir", "mine", "-m", "strategy=naive,ewc", "threads=2", "seeds=[1]")
+    assert sweep(tmp_path, *words).returncode == 2  # none failed, one was refused
+    told = {job[0]: job[3:] for job in jobs(tmp_path)}
+    for name in ("naive", "ewc"):
+        assert told[name] == [["--config-dir", "mine", f"strategy={name}", "threads=2", "seeds=[1]"], "2"]
+
+
+def test_a_failed_run_keeps_its_traceback_until_it_is_tried_again(tmp_path):
+    with pytest.raises(RuntimeError, match="no") as caught, store.RunFolder.open(tmp_path, "s", "x", "abc") as run:
+        raise RuntimeError("no")
+    manifest = json.loads((run.path / "manifest.json").read_text())
+    assert (manifest["status"], manifest["error"]) == ("failed", "RuntimeError: no")
+    assert manifest["traceback"].startswith("Traceback") and 'raise RuntimeError("no")' in manifest["traceback"]
+    assert str(run.path) in caught.value.__notes__[0]
+    with store.RunFolder.open(tmp_path, "s", "x", "abc") as again:
+        assert (again.manifest["error"], again.manifest["traceback"]) == ("", "")
+
+
+def test_the_limit_of_jobs_and_the_threads_of_one_are_checked_and_counted():
+    from omegaconf import OmegaConf
+
+    from harness.jobs.sweep import Processes, cores, summary, wanted
+
+    with pytest.raises(ValueError, match="n_jobs=0: must be at least 1, or -1"):
+        Processes(0)
+    assert (Processes(3).n_jobs, Processes().n_jobs) == (3, cores())
+    assert wanted(OmegaConf.create({"threads": 3})) == 3 and wanted(OmegaConf.create({"threads": 0})) == cores()
+    assert summary([]) == (["", "0 done"], 0)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_sweep_stops_its_jobs_and_says_how_to_go_on(tmp_path, number, code):
+    words = typed(tmp_path, "-m", "strategy=naive,lwf,ewc", "hydra.launcher.n_jobs=1")
+    running = subprocess.Popen(
+        words, cwd=tmp_path, env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        start_new_session=True,
+        # a shell starts background jobs with Ctrl-C ignored, and the tests' children inherit it
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
+    until(lambda: len(jobs(tmp_path)) == 2)
+    os.killpg(running.pid, number)  # the jobs as well, which their parent stops once more
+    if number == signal.SIGTERM:
+        running.send_signal(number)
+    _, err = running.communicate(timeout=30)
+    assert running.returncode == code
+    start = "harness: interrupted: of 3 jobs 1 had ended, 1 were stopped and 1 had not begun; the same command again "
+    assert err.startswith(start) and err.count("\n") == 1
+    assert not alive(jobs(tmp_path)[1][2])
+
+
+def test_a_job_ends_with_a_parent_that_is_killed(tmp_path):
+    words = typed(tmp_path, "-m", "strategy=naive,lwf", "hydra.launcher.n_jobs=1")
+    running = subprocess.Popen(words, cwd=tmp_path, env=environment(), stdout=subprocess.DEVNULL)
+    until(lambda: len(jobs(tmp_path)) == 2)
+    running.kill()
+    running.wait()
+    until(lambda: not alive(jobs(tmp_path)[1][2]))
+
+
+def test_the_name_joblib_and_a_preset_of_a_whole_table_are_sweeps(tmp_path):
+    folder = tmp_path / "mine" / "experiment"
+    folder.mkdir(parents=True)
+    table = "hydra:\n  mode: MULTIRUN\n  sweeper:\n    params:\n      strategy: naive,replay\n      seeds: '[0],[1]'\n"
+    table += "  launcher:\n    n_jobs: 2\n    seconds: 1800\n"
+    (folder / "table.yaml").write_text("# @package _global_\n" + table)
+    done = sweep(tmp_path, "--config-dir", "mine", "experiment=table", "hydra/launcher=joblib", "results=elsewhere")
+    assert sorted(job[:2] for job in jobs(tmp_path)) == [[n, [s]] for n in ("naive", "replay") for s in (0, 1)]
+    assert done.stdout.startswith("some 1.0 hours: 4 jobs, up to 2 at a time, of some 1800 s each")
+    assert done.returncode == 1 and "2 done, 2 failed" in done.stdout
+    assert done.stdout.endswith("next: python -m harness leaderboard elsewhere\n")
+    # narrowed on the command line, and a command that repeats one job of it does just that
+    (tmp_path / "jobs").unlink()
+    (line,) = [line for line in done.stdout.splitlines() if "python -m harness --config" in line and "[1]" in line]
+    again = sweep(tmp_path, *shlex.split(line)[3:])
+    assert [job[:2] for job in jobs(tmp_path)] == [["replay", [1]]] and again.returncode == 1
+
+
+TINY = ("tasks.n_tasks=2", "train.steps=3", "seeds=[0]", "metrics=off", "gap=false", "tracker.mode=disabled")
+KILLER = """
+import os, signal
+from harness.strategy import Strategy
+
+class Killer(Strategy):
+    def end(self, learner, task):
+        if task.index == 1 and not os.path.exists("spared"):
+            os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.slow
+def test_a_sweep_does_what_is_missing_and_its_tables_are_those_of_single_runs(tmp_path):
+    (tmp_path / "mine" / "strategy").mkdir(parents=True)
+    (tmp_path / "mine" / "strategy" / "killer.yaml").write_text("killer:\n  _target_: killer.Killer\n")
+    (tmp_path / "killer.py").write_text(KILLER)
+
+    def typed(*words):
+        line = [sys.executable, "-W", "error", "-m", "harness", "--config-dir", "mine", *words, *TINY]
+        return subprocess.run(line, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=300)
+
+    first = typed("-m", "strategy=killer,naive", "tasks=permuted")
+    assert first.returncode == 1 and "1 done, 1 failed" in first.stdout, first.stdout + first.stderr
+    (tmp_path / "spared").touch()
+    (whole,) = store.find_runs(tmp_path / "results", strategy="naive")
+    before = (whole.path / "manifest.json").read_bytes()
+    second = typed("-m", "strategy=killer,naive", "tasks=permuted")
+    assert second.returncode == 0 and "2 done" in second.stdout, second.stdout + second.stderr
+    assert (whole.path / "manifest.json").read_bytes() == before  # was not run again
+    (resumed,) = store.find_runs(tmp_path / "results", strategy="killer")
+    assert resumed.manifest["attempts"] == 2 and resumed.manifest["argv"][1:4] == [
+        "--config-dir",
+        "mine",
+        "strategy=killer",
+    ]
+    single = typed("strategy=naive", "tasks=permuted", "results=single")
+    assert single.returncode == 0, single.stderr
+    (other,) = store.find_runs(tmp_path / "single", strategy="naive")
+    for table in ("metrics", "accuracy", "curves"):
+        assert (other.path / f"{table}.parquet").read_bytes() == (whole.path / f"{table}.parquet").read_bytes()

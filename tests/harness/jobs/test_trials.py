@@ -1,0 +1,103 @@
+"""The grids of the strategies, and what a sweep of `experiment=tune` makes of them."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.utils import get_class, instantiate
+from omegaconf import OmegaConf
+
+import harness
+from harness.config import catalogue
+from harness.config.catalogue import CONF
+from harness.jobs.trials import TRIALS, chosen, written
+
+ROOT = Path(harness.__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def nodes():
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        cfg = compose("config", [f"strategy=[{','.join(catalogue.options('strategy'))}]"])
+    return OmegaConf.to_container(cfg.strategy, resolve=True)
+
+
+def test_every_point_of_a_grid_is_of_the_constructors_arguments_the_default_among_them(nodes):
+    tuned = 0
+    for name, node in nodes.items():
+        grid = get_class(node["_target_"]).grid
+        assert set(grid) <= set(node) - {"_target_"}, name
+        default = {key: node[key] for key in grid}
+        for key, values in grid.items():
+            assert default[key] in values and len(set(values)) == len(values) > 1, name
+            assert {type(v) for v in values} - {type(None)} == {type(v) for v in values if v is not None}
+        points = chosen(grid, default)
+        assert points[0] == default and len(points) <= TRIALS and (len(points) >= 3 or not grid), name
+        for point in points:
+            instantiate({**node, **point}, _convert_="all")
+        tuned += bool(grid)
+    assert tuned >= 30
+
+
+def test_where_the_default_is_none_of_the_values_it_is_tried_beside_them():
+    assert chosen({"a": (1, 2, 4, 8)}, {"a": 3}) == [{"a": 3}, {"a": 1}, {"a": 2}, {"a": 8}]
+    assert chosen({"a": (1, 2)}, {"a": 1}) == [{"a": 1}, {"a": 2}]
+    both = chosen({"a": (1, 2, 3), "b": (1, 2, 3, 4)}, {"a": 1, "b": 2})
+    assert len(both) == TRIALS and {p["a"] for p in both} == {1, 2, 3} and len({p["b"] for p in both}) >= 3
+    assert both == chosen({"a": (1, 2, 3), "b": (1, 2, 3, 4)}, {"a": 1, "b": 2})
+
+
+def test_a_value_that_is_typed_is_read_as_it_was(nodes):
+    for name, node in nodes.items():
+        for values in get_class(node["_target_"]).grid.values():
+            for value in values:
+                read = OmegaConf.from_dotlist([f"x={written(value)}"]).x
+                assert read == value and type(read) is type(value), name
+
+
+STUB = """
+import json, sys, types
+from omegaconf import OmegaConf
+
+def from_config(cfg, progress):
+    with open("jobs", "a") as file:
+        job = [OmegaConf.to_container(cfg.strategy, resolve=True), list(cfg.seeds), cfg.eval.split, cfg.results]
+        file.write(json.dumps(job) + "\\n")
+
+sys.modules["harness.run"] = types.ModuleType("harness.run")
+sys.modules["harness.run"].from_config = from_config
+from harness.cli import main
+sys.exit(main())
+"""
+
+
+def jobs(folder, *words):
+    """The strategy, seeds, split and folder of every job of a sweep, and what is printed."""
+    (folder / "stub.py").write_text(STUB)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    line = [sys.executable, "-W", "error", "stub.py", "experiment=tune", *words]
+    done = subprocess.run(line, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
+    return [json.loads(line) for line in (folder / "jobs").read_text().splitlines()], done.stdout
+
+
+def test_a_sweep_of_tune_tries_each_strategy_at_every_point_of_its_grid(tmp_path):
+    found, said = jobs(tmp_path, "strategy=naive,ewc,mas")
+    assert {tuple(job[1]) for job in found} == {(100, 101, 102)} and {job[2] for job in found} == {"val"}
+    assert [job[0] for job in found if "naive" in job[0]] == [{"naive": {"_target_": "strategies.naive.Naive"}}]
+    tried = {name: [job[0][name]["strength"] for job in found if name in job[0]] for name in ("ewc", "mas")}
+    assert sorted(tried["ewc"]) == [0.1, 1.4, 20.0, 300.0] and sorted(tried["mas"]) == [0.001, 0.003, 0.01, 0.03]
+    assert said.endswith("next: python -m harness tune results/tuning\n")
+
+
+def test_a_list_of_strategies_has_as_many_trials_as_one_and_what_was_typed_is_not_tried_otherwise(tmp_path):
+    words = ("strategy=[replay,si]", "strategy.replay.weighting=mean,share", "results=there", "seeds=[7]")
+    found, said = jobs(tmp_path, *words)
+    assert {tuple(job[1]) for job in found} == {(7,)} and {job[3] for job in found} == {"there"}
+    tried = [(job[0]["replay"]["weighting"], job[0]["si"]["strength"]) for job in found]
+    assert sorted(tried) == sorted((w, s) for w in ("mean", "share") for s in (0.02, 0.1, 0.5, 2.5))
+    assert said.endswith("next: python -m harness tune there\n")
