@@ -315,7 +315,8 @@ def _show(argv: Sequence[str]) -> int:
     runs = _given("show", argv, "runs", {}).runs
     if not runs:
         raise ValueError("show: name a run by its folder or the beginning of its id")
-    from harness.finished.show import find_run, show
+    from harness.finished.show import show
+    from harness.store import find_run
 
     for path in [find_run(name) for name in runs]:
         show(path)

@@ -95,7 +95,7 @@ def atlas(path: Path, settings: Settings, *, force: bool = False) -> tuple[list[
         made = dict.fromkeys(PARTS, about)
         if (other := companion(path, folder.manifest)) is not None:
             made["joint"] = {**about, "joint": other.manifest["run_id"], "joint_ended": other.manifest["ended_at"]}
-        todo = [name for name in PARTS if force or store.described(path / "atlas" / f"{name}.parquet") != made[name]]
+        todo = [name for name in PARTS if force or store.read_about(path / "atlas" / f"{name}.parquet") != made[name]]
         if todo:
             run = opened(folder, {})
             if run.learner.apply != run.learner.model.__call__:

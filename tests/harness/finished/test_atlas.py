@@ -15,6 +15,7 @@ from harness.finished import atlas, atlas_figures
 from harness.finished.atlas import Settings
 from harness.finished.measure import opened
 from harness.landscape import paths
+from harness.store import files
 from tests.harness.finished.test_measure import trained
 
 SETTINGS = Settings(tasks=3, points=5, grid=3, size=60, vectors=2, steps=5)
@@ -50,7 +51,7 @@ def losses(run: Path, params: Any, tasks: list[int], size: int = 60) -> torch.Te
 
 
 def net(run: Path, t: int) -> Any:
-    return store.run_folder._load(run / "nets" / f"{t}.pt")["net"]["params"]
+    return files.load(run / "nets" / f"{t}.pt")["net"]["params"]
 
 
 def test_barriers_are_those_of_lines_walked_by_hand(run: Path) -> None:

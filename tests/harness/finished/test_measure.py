@@ -16,6 +16,7 @@ from harness import cli, store
 from harness.config.catalogue import CONF
 from harness.finished.measure import KEY, measure, merged
 from harness.run import from_config
+from harness.store import files
 from harness.types import Boundary, Reading
 
 SMALL = ("tasks.n_tasks=3", "train.steps=8", "seeds=[0,1]", "tracker.mode=disabled", "threads=1", "model.widths=[12]")
@@ -103,9 +104,9 @@ def test_the_deployed_net_of_a_strategy_is_known_of_the_last_boundary_only(tmp_p
     said = measure(path, node)
     assert "missing: mass: needs the net that EMA deploys, which is kept of the last boundary only" in said
     found = rows(path).loc[lambda r: r.index.get_level_values("metric") == "mass"]
-    state = store.run_folder._load(path / "checkpoint.pt")["state"]["strategy"]["EMA"]
+    state = files.load(path / "checkpoint.pt")["state"]["strategy"]["EMA"]
     assert found.index.get_level_values("boundary").unique() == [2]
-    net = store.run_folder._load(path / "nets" / "2.pt")["net"]["params"]
+    net = files.load(path / "nets" / "2.pt")["net"]["params"]
     trained_mass = sum(v.flatten(1).sum(1) for v in net.values()).tolist()
     assert state and (found.value != trained_mass).all()
 

@@ -17,13 +17,13 @@ from harness import store
 from harness.leaderboard import Board, cells, heading, leaderboard, markdown, overall, overall_table, text, told_apart
 from harness.leaderboard import table as columns
 from harness.report.leaderboard import write as write_files
-from harness.store import readers
+from harness.store import files, readers
 from tests.harness.folders import copies, edit, write
 
 
 @pytest.fixture(autouse=True)
 def unsynced(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "_sync", lambda path: None)
+    monkeypatch.setattr(files, "flush", lambda path: None)
 
 
 def only(root: Path, **options: Any) -> Board:
@@ -320,7 +320,7 @@ def test_what_cannot_be_read_is_one_line(tmp_path: Path) -> None:
     whole = (path / "metrics.parquet").read_bytes()
     for broken in (whole[:-100], b"", whole[:10] + bytes(60) + whole[70:]):
         (path / "metrics.parquet").write_bytes(broken)
-        with pytest.raises(store.StoreError, match=r"metrics\.parquet: not readable; run again with force=true"):
+        with pytest.raises(store.StoreError, match=r"metrics\.parquet: not readable; rerun with force=true"):
             leaderboard([tmp_path])
     (path / "metrics.parquet").unlink()
     with pytest.raises(store.StoreError, match=r"metrics\.parquet: not readable"):
@@ -367,11 +367,11 @@ def test_a_run_that_is_begun_again_is_left_out_and_said(tmp_path: Path, monkeypa
     monkeypatch.setattr(readers, "read", meanwhile)
     found = leaderboard([tmp_path])
     assert [row.entry.label for row in found.boards[0].rows if row.entry.state == "done"] == ["naive"]
-    assert "ewc" in found.notes[0] and "being run again" in found.notes[0]
+    assert "ewc" in found.notes[0] and "being rerun" in found.notes[0]
 
 
 def _writer(root: str, k: int, stop: Any) -> None:
-    store.run_folder._sync = lambda path: None  # type: ignore[assignment]
+    files.flush = lambda path: None  # type: ignore[assignment]
     i = 0
     while not stop.is_set():
         write(Path(root), f"m{k}", [0.1 * k, 0.1 * k], settings={"i": i % 3}, force=True)

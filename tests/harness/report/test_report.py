@@ -14,6 +14,7 @@ from harness import cli, store
 from harness.leaderboard import leaderboard
 from harness.report import page, report, svg
 from harness.report.figures import columns
+from harness.store import tables
 from tests.harness.browser import CHROMIUM, browser
 from tests.harness.folders import write
 
@@ -66,7 +67,7 @@ def _along(path: Path) -> None:
         for t, seed, name, axis, coord, value in rows
     ]
     whole = pa.concat_tables([table, pa.Table.from_pylist(made, schema=table.schema)])
-    store.run_folder._write_table(path / "metrics.parquet", whole, "metrics", 2)
+    tables.write_table(path / "metrics.parquet", whole, "metrics", 2)
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from harness import store
-from harness.store import RunFolder, RunLocked, SchemaError, StoreError
+from harness.store import RunFolder, RunLocked, SchemaError, StoreError, files, run_folder
 
 ROOT = Path(__file__).parents[3]
 SEEDS = (3, 4)
@@ -57,7 +57,7 @@ def tables(path: Path) -> dict[str, bytes]:
 def synced(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What was flushed to the disk, by name; not really, so that the tests do not wait for a disk."""
     names: list[str] = []
-    monkeypatch.setattr(store.run_folder, "_sync", lambda path: names.append(Path(path).name))
+    monkeypatch.setattr(files, "flush", lambda path: names.append(Path(path).name))
     return names
 
 
@@ -132,10 +132,10 @@ def test_appended_arrays_may_be_reused_by_the_caller(tmp_path: Path) -> None:
     ("given", "message"),
     [
         ({"metric": {"seed": 1}}, "metric"),
-        ({"curves": {"seed": [1], "step": 1, "acc": 1.0}}, "curves.acc: no such column"),
+        ({"curves": {"seed": [1], "step": 1, "acc": 1.0}}, "curves.acc: unknown column"),
         ({"curves": {"seed": [1, 2], "step": [1]}}, "1 values for 2 rows"),
         ({"curves": {"seed": [1, 2]}}, "curves.step: missing"),
-        ({"curves": {"seed": [1.5], "step": 1}}, "curves.seed: .*1.5.* is no integer"),
+        ({"curves": {"seed": [1.5], "step": 1}}, "curves.seed: .*1.5.* is not an integer"),
         ({"curves": [{"seed": 1, "step": 1}, {"seed": 1}]}, "curves.step: missing in row 1"),
     ],
 )
@@ -234,7 +234,7 @@ def test_a_kill_anywhere_in_a_commit_costs_one_task_and_no_bit(
             raise Kill
         replace(a, b)
 
-    monkeypatch.setattr(store.run_folder, "_SMALL", small)  # 0: by parts, as in a long run
+    monkeypatch.setattr(run_folder, "_SMALL", small)  # 0: by parts, as in a long run
     with pytest.raises(Kill), begin(tmp_path) as run:
         assert run.resume() is None
         advance(run, -1, 0)
@@ -257,7 +257,7 @@ def test_a_kill_anywhere_in_a_commit_costs_one_task_and_no_bit(
 def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(
     tmp_path: Path, whole: dict[str, bytes], damage: str, small: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store.run_folder, "_SMALL", small)
+    monkeypatch.setattr(run_folder, "_SMALL", small)
     with begin(tmp_path) as run:
         advance(run, -1, 0, 1, 2)
     path = run.path / "checkpoint.pt"
@@ -323,7 +323,7 @@ def test_a_flipped_bit_in_a_table_is_seen(tmp_path: Path) -> None:
 def test_a_lost_part_falls_back_to_what_is_complete(
     tmp_path: Path, whole: dict[str, bytes], gone: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store.run_folder, "_SMALL", 0)
+    monkeypatch.setattr(run_folder, "_SMALL", 0)
     many = {"curves": {"seed": np.arange(100), "step": 1}}
     with begin(tmp_path) as run:
         run.append(0, "end", many)
@@ -342,7 +342,7 @@ def test_a_lost_part_falls_back_to_what_is_complete(
 
 
 def test_a_damaged_last_part_costs_one_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store.run_folder, "_SMALL", 0)
+    monkeypatch.setattr(run_folder, "_SMALL", 0)
     many = {"curves": {"seed": np.arange(100), "step": 1}}
     made = []
     for damaged in (False, True):
@@ -392,7 +392,7 @@ def test_bytes_do_not_depend_on_how_the_rows_arrived(tmp_path: Path) -> None:
 def test_parts_merge_into_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = []
     for small in (0, 20_000):
-        monkeypatch.setattr(store.run_folder, "_SMALL", small)
+        monkeypatch.setattr(run_folder, "_SMALL", small)
         with begin(tmp_path / str(small)) as run:
             advance(run, *range(-1, 12))
             assert (run.path / "parts").exists() == (small == 0)
@@ -403,15 +403,15 @@ def test_parts_merge_into_the_same_bytes(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_a_long_run_writes_in_proportion_to_its_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     written = 0
-    write = store.run_folder._write_table
+    write = run_folder.write_table
 
     def counting(path: Path, table: pa.Table, *rest: Any, **named: Any) -> None:
         nonlocal written
         written += len(table)
         write(path, table, *rest, **named)
 
-    monkeypatch.setattr(store.run_folder, "_write_table", counting)
-    monkeypatch.setattr(store.run_folder, "_SMALL", 0)
+    monkeypatch.setattr(run_folder, "write_table", counting)
+    monkeypatch.setattr(run_folder, "_SMALL", 0)
     with begin(tmp_path) as run:
         for t in range(100):
             run.append(t, "end", {"curves": {"seed": np.arange(10), "step": 1}})
@@ -441,7 +441,7 @@ def test_rows_before_resume_are_refused_where_a_checkpoint_stands(tmp_path: Path
 def test_boundaries_go_up(tmp_path: Path) -> None:
     with begin(tmp_path) as run:
         advance(run, 1)
-        with pytest.raises(ValueError, match="boundary 1: boundary 1 is committed already"):
+        with pytest.raises(ValueError, match="boundary 1: boundary 1 is already committed"):
             run.commit(1, {})
 
 
@@ -678,8 +678,8 @@ def test_a_fault_of_the_disk_leaves_the_last_boundary(tmp_path: Path, monkeypatc
             raise OSError(errno.ENOSPC, "No space left on device")
 
         with monkeypatch.context() as patch:
-            patch.setattr(store.run_folder, "_sync", fail)
-            with pytest.raises(StoreError, match="abc: no space left on device; check permission and free space"):
+            patch.setattr(files, "flush", fail)
+            with pytest.raises(StoreError, match="abc: no space left on device; check permissions and free space"):
                 advance(run, 1)
             with pytest.raises(StoreError):
                 run.update_manifest(status="done")
@@ -710,7 +710,7 @@ def test_another_schema_version_is_refused(tmp_path: Path, what: str) -> None:
         advance(run, 0)
     spoil(run.path, what)
     with (
-        pytest.raises(SchemaError, match=r"abc: written under schema version 2, this program reads version 1"),
+        pytest.raises(SchemaError, match=r"abc: written under schema version 2, but this program reads version 1"),
         begin(tmp_path) as run,
     ):
         run.resume()
@@ -730,7 +730,7 @@ def test_find_runs_sees_finished_runs_that_match(tmp_path: Path) -> None:
     assert len(list(store.find_runs(tmp_path, setting_id="s1", seeds=(0, 1)))) == 2
     assert not list(store.find_runs(tmp_path, nonsense=None))
     (found[0].path / "manifest.json").write_text("{")
-    with pytest.raises(StoreError, match=r"rresets1: manifest.json is not readable"):
+    with pytest.raises(StoreError, match=r"rresets1/manifest.json: not readable"):
         list(store.find_runs(tmp_path))
 
 
@@ -747,9 +747,9 @@ def test_read_all_joins_finished_runs_even_below_a_folder_named_like_a_partition
     assert len(store.read_all(root, "metrics", strategy="naive")) == 4
     frame = table.to_pandas()
     assert frame.groupby("strategy")["value"].mean().index.tolist() == ["ewc", "naive"]
-    with pytest.raises(ValueError, match="no such table"):
+    with pytest.raises(ValueError, match="unknown table"):
         store.read_all(root, "metric")
-    with pytest.raises(StoreError, match="is it the folder of a run"):
+    with pytest.raises(StoreError, match="is this the folder of a run"):
         store.read_table(tmp_path, "metrics")
 
 
@@ -823,5 +823,5 @@ def test_an_interruption_within_a_checkpoint_stays_one(tmp_path: Path, monkeypat
 
     monkeypatch.setattr("torch.save", half_way)
     with pytest.raises(KeyboardInterrupt):
-        store.run_folder._save(tmp_path / "checkpoint.pt", {})
+        files.save(tmp_path / "checkpoint.pt", {})
     assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,13 @@
+"""How values and errors are written in messages."""
+
+from __future__ import annotations
+
+
+def first_line(error: BaseException, limit: int | None = None) -> str:
+    """First non-empty line of an error's text, cut to `limit` characters; the name of its type if it has no text.
+
+    >>> first_line(ValueError("\\n no such file\\nsecond line")), first_line(ValueError(), limit=200)
+    ('no such file', 'ValueError')
+    """
+    line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return line[:limit]
