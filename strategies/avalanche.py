@@ -20,8 +20,8 @@ from harness.rows import order
 from harness.strategy import Strategy
 from harness.toolbox import require
 from harness.toolbox.avalanche_bridge import Criterion, apart, benchmark, masked, network, rows
-from harness.trackers import warn
 from harness.types import Task
+from harness.wording import warn
 
 OWN_LOSS = ("ER_ACE", "DER")  # they pass over the criterion, hence over every mask
 OWN_ROWS = ("Cumulative", "GDumb")  # they train on other rows than the task's

@@ -20,7 +20,7 @@ from hydra import compose, initialize_config_dir
 
 from harness import store
 from harness.config.catalogue import CONF
-from harness.run import from_config
+from harness.jobs.job import from_config
 
 OVERRIDES = (
     *("strategy=[replay,ewc,cbp]", "tasks.n_tasks=3", "train.steps=20", "seeds=[0,1]", "threads=1"),

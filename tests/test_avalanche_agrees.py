@@ -22,7 +22,7 @@ from harness.landscape.fisher import diagonal
 from harness.learner import Budget, Learner
 from harness.models.mlp import MLP
 from harness.optim import SGD
-from harness.record.recorder import Evaluation
+from harness.record.evaluation import Evaluation
 from harness.run import run
 from harness.strategy import Chain, Strategy
 from harness.toolbox.avalanche_bridge import benchmark

@@ -11,7 +11,7 @@ from harness.learner import Budget
 from harness.metrics.transfer import forgetting_of_tasks
 from harness.models.mlp import MLP
 from harness.optim import SGD, Adam
-from harness.record.recorder import Evaluation
+from harness.record.evaluation import Evaluation
 from harness.run import Result, fresh_accuracy, run
 from harness.strategy import Strategy
 from harness.trackers import interval

@@ -150,7 +150,7 @@ def changed(key, value):
     ("key", "value", "line"),
     [
         ("seeds", [], "seeds=[]: must hold at least one"),
-        ("seeds", [1, 2, 1], "seeds=[1,2,1]: 1 stands there twice"),
+        ("seeds", [1, 2, 1], "seeds=[1,2,1]: 1 is listed twice"),
         ("seeds", [0, -3], "seeds=[0,-3]: -3 must be"),
         ("seeds", [True], "seeds=[true]: true must be"),
         ("seeds", 5, "seeds=5: must be a list"),

@@ -8,11 +8,12 @@ from omegaconf import OmegaConf
 
 from harness.config import catalogue
 from harness.config.catalogue import CONF
+from harness.jobs.setting import chosen_metrics
 from harness.learner import Budget
 from harness.models.mlp import MLP
 from harness.optim import SGD
-from harness.record.recorder import InMemory
-from harness.run import chosen_metrics, run
+from harness.record.sinks import InMemory
+from harness.run import run
 from strategies.naive import Naive
 from tasks.datasets import load
 from tasks.permuted import permuted

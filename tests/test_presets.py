@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from harness.config import catalogue
 from harness.config.catalogue import CONF
 from harness.config.ranges import check
-from harness.run import from_config
+from harness.jobs.job import from_config
 
 PRESETS = list(catalogue.options("experiment"))
 STRATEGIES = set(catalogue.options("strategy"))

@@ -20,7 +20,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from hydra import compose, initialize_config_dir
 
     from harness.config.catalogue import CONF
-    from harness.run import from_config
+    from harness.jobs.job import from_config
 
     folder = tmp_path_factory.mktemp("readme") / "results"
     small = ["tasks.n_tasks=3", "train.steps=3", "seeds=[0,1]", "metrics=fast", "tracker.mode=disabled", "threads=1"]

@@ -15,7 +15,7 @@ from hydra import compose, initialize_config_dir
 import harness
 from harness import store
 from harness.config.catalogue import CONF
-from harness.run import from_config
+from harness.jobs.job import from_config
 from tasks.datasets import load
 
 ROOT = Path(harness.__file__).resolve().parent.parent

@@ -15,11 +15,12 @@ import torch
 
 from harness import ROOT, store
 from harness.config.preflight import composed
+from harness.jobs.setting import build
 from harness.learner import Budget, Learner
 from harness.models.mlp import MLP
 from harness.optim import SGD
-from harness.record.recorder import Evaluation
-from harness.run import build, run
+from harness.record.evaluation import Evaluation
+from harness.run import run
 from tasks.datasets import Dataset, load
 from tasks.permuted import permuted
 from tasks.split import split

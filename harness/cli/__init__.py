@@ -1,4 +1,4 @@
-"""The command line."""
+"""The command line: `python -m harness`."""
 
 from harness.cli.entry import main
 

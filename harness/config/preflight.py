@@ -89,7 +89,7 @@ def _loader(config_dir: str | None) -> Iterator[ConfigLoader]:
     if config_dir is not None:
         folder = Path(config_dir).resolve()
         if not folder.is_dir():
-            raise ValueError(f"--config-dir {config_dir}: no such folder; it holds strategy/*.yaml, ...")
+            raise ValueError(f"--config-dir {config_dir}: folder not found; it should contain strategy/*.yaml, ...")
         path.prepend("command-line", f"file://{folder}", SearchPathQuery(provider="schema"))
     try:
         yield Hydra.create_main_hydra2("harness", path).config_loader
@@ -106,8 +106,8 @@ def _parse(parser: OverridesParser, raw: str) -> Override:
         if "=" not in raw:
             raise ValueError(f"{raw}: a setting is key=value, as in strategy=ewc") from error
         if raw.count("[") != raw.count("]"):
-            raise ValueError(f"{raw}: a bracket is missing; a list is key=[a,b], without spaces") from error
-        raise ValueError(f"{raw}: cannot be read; special characters go in quotes, 'key=\"a=b\"'") from error
+            raise ValueError(f"{raw}: a bracket is missing; write a list as key=[a,b], without spaces") from error
+        raise ValueError(f"{raw}: cannot be parsed; put special characters in quotes, 'key=\"a=b\"'") from error
     override.config_loader = parser.config_loader
     if not override.key_or_group:
         raise ValueError(f"{raw}: a setting is key=value, as in strategy=ewc")
@@ -157,7 +157,7 @@ class _Known:
         key = o.key_or_group
         if o.is_delete():
             remedy = f"leave it out with {key}=null" if _optional(key) else f"give {key} a value"
-            raise ValueError(f"{_line(o)}: settings cannot be taken away; {remedy}")
+            raise ValueError(f"{_line(o)}: settings cannot be removed; {remedy}")
         if key not in self.groups or o.is_sweep_override():
             return
         value = o.value()
@@ -165,16 +165,16 @@ class _Known:
         options = self.options(key)
         if value in (None, "", []):
             hint = NONE.get(key, _known(key, options))
-            raise ValueError(f"{_line(o)}: chooses no {key}; {hint}")
+            raise ValueError(f"{_line(o)}: no {key} is chosen; {hint}")
         if isinstance(value, list) and key not in LISTS:
             raise ValueError(f"{_line(o)}: choose one {key}")
         for name in names:
             if name not in options:
                 close = nearest(str(name), options)
                 hint = f"did you mean {key}={close}?" if close else _known(key, options)
-                raise ValueError(f"{key}={name}: no such {key}; {hint}")
+                raise ValueError(f"{key}={name}: unknown {key}; {hint}")
             if names.count(name) > 1:
-                raise ValueError(f"{_line(o)}: {name} stands there twice; name it once")
+                raise ValueError(f"{_line(o)}: {name} is listed twice")
 
     def chosen(self, overrides: Sequence[Override]) -> list[Override]:
         """Those that choose files, and so decide which keys there are."""
@@ -186,7 +186,7 @@ class _Known:
 
         for o in overrides:
             if o.is_sweep_override():
-                raise ValueError(f"{_line(o)}: write {_bracketed(o)} for a list, or add -m for one run each")
+                raise ValueError(f"{_line(o)}: write {_bracketed(o)} for a list, or add -m for a run of each")
         chosen = self.chosen(overrides)
         cfg, values = self.compose([_line(o) for o in chosen])
         self._leftovers(cfg, values, chosen)
@@ -239,7 +239,7 @@ class _Known:
         if value is None and _optional(key):
             return
         if isinstance(default, dict) and default and not isinstance(value, dict):
-            raise ValueError(f"{key}={show(value)}: has settings of its own: {_list(default, key + '.')}")
+            raise ValueError(f"{key}={show(value)}: is a group of settings: {_list(default, key + '.')}")
         if key.partition(".")[0] in self.groups and "${" not in str(value):
             wanted = _mismatch(default, value)
             if wanted:
@@ -247,7 +247,7 @@ class _Known:
 
     def _unknown(self, o: Override, key: str, values: dict[str, Any]) -> str:
         if _open(values, key):
-            return f"{key}: new keys there are written with a +, as in +{_line(o)}"
+            return f"{key}: a new key needs a +, as in +{_line(o)}"
         first, *rest = key.split(".")
         unchosen = rest and rest[0] not in values.get(first, {})
         if unchosen and first in self.groups and rest[0] in self.options(first):
@@ -264,10 +264,10 @@ class _Known:
         if not close:
             close = [leaves[k] for k in [nearest(leaf, leaves)] if k]
         if close:
-            return f"{key}: no such setting; did you mean {' or '.join(close)}?"
+            return f"{key}: unknown setting; did you mean {' or '.join(close)}?"
         if near:
-            return f"{key}: no such setting; there is {_list(beside.values())}"
-        return f"{key}: no such setting; `--cfg job` shows them all"
+            return f"{key}: unknown setting; the settings are {_list(beside.values())}"
+        return f"{key}: unknown setting; `--cfg job` shows them all"
 
 
 def dotted(values: dict[str, Any], prefix: str = "") -> list[str]:
@@ -345,7 +345,7 @@ def _known(group: str, options: Sequence[str]) -> str:
     return (
         f"`python -m harness ls {plural}` lists them"
         if len(options) > MANY and plural
-        else f"there is {_list(options)}"
+        else f"choose from {_list(options)}"
     )
 
 

@@ -66,7 +66,7 @@ def _seeds(cfg: Mapping[str, Any]) -> None:
         if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
             raise ValueError(f"seeds={show(seeds)}: {show(seed)} must be a whole number of at least 0")
         if seeds.count(seed) > 1:
-            raise ValueError(f"seeds={show(seeds)}: {seed} stands there twice; each seed once")
+            raise ValueError(f"seeds={show(seeds)}: {seed} is listed twice")
 
 
 def _device(cfg: Mapping[str, Any]) -> None:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from harness import store
+from harness.finished.atlas_options import AtlasOptions
 from harness.finished.measure import Opened, opened
 from harness.landscape import alignment, paths
 from harness.landscape.curvature import Hessian, density, quadrature
@@ -32,29 +33,11 @@ ALIGNED = ("as they are", "weights", "activations")  # how seed b's units are or
 
 
 @dataclass(frozen=True)
-class Settings:
-    """How fine. The defaults take about a minute for five seeds of 64-100-100-10 on ten tasks of digits."""
-
-    tasks: int = 10  # anchors, evenly spread over the stream, the first and the last among them
-    points: int = 11  # on a line, its ends included
-    grid: int = 21  # points of each axis of a plane
-    size: int = 512  # probe rows of a task
-    vectors: int = 8  # start vectors of a spectrum
-    steps: int = 60  # Hessian products of each
-
-    def __post_init__(self) -> None:
-        for key, least in {"tasks": 2, "points": 3, "grid": 3, "size": 1, "vectors": 2, "steps": 1}.items():
-            value = getattr(self, key)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"atlas.{key}={value}: must be a whole number of at least {least}")
-
-
-@dataclass(frozen=True)
 class View:
     """A finished run with the anchors that are looked at."""
 
     run: Opened
-    settings: Settings
+    settings: AtlasOptions
 
     @property
     def last(self) -> int:
@@ -83,7 +66,7 @@ Tick = Callable[[], None]
 Part = Callable[[View, Tick], Columns]
 
 
-def atlas(path: Path, settings: Settings, *, force: bool = False) -> tuple[list[str], list[str]]:
+def atlas(path: Path, settings: AtlasOptions, *, force: bool = False) -> tuple[list[str], list[str]]:
     """Make the tables of the run at `path` that are not there; names of all its parts, and remarks, a line each.
 
     ValueError where the run is not done, did not keep its nets, or reads them through state that was not kept.

@@ -20,14 +20,18 @@ from torch import Tensor
 
 from harness import loop, store, tree
 from harness.config.catalogue import CONF
+from harness.jobs.setting import Setting, build, chosen_device, chosen_metrics
 from harness.learner import Learner
-from harness.record.recorder import Evaluation, InMemory, Recorder, measured
-from harness.run import Setting, build, chosen_device, chosen_metrics
+from harness.record.clock import Clock
+from harness.record.evaluation import Evaluation, measured
+from harness.record.layout import timing_rows
+from harness.record.meter import Meter
+from harness.record.sinks import InMemory, StoredNets
 from harness.store import provenance
 from harness.strategy import Chain
-from harness.trackers import warn
 from harness.trackers.bar import bar
-from harness.types import Metric, Net, Reading, Stream, Task
+from harness.types import Boundary, Metric, Net, Reading, Stream, Task
+from harness.wording import warn
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -162,7 +166,7 @@ class _Rows(InMemory):
 
 
 class Replay:
-    """Goes through a finished run's boundaries with a recorder that sees what the run's own saw."""
+    """Measures a finished run's boundaries as the run itself would have."""
 
     def __init__(self, run: Opened, metrics: Mapping[str, Metric]) -> None:
         self.run, self.names, self.missing = run, set(metrics), set[str]()
@@ -170,15 +174,10 @@ class Replay:
         self.accuracy, self.online = accuracy(run), online(run)
         frame = store.read_table(run.folder, "metrics").to_pandas()
         self.fresh, self.plain = (controls(frame, name, run) for name in ("fresh_score", "plain_score"))
-        self.recorder = Recorder(
-            run.learner,
-            run.strategy,
-            {name: self.guarded(name, metric) for name, metric in metrics.items()},
-            run.evaluation,
-            self.sink,
-            control=self.fresh,
-            is_control=run.folder.manifest["strategy"] == "reset",
-        )
+        self.is_control = run.folder.manifest["strategy"] == "reset"
+        self.random = run.learner.random("probe")
+        guarded = {name: self.guarded(name, metric) for name, metric in metrics.items()}
+        self.meter = Meter(run.learner, guarded, self.sink, Clock(run.learner.device))
         self.apply = run.learner.apply
         self.gated = self.apply != run.learner.model.__call__
         self.alive, self.state = run.learner.alive, _NoState()
@@ -205,10 +204,10 @@ class Replay:
             self.missing.add(f"phase start: {'+'.join(begin)} prepares the net for a task, and that net is not kept")
         else:
             self.set_to(task, "start")
-            self.recorder.measure(task, "start")
+            self.meter.measure(lambda: self.boundary(task, "start"))
         self.set_to(task, "end", known=last)
-        self.recorder.measure(task, "end")
-        self.recorder.write_times(task.index)
+        self.meter.measure(lambda: self.boundary(task, "end"))
+        self.sink.write("timing", timing_rows(task.index, self.meter.clock.take()))
         if self.run.evaluation.every:
             self.missing.add("scores inside tasks: what reads them is as the run recorded it, or not there")
         if self.state.asked:
@@ -217,9 +216,8 @@ class Replay:
             self.missing.add("a copy that was trained plainly where the run took no metrics: trainability_gap is NaN")
 
     def set_to(self, task: Task, phase: str, known: bool = False) -> None:
-        """Put learner and recorder where they were then."""
-        run, learner, recorder = self.run, self.run.learner, self.recorder
-        ended, plain = phase == "end", recorder.is_control or run.strategy.plain
+        """Put the learner where it was then."""
+        run, learner, ended = self.run, self.run.learner, phase == "end"
         learner.apply = self.apply
         net = run.net(task.index if ended else task.index - 1)
         learner.params, learner.buffers = net.params, net.buffers
@@ -240,13 +238,27 @@ class Replay:
                 names = "+".join(p.name for p in run.strategy.parts)
                 learner.apply = _Absent(f"the forward pass of {names}, whose state is kept of the last boundary only")
         learner.alive = self.alive = self.alive & tree.finite(learner.params)
-        recorder.accuracy = self.accuracy.clone()
-        recorder.accuracy[:, task.index + 1 + ended :] = torch.nan
-        if recorder.is_control:
-            recorder.control = recorder.accuracy[:, 1:].diagonal(dim1=1, dim2=2)
-        recorder.online = [self.online[task.index]] if ended and task.index in self.online else []
-        recorder.within = {}
-        recorder.gap = None if self.plain is None or (plain and not ended) else self.plain[:, task.index]
+
+    def boundary(self, task: Task, phase: str) -> Boundary:
+        """What a metric could read then."""
+        run, learner, ended = self.run, self.run.learner, phase == "end"
+        accuracy, plain = self.accuracy.clone(), self.is_control or run.strategy.plain
+        accuracy[:, task.index + 1 + ended :] = torch.nan
+        return Boundary(
+            t=task.index,
+            phase=phase,
+            stream=run.stream,
+            learner=learner,
+            trained=learner.net,
+            deployed=run.strategy.deploy(learner, learner.net),
+            nets=StoredNets(learner, self.sink),
+            accuracy=accuracy,
+            online=self.online[task.index] if ended and task.index in self.online else torch.empty(learner.S, 0),
+            random=self.random,
+            control=accuracy[:, 1:].diagonal(dim1=1, dim2=2) if self.is_control else self.fresh,
+            gap=None if self.plain is None or (plain and not ended) else self.plain[:, task.index],
+            alive=learner.alive,
+        )
 
 
 # --- what the tables hold ---------------------------------------------------------------------------

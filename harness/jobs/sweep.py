@@ -89,7 +89,7 @@ class Processes(Launcher):
         self.context, self.task, self.config = hydra_context, task_function, config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        import harness.run  # noqa: F401  once, for all jobs
+        import harness.jobs.job  # noqa: F401  once, for all jobs
 
         setup_globals()
         total = initial_job_idx + len(job_overrides)

@@ -72,10 +72,11 @@ def options(name: str) -> list[tuple[str, str, str]]:
 
 def tiny(name: str) -> str:
     """Seconds of a tiny run, or a dash where its data is not there."""
+    from harness.jobs.setting import build
     from harness.learner import Budget
     from harness.models.mlp import MLP
     from harness.optim import SGD
-    from harness.run import build, run
+    from harness.run import run
     from tasks.datasets import DataError, load
 
     node, data = _node(name), load("digits")

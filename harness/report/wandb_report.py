@@ -29,7 +29,8 @@ from harness.leaderboard import (
 )
 from harness.leaderboard.naming import leaves
 from harness.trackers.sync import target_of
-from harness.trackers.wandb import AXIS, Target, environment, first_line, require_server
+from harness.trackers.wandb import AXIS, Target, environment, require_server
+from harness.wording import first_line
 
 WIDTH, HEIGHT, ACROSS = 8, 6, 3  # of a panel, in W&B's units; panels in a row
 
@@ -57,7 +58,9 @@ def report(folders: Sequence[Path], changes: Mapping[str, Any], *, by: str, base
             made.blocks = blocks(wr, found, made.entity, target.project)
             made.save()
         except Exception as error:  # whatever the library or the server has against it
-            raise ValueError(f"report --wandb: W&B failed ({type(error).__name__}: {first_line(error)})") from error
+            raise ValueError(
+                f"report --wandb: W&B failed ({type(error).__name__}: {first_line(error, 200)})"
+            ) from error
         return str(made.url)
 
 

@@ -1,9 +1,8 @@
-"""Mirrors of a run's rows: a tracker sees summaries of what the tables hold, and is never the truth."""
+"""Mirrors of a run: a tracker receives summaries of the tables, which remain the truth."""
 
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.store import SCHEMAS
+from harness.wording import first_line, warn
 
 Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class About:
-    """What a tracker may know of a run before it starts."""
+    """What a tracker knows of a run before it starts."""
 
     config: Mapping[str, Any]  # resolved
     manifest: Mapping[str, Any]
@@ -30,7 +30,7 @@ class About:
 
 @dataclass(frozen=True)
 class Summary:
-    """One boundary as its rows say it."""
+    """One boundary, summarised from its rows."""
 
     t: int  # task just trained; -1: the initialisation
     values: Mapping[str, Array]  # metric -> [S]; those of phase start are named start/<metric>
@@ -54,15 +54,11 @@ class Tracker(Protocol):
     def progress(self, task: int, step: int, steps: int) -> None: ...
     def boundary(self, summary: Summary) -> None: ...
     def finish(self, files: Sequence[Path], error: str = "") -> None:
-        """Close: `files` are those of a run that is done, `error` says why it is not."""
-
-
-def warn(line: str) -> None:
-    print(f"warning: {line}", file=sys.stderr)
+        """Close: with the `files` of a finished run, or the `error` that stopped it."""
 
 
 class Trackers:
-    """Several as one. A tracker that raises costs one warning and is left out from then on."""
+    """Several trackers as one. A tracker that raises is dropped with a warning."""
 
     def __init__(self, trackers: Sequence[Tracker], warn: Callable[[str], None] = warn) -> None:
         self.trackers, self.warn = list(trackers), warn
@@ -85,15 +81,15 @@ class Trackers:
                 call(tracker)
             except Exception as error:
                 self.trackers.remove(tracker)
-                first = (str(error).strip().splitlines() or [""])[0][:200]
-                self.warn(f"{type(tracker).__name__} stopped ({type(error).__name__}: {first}); the run goes on")
+                said = f"{type(error).__name__}: {first_line(error, 200)}"
+                self.warn(f"{type(tracker).__name__} stopped ({said}); the run continues")
 
 
 def summaries(metrics: Any, accuracy: Any, seeds: Sequence[int], tasks: int) -> list[Summary]:
     """One Summary a boundary from the pyarrow tables `metrics` and `accuracy`, in order of boundaries.
 
-    Only rows about the whole boundary count (no axis, no evaluated task). Where a metric was taken of
-    both nets, the deployed one is named <metric>/deployed.
+    Only rows about the whole boundary count (no axis, no evaluated task). If a metric was taken of both nets, that of
+    the deployed one is named <metric>/deployed.
     """
     import pyarrow.compute as pc
 
@@ -113,7 +109,7 @@ def summaries(metrics: Any, accuracy: Any, seeds: Sequence[int], tasks: int) -> 
 
 
 def published(path: Path) -> list[Path]:
-    """The files of a finished run that say everything: its tables and its manifest."""
+    """The files that describe a finished run completely: its tables and its manifest."""
     return [*(path / f"{name}.parquet" for name in SCHEMAS), path / "manifest.json"]
 
 

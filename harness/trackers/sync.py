@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 from harness import store
 from harness.store.readers import find_run, snapshot, unfinished
 from harness.trackers import About, Summary, bar, published, summaries
-from harness.trackers.wandb import Record, Target, environment, first_line, require_server
+from harness.trackers.wandb import Record, Target, environment, require_server
+from harness.wording import first_line
 
 
 class Sent(NamedTuple):
@@ -81,7 +82,7 @@ def send(run: store.Run, target: Target) -> str:
             record = Record(about, target, "online", Path(local))
         except Exception as error:
             if time.monotonic() - began >= target.init_timeout:
-                raise TimeoutError(first_line(error)) from error
+                raise TimeoutError(first_line(error, 200)) from error
             raise
         for summary in history:
             record.log(summary)
@@ -103,8 +104,8 @@ def sync(runs: Sequence[store.Run], changes: Mapping[str, Any]) -> Iterator[Sent
                 yield Sent(run.path, send(run, target_of(run, changes)))
             except TimeoutError as error:
                 raise ValueError(
-                    f"W&B does not answer ({first_line(error)}), sent: {i} of {len(runs)} runs;"
+                    f"W&B does not answer ({first_line(error, 200)}), sent: {i} of {len(runs)} runs;"
                     " look at the network and WANDB_BASE_URL, the same command again sends them all"
                 ) from error
             except Exception as error:
-                yield Sent(run.path, error=first_line(error))
+                yield Sent(run.path, error=first_line(error, 200))

@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.store import read_table
-from harness.trackers import About, Summary, interval, mean, warn
+from harness.trackers import About, Summary, interval, mean
+from harness.wording import first_line, warn
 
 if TYPE_CHECKING:
     import wandb
@@ -191,7 +192,7 @@ class WandB:
                         record = self._offline(error, record.history)
                         call(record)
         except BaseException as error:  # wandb exits by SystemExit as well
-            self._off(f"{type(error).__name__}: {first_line(error)}")
+            self._off(f"{type(error).__name__}: {first_line(error, 200)}")
             if record is not None:
                 record.abandon()
 
@@ -212,7 +213,7 @@ class WandB:
         if self.mode != "online":
             raise error
         self.mode = "offline"
-        self.warn(f"W&B failed online ({first_line(error)}); it goes on offline, {self._remedy}")
+        self.warn(f"W&B failed online ({first_line(error, 200)}); it goes on offline, {self._remedy}")
         record = Record(self.about, self.target, "offline", self.about.path, suffix)
         for summary in history:
             record.log(summary)
@@ -309,7 +310,3 @@ def _remove_earlier(folder: Path, run_id: str, current: Path) -> None:
     for old in folder.glob(f"*run-*-{run_id}*"):
         if old.is_dir() and old.resolve() != current.resolve():
             shutil.rmtree(old, ignore_errors=True)
-
-
-def first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -23,7 +23,9 @@ from harness import loop, rng, tree
 from harness.learner import Budget, Learner
 from harness.models.mlp import MLP
 from harness.optim import SGD
-from harness.record.recorder import Evaluation, InMemory, Recorder
+from harness.record.evaluation import Evaluation
+from harness.record.recorder import Recorder
+from harness.record.sinks import InMemory
 from harness.rows import Rows
 from harness.strategy import Chain, Strategy
 from harness.types import Aux, Batch, GradFn, Params, Step, Stream, Task

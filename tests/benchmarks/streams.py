@@ -24,7 +24,8 @@ from harness import loop, rng
 from harness.learner import Budget, Learner
 from harness.models.mlp import MLP
 from harness.optim import SGD
-from harness.record.recorder import Evaluation, InMemory
+from harness.record.evaluation import Evaluation
+from harness.record.sinks import InMemory
 from harness.strategy import Chain
 from harness.types import Stream
 from tasks.datasets import Dataset

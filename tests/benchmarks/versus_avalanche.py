@@ -30,7 +30,7 @@ from torch import nn
 from harness.learner import Budget
 from harness.models.mlp import MLP
 from harness.optim import SGD
-from harness.record.recorder import Evaluation
+from harness.record.evaluation import Evaluation
 from harness.rows import Rows
 from harness.run import run
 from harness.strategy import Strategy

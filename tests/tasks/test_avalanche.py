@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from harness.config import catalogue
-from harness.run import build
+from harness.jobs.setting import build
 from harness.toolbox.avalanche_bridge import apart, benchmark, rows
 from harness.types import Stream
 from tasks import avalanche as module

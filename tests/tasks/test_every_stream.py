@@ -19,7 +19,7 @@ from harness.config import catalogue
 from harness.learner import Budget
 from harness.models.mlp import MLP
 from harness.optim import SGD
-from harness.record.recorder import Evaluation
+from harness.record.evaluation import Evaluation
 from harness.rng import keys, normal
 from harness.rows import Rows
 from harness.run import run

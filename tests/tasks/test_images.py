@@ -202,7 +202,7 @@ def test_the_command_line_refuses_augmentation_where_a_stream_makes_its_own_rows
     from hydra import compose, initialize_config_dir
 
     from harness.config.catalogue import CONF
-    from harness.run import from_config
+    from harness.jobs.job import from_config
 
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
         cfg = compose("config", ["tasks=slowly_changing_regression", "dataset.augment=[flip]", f"results={tmp_path}"])

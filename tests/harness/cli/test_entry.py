@@ -7,6 +7,7 @@ import resource
 import subprocess
 import sys
 import types
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from omegaconf import OmegaConf
 
 import harness
 from harness import cli
+from harness.cli.commands import COMMANDS
 from harness.config import catalogue
 
 ROOT = Path(harness.__file__).resolve().parent.parent
@@ -42,9 +44,9 @@ def command(tmp_path, tmp_path_factory, monkeypatch, capfd):
             if train is not None:
                 train(plain)
 
-        stub = types.ModuleType("harness.run")
+        stub = types.ModuleType("harness.jobs.job")
         stub.from_config = from_config
-        monkeypatch.setitem(sys.modules, "harness.run", stub)
+        monkeypatch.setitem(sys.modules, "harness.jobs.job", stub)
         monkeypatch.setattr(sys, "argv", ["harness", *args])
         code = cli.main()
         out, err = capfd.readouterr()
@@ -64,43 +66,43 @@ def refused(done, line):
 # --- what is refused ----------------------------------------------------------------------------------
 
 BAD = {
-    "strategy=cpb": "strategy=cpb: no such strategy; did you mean strategy=cbp?",
-    "strategy=[naive,l2_int]": "strategy=l2_int: no such strategy; did you mean strategy=l2_init?",
-    "strategy=qqqqqqq": "strategy=qqqqqqq: no such strategy; `python -m harness ls strategies` lists them",
-    "optimizer=sgdd": "optimizer=sgdd: no such optimizer; did you mean optimizer=sgd?",
-    "strategy=CBP": "strategy=CBP: no such strategy; did you mean strategy=cbp?",
-    "strategie=cbp": "strategie: no such setting; did you mean strategy?",
+    "strategy=cpb": "strategy=cpb: unknown strategy; did you mean strategy=cbp?",
+    "strategy=[naive,l2_int]": "strategy=l2_int: unknown strategy; did you mean strategy=l2_init?",
+    "strategy=qqqqqqq": "strategy=qqqqqqq: unknown strategy; `python -m harness ls strategies` lists them",
+    "optimizer=sgdd": "optimizer=sgdd: unknown optimizer; did you mean optimizer=sgd?",
+    "strategy=CBP": "strategy=CBP: unknown strategy; did you mean strategy=cbp?",
+    "strategie=cbp": "strategie: unknown setting; did you mean strategy?",
     "strategy=[cbp": "strategy=[cbp: a bracket is missing",
-    "strategy=a=b": "strategy=a=b: cannot be read",
-    "strategy=": "strategy=: chooses no strategy; plain training is strategy=naive",
-    "strategy=[]": "strategy=[]: chooses no strategy; plain training is strategy=naive",
-    "strategy=null": "strategy=null: chooses no strategy; plain training is strategy=naive",
-    "dataset=null": "dataset=null: chooses no dataset; `python -m harness ls datasets` lists them",
-    "strategy=[cbp,naive,cbp]": "strategy=[cbp,naive,cbp]: cbp stands there twice",
+    "strategy=a=b": "strategy=a=b: cannot be parsed",
+    "strategy=": "strategy=: no strategy is chosen; plain training is strategy=naive",
+    "strategy=[]": "strategy=[]: no strategy is chosen; plain training is strategy=naive",
+    "strategy=null": "strategy=null: no strategy is chosen; plain training is strategy=naive",
+    "dataset=null": "dataset=null: no dataset is chosen; `python -m harness ls datasets` lists them",
+    "strategy=[cbp,naive,cbp]": "strategy=[cbp,naive,cbp]: cbp is listed twice",
     "strategy=cbp,naive": "strategy=cbp,naive: write strategy=[cbp,naive] for a list, or add -m",
     "model=[mlp,cnn]": "model=[mlp,cnn]: choose one model",
-    "strategy=cbp strategy.cbp.maturty=3": "strategy.cbp.maturty: no such setting; did you mean strategy.cbp.maturity?",
-    "strategy=cbp strategy.maturity=3": "strategy.maturity: no such setting; did you mean strategy.cbp.maturity?",
-    "strategy=cbp +strategy.cbp.zzzzz=3": "strategy.cbp.zzzzz: no such setting; there is strategy.cbp.rate,",
-    "strategy=cbp ++strategy.cbp.zzzzz=3": "strategy.cbp.zzzzz: no such setting; there is strategy.cbp.rate,",
+    "strategy=cbp strategy.cbp.maturty=3": "strategy.cbp.maturty: unknown setting; did you mean strategy.cbp.maturity?",
+    "strategy=cbp strategy.maturity=3": "strategy.maturity: unknown setting; did you mean strategy.cbp.maturity?",
+    "strategy=cbp +strategy.cbp.zzzzz=3": "strategy.cbp.zzzzz: unknown setting; the settings are strategy.cbp.rate,",
+    "strategy=cbp ++strategy.cbp.zzzzz=3": "strategy.cbp.zzzzz: unknown setting; the settings are strategy.cbp.rate,",
     "strategy=cbp +strategy.cbp.rate=3": "+strategy.cbp.rate=3: strategy.cbp.rate exists already; write it without",
     "strategy.cbp.rate=3": "strategy.cbp.rate: cbp is not chosen; choose it with strategy=cbp or in a list",
-    "~tracker": "~tracker: settings cannot be taken away; give tracker a value",
-    "~metrics.sharpness": "~metrics.sharpness: settings cannot be taken away; leave it out with metrics.sharpness=null",
+    "~tracker": "~tracker: settings cannot be removed; give tracker a value",
+    "~metrics.sharpness": "~metrics.sharpness: settings cannot be removed; leave it out with metrics.sharpness=null",
     "metrics=fast metrics.sharpness=null": "metrics.sharpness: sharpness is not chosen; choose it with metrics=",
-    "metrics.sharpnes=null": "metrics.sharpnes: no such setting; did you mean metrics.sharpness?",
-    "metrics.qqqqq=null": "metrics.qqqqq: no such setting; there is metrics.transfer, metrics.plasticity, metrics.",
-    "metrics=[fast,sharpnes]": "metrics=sharpnes: no such metrics; did you mean metrics=sharpness?",
-    "metrics.connectivity=3": "metrics.connectivity=3: has settings of its own: metrics.connectivity.size, metrics.",
+    "metrics.sharpnes=null": "metrics.sharpnes: unknown setting; did you mean metrics.sharpness?",
+    "metrics.qqqqq=null": "metrics.qqqqq: unknown setting; the settings are metrics.transfer, metrics.plasticity, ",
+    "metrics=[fast,sharpnes]": "metrics=sharpnes: unknown metrics; did you mean metrics=sharpness?",
+    "metrics.connectivity=3": "metrics.connectivity=3: is a group of settings: metrics.connectivity.size, metrics.",
     "metrics_every=0": "metrics_every=0: must be at least 1",
-    "tuned.cbp.rate=3": "tuned.cbp.rate: new keys there are written with a +, as in +tuned.cbp.rate=3",
-    "train=5": "train=5: has settings of its own: train.epochs, train.steps, train.batch_size",
+    "tuned.cbp.rate=3": "tuned.cbp.rate: a new key needs a +, as in +tuned.cbp.rate=3",
+    "train=5": "train=5: is a group of settings: train.epochs, train.steps, train.batch_size",
     "train={epochs:0}": "train.epochs=0: must be at least 1",
-    "trian.epochs=3": "trian.epochs: no such setting; did you mean train.epochs?",
-    "epochs=3": "epochs: no such setting; did you mean train.epochs?",
-    "batch_size=3": "batch_size: no such setting; did you mean train.batch_size or eval.batch_size?",
-    "seed=3": "seed: no such setting; did you mean seeds?",
-    "qqqqq=3": "qqqqq: no such setting; `--cfg job` shows them all",
+    "trian.epochs=3": "trian.epochs: unknown setting; did you mean train.epochs?",
+    "epochs=3": "epochs: unknown setting; did you mean train.epochs?",
+    "batch_size=3": "batch_size: unknown setting; did you mean train.batch_size or eval.batch_size?",
+    "seed=3": "seed: unknown setting; did you mean seeds?",
+    "qqqqq=3": "qqqqq: unknown setting; `--cfg job` shows them all",
     "=3": "=3: a setting is key=value",
     "strategy=cbp strategy.cbp.rate=hello": "strategy.cbp.rate=hello: must be a number",
     "strategy=cbp strategy.cbp.maturity=1.5": "strategy.cbp.maturity=1.5: must be a whole number",
@@ -112,7 +114,7 @@ BAD = {
     "train.batch_size=0": "train.batch_size=0: must be at least 1",
     "train.epochs=-1": "train.epochs=-1: must be at least 1",
     "seeds=[]": "seeds=[]: must hold at least one seed",
-    "seeds=[1,1]": "seeds=[1,1]: 1 stands there twice",
+    "seeds=[1,1]": "seeds=[1,1]: 1 is listed twice",
     "seeds=0,1": "seeds=0,1: write seeds=[0,1] for a list, or add -m",
     "optimizer.lr=-1": "optimizer.lr=-1: must be above 0",
     "threads=-1": "threads=-1: must be at least 0",
@@ -120,21 +122,21 @@ BAD = {
     "scenario=clas": "scenario=clas: must be task, domain or class; did you mean class?",
     "optimizer.lr=${train.epoch}": "optimizer.lr: Interpolation key 'train.epoch' not found",
     "experiment=permuted_fashion model=cnn": "experiment=permuted_fashion: sets model.widths, which model=cnn lacks",
-    "--config-dir nowhere": "--config-dir nowhere: no such folder",
+    "--config-dir nowhere": "--config-dir nowhere: folder not found",
     "--multrun": "unrecognized arguments: --multrun; see --help",
-    "-m strategy=cbp,nave": "strategy=nave: no such strategy; did you mean strategy=naive?",
+    "-m strategy=cbp,nave": "strategy=nave: unknown strategy; did you mean strategy=naive?",
     "-m strategy=cbp,naive strategy.cbp.rate=1e-3": "strategy.cbp.rate: cbp is not chosen",
     "-m train.batch_size=32,0": "train.batch_size=0: must be at least 1",
     "-m strategy=glob(*) train.epochs=0": "train.epochs=0: must be at least 1",
-    "--cfg job strategy=cpb": "strategy=cpb: no such strategy; did you mean strategy=cbp?",
-    "ls foo": "ls foo: nothing of that name to list; one of strategies, tasks,",
-    "ls strategy": "ls strategy: nothing of that name to list; did you mean strategies?",
-    "lss": "lss: no such command; did you mean ls?",
-    "cbp": "cbp: no such command; did you mean strategy=cbp?",
-    "leaderboard nowhere": "leaderboard nowhere: holds no runs; name a folder that results=FOLDER wrote to",
-    "leaderboard --by": "argument --by: expected one argument; see --help",
+    "--cfg job strategy=cpb": "strategy=cpb: unknown strategy; did you mean strategy=cbp?",
+    "ls foo": "ls foo: cannot be listed; choose from strategies, tasks,",
+    "ls strategy": "ls strategy: cannot be listed; did you mean strategies?",
+    "lss": "lss: unknown command; did you mean ls?",
+    "cbp": "cbp: unknown command; did you mean strategy=cbp?",
+    "leaderboard nowhere": "leaderboard nowhere: contains no runs; name a folder that was given as results=FOLDER",
+    "leaderboard --by": "argument --by: expected one argument; see ",
     "leaderboard --b x": "unrecognized arguments: --b",
-    "qqqqq": "qqqqq: no such command; there is ls, leaderboard, ",
+    "qqqqq": "qqqqq: unknown command; the commands are ls, leaderboard, ",
 }
 
 
@@ -214,7 +216,7 @@ def test_a_preset_may_choose_a_list_and_may_be_a_sweep(command, tmp_path):
     assert sorted(list(j["strategy"]) for j in done.jobs) == [["l2_init"], ["naive"]]
     (folder / "sweep.yaml").write_text("# @package _global_\n" + sweep.replace(",naive", ",nave"))
     done = command("--config-dir", "mine", "experiment=sweep")
-    assert done.err == "harness: strategy=nave: no such strategy; did you mean strategy=naive?\n" and not done.jobs
+    assert done.err == "harness: strategy=nave: unknown strategy; did you mean strategy=naive?\n" and not done.jobs
 
 
 def test_tuned_takes_new_keys(command):
@@ -312,11 +314,12 @@ def raising(error):
 def test_an_interrupted_run_says_that_it_can_be_resumed(command):
     done = command("strategy=naive", train=raising(KeyboardInterrupt()))
     assert done.code == 130
-    assert done.err == "harness: interrupted: the same command again resumes the run at its last finished task\n"
+    assert done.err == "harness: interrupted: repeat the command to resume the run after its last finished task\n"
 
 
 def test_an_interrupted_command_that_trains_nothing_promises_nothing(command, monkeypatch):
-    monkeypatch.setitem(cli.COMMANDS, "leaderboard", raising(KeyboardInterrupt()))
+    stopped = replace(COMMANDS["leaderboard"], run=raising(KeyboardInterrupt()))
+    monkeypatch.setitem(COMMANDS, "leaderboard", stopped)
     done = command("leaderboard")
     assert (done.code, done.err) == (130, "harness: interrupted\n")
 
@@ -359,7 +362,9 @@ def test_a_target_that_is_not_there_is_named(command):
     folder.mkdir(parents=True)
     (folder / "mine.yaml").write_text("mine:\n  _target_: nowhere_at_all.Mine\n")
     done = command("--config-dir", "mine", "strategy=mine", train=lambda cfg: instantiate(cfg["strategy"]["mine"]))
-    start = f"harness: strategy.mine._target_=nowhere_at_all.Mine: not found in {os.getcwd()} or what is installed: "
+    start = (
+        f"harness: strategy.mine._target_=nowhere_at_all.Mine: not found in {os.getcwd()} or among installed packages: "
+    )
     assert done.code == 2 and done.err.startswith(start) and done.err.count("\n") == 1
     assert "No module named 'nowhere_at_all'" in done.err
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from harness import cli, store
 from harness.config.catalogue import CONF
 from harness.finished.measure import KEY, measure, merged
-from harness.run import from_config
+from harness.jobs.job import from_config
 from harness.store import files
 from harness.types import Boundary, Reading
 

@@ -15,7 +15,7 @@ from scipy import stats as scipy_stats
 from harness import cli
 from harness.config.catalogue import CONF
 from harness.geometry.claims import CLAIMS, MEANING, SOURCES, explain, judge, markdown, table, text, write
-from harness.run import from_config
+from harness.jobs.job import from_config
 from tests.harness import folders
 
 PLACES = [(s, a, lr) for s in ("permuted", "split") for a in ("sam", "replay+sam") for lr in (0.1, 0.2, 0.4)]

@@ -40,8 +40,8 @@ def from_config(cfg, progress):
     if name == "lwf":
         time.sleep(600)
 
-sys.modules["harness.run"] = types.ModuleType("harness.run")
-sys.modules["harness.run"].from_config = from_config
+sys.modules["harness.jobs.job"] = types.ModuleType("harness.jobs.job")
+sys.modules["harness.jobs.job"].from_config = from_config
 from harness.cli import main
 sys.exit(main())
 """

@@ -68,8 +68,8 @@ def from_config(cfg, progress):
         job = [OmegaConf.to_container(cfg.strategy, resolve=True), list(cfg.seeds), cfg.eval.split, cfg.results]
         file.write(json.dumps(job) + "\\n")
 
-sys.modules["harness.run"] = types.ModuleType("harness.run")
-sys.modules["harness.run"].from_config = from_config
+sys.modules["harness.jobs.job"] = types.ModuleType("harness.jobs.job")
+sys.modules["harness.jobs.job"].from_config = from_config
 from harness.cli import main
 sys.exit(main())
 """

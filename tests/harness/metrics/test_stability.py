@@ -17,7 +17,8 @@ from harness.metrics.stability import COLUMNS, stability
 from harness.models.mlp import MLP
 from harness.optim import SGD
 from harness.record import recorder
-from harness.record.recorder import Evaluation, InMemory
+from harness.record.evaluation import Evaluation
+from harness.record.sinks import InMemory
 from harness.run import Result, run
 from harness.strategy import Chain, Strategy
 from harness.types import Aux, Boundary, Inside, Net, Reading, Step, Stream

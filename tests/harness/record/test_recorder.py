@@ -19,7 +19,10 @@ from harness.metrics import crossed
 from harness.models.mlp import MLP
 from harness.optim import SGD
 from harness.record import costs
-from harness.record.recorder import CURVE_BINS, Evaluation, InMemory, Recorder, trained_plainly
+from harness.record.evaluation import Evaluation, trained_plainly
+from harness.record.layout import CURVE_BINS
+from harness.record.recorder import Recorder
+from harness.record.sinks import InMemory
 from harness.run import Result, fresh_accuracy, run
 from harness.strategy import Chain, Strategy
 from harness.types import Batch, Boundary, Net, Out, Params, Reading, Step, Stream, Task, cat
@@ -128,7 +131,7 @@ def test_row_i_plus_1_of_the_accuracy_matrix_is_the_net_after_task_i(scenario: s
     ],
 )
 def test_which_tasks_are_tested(tasks: str | int, now: int, ahead: bool, expected: list[int]) -> None:
-    assert list(Evaluation(tasks).measured(now, 4, ahead)) == expected
+    assert list(Evaluation(tasks).tested(now, 4, ahead)) == expected
 
 
 @pytest.mark.parametrize(
@@ -488,7 +491,7 @@ def test_a_penalty_or_replay_that_does_nothing_is_warned_about_once(size: float,
     loop.train(learner, chain, recorder)
     assert len(said) == idle
     if idle:
-        assert said[0].startswith("task 1: what Weak added stayed under 0.0001 of the loss")
+        assert said[0].startswith("task 1: Weak contributed less than 0.0001 of the loss")
 
 
 def test_a_task_of_no_rows_takes_no_step_and_is_still_measured() -> None:

@@ -20,7 +20,7 @@ from hydra import compose, initialize_config_dir
 
 from harness import cli, store
 from harness.config.catalogue import CONF
-from harness.run import from_config
+from harness.jobs.job import from_config
 from tests.harness.folders import write
 from tests.harness.wandb_stub import Kept, Server
 

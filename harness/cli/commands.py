@@ -1,0 +1,434 @@
+"""The commands behind `python -m harness`: what each accepts, and what it calls.
+
+Options have one spelling, `--out FOLDER`. What configures a run is typed as for training, `metrics=standard`. The
+older spelling of an option, `out=FOLDER`, is still understood.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from harness.cli import help
+from harness.cli.errors import code_of, say
+from harness.config.catalogue import CONF
+from harness.finished.atlas_options import HELP as ATLAS
+from harness.finished.atlas_options import AtlasOptions
+
+Argument = tuple[tuple[str, ...], dict[str, Any]]  # of ArgumentParser.add_argument
+
+
+@dataclass(frozen=True)
+class Command:
+    """A word that may follow `python -m harness`."""
+
+    run: Callable[[argparse.Namespace], int]
+    summary: str  # one line, for the general help
+    arguments: tuple[Argument, ...]
+    about: str = ""  # further sentences, for its own help
+
+
+class Parser(argparse.ArgumentParser):
+    """Raises instead of exiting: every error is one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message}; see {self.prog} --help")
+
+
+def execute(name: str, argv: Sequence[str]) -> int:
+    """Parse the arguments of a command, and run it; returns the exit code."""
+    command = COMMANDS[name]
+    parser = Parser(
+        prog=f"{help.program()} {name}",
+        description=f"{command.summary[0].upper()}{command.summary[1:]}. {command.about}",
+        allow_abbrev=False,
+    )
+    for names, options in command.arguments:
+        parser.add_argument(*names, **options)
+    return command.run(parser.parse_intermixed_args(_respelled(argv, parser)))
+
+
+def _respelled(argv: Sequence[str], parser: Parser) -> list[str]:
+    """`out=F` as `--out F`, and `force=true` as `--force`."""
+    made: list[str] = []
+    for word in argv:
+        key, equals, value = word.partition("=")
+        option = parser._option_string_actions.get(f"--{key}")
+        if not equals or option is None:
+            made.append(word)
+        elif option.nargs != 0:
+            made += [f"--{key}", value]
+        elif value in ("true", "false"):
+            made += [f"--{key}"] * (value == "true")
+        else:
+            raise ValueError(f"{parser.prog.split()[-1]} {word}: must be true or false")
+    return made
+
+
+def _argument(*names: str, **options: Any) -> Argument:
+    return names, options
+
+
+# --- what many runs say -------------------------------------------------------------------------------
+
+
+def leaderboard(args: argparse.Namespace) -> int:
+    folders = _folders("leaderboard", args.folders or ["results"])
+    out = Path(args.out) if args.out else folders[0] / "leaderboard"
+    from harness.leaderboard import leaderboard, text
+    from harness.report.leaderboard import write
+    from harness.store import reporting
+
+    found = leaderboard(folders, by=args.by, baseline=args.baseline)
+    if not found.boards:
+        return _no_run(folders)
+    print("\n".join(text(found)), flush=True)
+    with reporting(out, "--out FOLDER"):
+        write(found, out)
+    print(f"\nwritten: {out / 'leaderboard'}.md .html .csv .parquet")
+    return 0
+
+
+def tune(args: argparse.Namespace) -> int:
+    folders = [Path(name) for name in args.folders or ["results/tuning"]]
+    for folder in folders:
+        if not (folder / "runs").is_dir():
+            words = folder if "=" in str(folder) else "strategy=..."
+            raise ValueError(
+                f"tune {folder}: no trials there; run some with python -m harness -m experiment=tune {words}"
+            )
+    from harness.store import reporting, write_text
+    from harness.tuning import tune
+    from harness.tuning.files import text, write
+
+    settings = tune(folders, args.config_dir)
+    if not settings:
+        print(f"no finished trial in {', '.join(map(str, folders))}")
+        return 0
+    print("\n".join(text(settings)), flush=True)
+    presets, tables = Path(args.out or CONF / "experiment"), Path(args.tables or folders[0] / "sensitivity")
+    with reporting(tables, "--tables FOLDER"):
+        written = write(settings, tables)
+    with reporting(presets, "--out FOLDER"):
+        presets.mkdir(parents=True, exist_ok=True)
+        for name, content in (item for setting in settings for item in setting.presets.items()):
+            write_text(presets / f"{name}.yaml", content)
+            written.append(presets / f"{name}.yaml")
+    print("\n".join(["", *(f"written: {path}" for path in written)]))
+    return 0
+
+
+def explain(args: argparse.Namespace) -> int:
+    folders = _folders("explain", args.folders or ["results"])
+    out = Path(args.out) if args.out else folders[0] / "explain"
+    from harness.geometry.claims import explain, text, write
+    from harness.store import reporting
+
+    found = explain(folders)
+    print("\n".join(text(found)), flush=True)
+    with reporting(out, "--out FOLDER"):
+        write(found, out)
+    print(f"\nwritten: {out / 'explain'}.md .parquet, {out / 'explain_rows'}.parquet")
+    return 0
+
+
+def report(args: argparse.Namespace) -> int:
+    names, overrides = _split(args.runs or ["results"])
+    names = names or ["results"]
+    for name in names:
+        if not ((Path(name) / "runs").is_dir() or (Path(name) / "manifest.json").is_file()):
+            raise ValueError(f"report {name}: neither a results folder nor a run folder")
+    if args.wandb:
+        if args.out:
+            raise ValueError(f"report --out {args.out}: --wandb writes no file; leave one of them out")
+        changes = _tracker("report --wandb", overrides)
+        from harness.report import wandb_report
+
+        print(wandb_report.report([Path(name) for name in names], changes, by=args.by, baseline=args.baseline))
+        return 0
+    if overrides:
+        raise ValueError(f"report {overrides[0]}: only `report --wandb` takes settings of a tracker")
+    from harness.report import report
+    from harness.store import reporting, write_text
+
+    out = Path(args.out or "report.html")
+    text = report([Path(name) for name in names], by=args.by, baseline=args.baseline)
+    with reporting(out, "--out FILE"):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_text(out, text)
+    print(f"written: {out} ({len(text.encode()) / 1e3:.0f} kB); open it in a browser, it works offline")
+    return 0
+
+
+# --- one run, or some ---------------------------------------------------------------------------------
+
+
+def show(args: argparse.Namespace) -> int:
+    from harness.finished.show import show
+    from harness.store import find_run
+
+    for path in [find_run(name) for name in args.runs]:
+        show(path)
+    return 0
+
+
+TRACKER = ("project", "entity", "group", "tags", "init_timeout", "finish_timeout")  # what `sync` may change
+
+
+def sync(args: argparse.Namespace) -> int:
+    names, overrides = _split(args.runs)
+    changes = _tracker("sync", overrides)
+    from harness.trackers.sync import chosen, sync
+
+    found = chosen(names or ["results"])
+    for note in found.notes:
+        print(f"note: {note}")
+    if not found.runs:
+        return _no_run(names or ["results"])
+    count = {"sent": 0, "FAILED": 0}
+    try:
+        for run in sync(found.runs, changes):
+            kind = "FAILED" if run.error else "sent"
+            count[kind] += 1
+            print(f"{kind:<7} {run.path}  {run.error or run.url}", flush=True)
+    except KeyboardInterrupt as stop:
+        say(f"interrupted: {count['sent']} of {len(found.runs)} runs were sent; repeat the command to send all of them")
+        os._exit(code_of(stop))  # at the interpreter's exit W&B would wait for the server that keeps us waiting
+    for run in found.skipped:
+        print(f"skipped {run.path}  {run.error}")
+    return 1 if count["FAILED"] else 0
+
+
+def _tracker(command: str, overrides: Sequence[str]) -> dict[str, Any]:
+    """The tracker's settings that were typed, each checked."""
+    from harness.config.preflight import composed
+
+    for word in overrides:
+        if word.partition("=")[0] not in [f"tracker.{key}" for key in TRACKER]:
+            known = ", ".join(f"tracker.{key}=..." for key in TRACKER)
+            raise ValueError(f"{command} {word}: cannot be changed here; the settings are {known}")
+    values = composed(overrides)["tracker"]
+    return {key: values[key] for key in TRACKER if any(o.startswith(f"tracker.{key}=") for o in overrides)}
+
+
+MEASURE = ("metrics", "metrics_every", "device", "dataset.root")  # what `measure` may change
+
+
+def measure(args: argparse.Namespace) -> int:
+    names, overrides = _split(args.runs)
+    if not names:
+        raise ValueError("measure: name a finished run, as in measure results/runs/... metrics=standard")
+    for word in overrides:
+        key = word.lstrip("+~").partition("=")[0]
+        if key not in MEASURE and not key.startswith("metrics."):
+            raise ValueError(f"measure {word}: cannot be changed here; the settings are {', '.join(MEASURE)}")
+    from harness.config.preflight import composed
+    from harness.store import find_run
+
+    values = composed(overrides, args.config_dir)
+    changes = {k: _at(values, k) for k in MEASURE[2:] if any(o.startswith(f"{k}=") for o in overrides)}
+    paths = [find_run(name, command="measure") for name in names]
+    from harness.finished.measure import measure
+
+    for path in paths:
+        try:
+            print(measure(path, values["metrics"], every=values["metrics_every"], changes=changes), flush=True)
+        except KeyboardInterrupt as stop:
+            say(f"interrupted: {path} is unchanged")
+            return code_of(stop)
+    return 0
+
+
+def atlas(args: argparse.Namespace) -> int:
+    from harness.store import find_run
+
+    options = AtlasOptions(**{key: getattr(args, key) for key in asdict(AtlasOptions())})
+    paths = [find_run(name, command="atlas") for name in args.runs]
+    from harness.finished.atlas import atlas
+    from harness.finished.atlas_figures import draw
+
+    for path in paths:
+        try:
+            parts, remarks = atlas(path, options, force=args.force)
+        except KeyboardInterrupt as stop:
+            say("interrupted: repeat the command to continue after the last finished part")
+            return code_of(stop)
+        figures = draw(path / "atlas")
+        print(f"{len(parts)} tables ({', '.join(parts)}) and {len(figures)} figures in {path / 'atlas'}", flush=True)
+        for line in remarks:
+            print(line)
+    return 0
+
+
+def card(args: argparse.Namespace) -> int:
+    from harness.store import find_run
+
+    path = find_run(args.run_name, command="card")
+    from harness.finished.card import card
+
+    for file in card(path, Path(args.out) if args.out else None):
+        print(file)
+    return 0
+
+
+# --- pages and lists ----------------------------------------------------------------------------------
+
+
+def catalogue(args: argparse.Namespace) -> int:
+    if args.what == ["metrics"]:
+        from harness.pages import metrics
+
+        print(metrics.page(), end="")
+        return 0
+    if args.what == ["tasks"]:
+        from harness.pages import streams
+
+        print(streams.page(), end="")
+        return 0
+    folders = _folders("catalogue", args.what)
+    from harness.pages.strategies import page
+
+    print(page(folders))
+    return 0
+
+
+def ls(args: argparse.Namespace) -> int:
+    return help.ls(args.what, args.config_dir)
+
+
+# --- shared -------------------------------------------------------------------------------------------
+
+
+def _split(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Names of runs or folders, and settings: key=value, unless a file has this name."""
+    names = [w for w in words if Path(w).exists() or not ("=" in w or w.startswith(("~", "+")))]
+    return names, [w for w in words if w not in names]
+
+
+def _folders(command: str, names: Sequence[str]) -> list[Path]:
+    for name in names:
+        if not (Path(name) / "runs").is_dir():
+            raise ValueError(f"{command} {name}: contains no runs; name a folder that was given as results=FOLDER")
+    return [Path(name) for name in names]
+
+
+def _no_run(folders: Sequence[Path | str]) -> int:
+    print(f"no finished run in {', '.join(map(str, folders))}")
+    return 0
+
+
+def _at(values: Mapping[str, Any], key: str) -> Any:
+    for part in key.split("."):
+        values = values[part]
+    return values
+
+
+def _whole(text: str) -> int:
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text}: must be a whole number")
+    return int(text)
+
+
+FOLDERS = _argument("folders", nargs="*", metavar="FOLDER", help="results folders (default: results)")
+RUNS = _argument("runs", nargs="+", metavar="RUN", help="a run folder, or the beginning of a run id in results")
+BY = _argument("--by", default="average_accuracy", metavar="SCORE", help="score to sort by (default: %(default)s)")
+BASELINE = _argument(
+    "--baseline", default="naive", metavar="STRATEGY", help="strategy to compare with (default: %(default)s)"
+)
+CONFIG_DIR = _argument("--config-dir", metavar="FOLDER", help="also read your own options from FOLDER")
+
+
+def _out(default: str, metavar: str = "FOLDER") -> Argument:
+    return _argument("--out", metavar=metavar, help=f"where to write (default: {default})")
+
+
+COMMANDS: dict[str, Command] = {
+    "ls": Command(
+        ls,
+        "list strategies, tasks, datasets, models, metrics or experiments",
+        (_argument("what", nargs="*", metavar="WHAT", help="what to list (default: everything)"), CONFIG_DIR),
+    ),
+    "leaderboard": Command(
+        leaderboard,
+        "compare finished runs, on the terminal and as files",
+        (FOLDERS, BY, BASELINE, _out("leaderboard in the first FOLDER")),
+    ),
+    "tune": Command(
+        tune,
+        "choose each strategy's values by its trials, and write them as a preset",
+        (
+            _argument("folders", nargs="*", metavar="FOLDER", help="folders of trials (default: results/tuning)"),
+            _out("conf/experiment"),
+            _argument("--tables", metavar="FOLDER", help="where tables go (default: sensitivity in the first FOLDER)"),
+            CONFIG_DIR,
+        ),
+        "Trials are run with `python -m harness -m experiment=tune`.",
+    ),
+    "explain": Command(
+        explain,
+        "test on a designed grid whether geometry explains forgetting",
+        (FOLDERS, _out("explain in the first FOLDER")),
+        "The grid is run with `python -m harness experiment=geometry`.",
+    ),
+    "report": Command(
+        report,
+        "write all figures as one HTML file, or as a report on Weights & Biases",
+        (
+            _argument("runs", nargs="*", metavar="RUN|FOLDER", help="runs or results folders (default: results)"),
+            BY,
+            BASELINE,
+            _out("report.html", "FILE"),
+            _argument("--wandb", action="store_true", help="write a report on a Weights & Biases server instead"),
+        ),
+        f"With --wandb, the server is chosen as in training: {', '.join(f'tracker.{key}=...' for key in TRACKER)}.",
+    ),
+    "show": Command(show, "print finished or unfinished runs", (RUNS,)),
+    "sync": Command(
+        sync,
+        "send finished runs to a Weights & Biases server",
+        (_argument("runs", nargs="*", metavar="RUN|FOLDER|key=value", help="runs, results folders, settings"),),
+        f"Settings: {', '.join(f'tracker.{key}=...' for key in TRACKER)}.",
+    ),
+    "measure": Command(
+        measure,
+        "take more metrics of a finished run, from the nets that it kept",
+        (_argument("runs", nargs="*", metavar="RUN|key=value", help="runs (folder or id), and settings"), CONFIG_DIR),
+        f"Settings: {', '.join(f'{key}=...' for key in MEASURE)}, and any metrics.NAME.KEY=VALUE.",
+    ),
+    "atlas": Command(
+        atlas,
+        "barriers, planes and spectra of a finished run, as tables and figures",
+        (
+            RUNS,
+            *(
+                _argument(f"--{key}", type=_whole, default=n, metavar="N", help=f"{ATLAS[key][1]} (default: {n})")
+                for key, n in asdict(AtlasOptions()).items()
+            ),
+            _argument("--force", action="store_true", help="redo parts that exist"),
+        ),
+    ),
+    "card": Command(
+        card,
+        "forgetting ledger, path card, and sharpness against forgetting of a finished run",
+        (
+            _argument("run_name", metavar="RUN", help="a run folder, or the beginning of a run id"),
+            _out("the run's folder"),
+        ),
+    ),
+    "catalogue": Command(
+        catalogue,
+        "print the page about all strategies, metrics or tasks",
+        (
+            _argument(
+                "what",
+                nargs="*",
+                metavar="metrics|tasks|FOLDER",
+                help="a page; a folder of runs is the table of the page about strategies",
+            ),
+        ),
+    ),
+}

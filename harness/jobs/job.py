@@ -1,0 +1,227 @@
+"""One job: the run of a composed configuration, resumed if it was interrupted, with its control and trackers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from harness import store
+from harness.jobs.setting import Setting, build, chosen_device, chosen_metrics
+from harness.record.sinks import Columns
+from harness.run import check_boundaries, check_scenario, run
+from harness.store import provenance
+from harness.strategy import Chain, Strategy
+from harness.trackers import About, Tracker, Trackers, published, summaries
+from harness.types import Net, Stream
+from harness.wording import warn
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+
+def from_config(cfg: DictConfig, progress: bool = True) -> Path:
+    """Run a composed configuration; returns the run's folder.
+
+    A finished run is not repeated unless `force=true`; an interrupted one is resumed.
+    """
+    from omegaconf import OmegaConf
+
+    own = OmegaConf.masked_copy(cfg, [str(k) for k in cfg if k != "hydra"])
+    plain: Any = OmegaConf.to_container(own, resolve=True)
+    threads = int(plain["threads"]) or os.cpu_count() or 1
+    torch.set_num_threads(threads)
+    setting = Setting(plain, build(plain["dataset"]), chosen_device(plain["device"]), threads)
+    strategies = {name: build(node) for name, node in plain["strategy"].items()}
+    return _one(setting, plain["strategy"], strategies, tuple(plain["seeds"]), progress)
+
+
+RESET = {"reset": {"_target_": "strategies.reset.Reset"}}  # the control against which plasticity is measured
+
+
+def _one(
+    setting: Setting, spec: dict[str, Any], strategies: dict[str, Strategy], seeds: tuple[int, ...], progress: bool
+) -> Path:
+    # make everything that can refuse its settings before anything is written
+    cfg, label = setting.cfg, "+".join(part.label or name for name, part in strategies.items())
+    stream = setting.stream(seeds)
+    parts, evaluation = setting.parts(stream), setting.evaluation
+    metrics = chosen_metrics(cfg["metrics"])
+    shown = _trackers(cfg, stream, label, progress)
+    check_scenario(stream, list(strategies.values()))
+    check_boundaries(stream, list(strategies.values()), parts["optimizer"])
+    for line in Chain(list(strategies.values())).disorder():
+        warn(f"strategy=[{','.join(strategies)}]: {line}")
+    is_control = list(strategies) == ["reset"]
+    identity = {**setting.identity, "strategy": spec, "seeds": list(seeds), "eval": cfg["eval"]["tasks"]}
+    with _open(setting, stream, label, identity, force=cfg["force"]) as folder:
+        if folder.done:
+            print(f"already finished: {folder.path} (force=true reruns it)")
+            if more := sorted(set(metrics) - set(folder.manifest["metrics"])):
+                taken = ", ".join(folder.manifest["metrics"]) or "off"
+                print(f"it was measured with metrics {taken}; add the others with:")
+                print(f"  python -m harness measure {folder.path} metrics=[{','.join(more)}]")
+            return folder.path
+        resume = _resume(folder, setting, stream, {"metrics": sorted(metrics), "purpose": "run"})
+        control = None
+        if cfg["control"] and not is_control:
+            control = _control(setting, seeds, progress)
+        trackers = Trackers(shown)
+        sink = FolderSink(folder, trackers, seeds, len(stream.tasks))
+        past = summaries(folder.table("metrics"), folder.table("accuracy"), seeds, len(stream.tasks))
+        trackers.start(About(cfg, folder.manifest, folder.path, seeds, len(stream.tasks)), past)
+        try:
+            result = run(
+                stream,
+                list(strategies.values()),
+                metrics=metrics,
+                metrics_every=cfg["metrics_every"],
+                evaluation=evaluation,
+                control=control,
+                is_control=is_control,
+                gap=cfg["gap"],
+                sink=sink,
+                resume=resume,
+                progress=trackers.progress,
+                **parts,
+            )
+        except BaseException as error:
+            trackers.finish([], f"{type(error).__name__}: {error}")
+            raise
+        alive = result.learner.alive.tolist()
+        diverged = [s for s, a in zip(seeds, alive) if not a]
+        folder.finish(diverged=diverged)
+        if diverged:
+            warn(f"seeds {diverged} diverged: their parameters are no longer finite; try a lower optimizer.lr")
+        trackers.finish(published(folder.path))
+        return folder.path
+
+
+def _open(setting: Setting, stream: Stream, label: str, identity: dict[str, Any], **how: Any) -> store.RunFolder:
+    """The run's folder, locked. StoreError if it was started on different data."""
+    folder = store.RunFolder.open(
+        setting.cfg["results"],
+        f"{stream.name}_{stream.scenario}",
+        label,
+        store.identity(identity),
+        scenario=stream.scenario,
+        keep=setting.cfg["keep"],
+        **how,
+    )
+    # the identity has names only; the data behind a function or a further data set may change
+    if folder.manifest.get("stream_hash", stream.hash) != stream.hash:
+        folder.close()
+        raise store.StoreError(
+            f"{folder.path}: this run was started on different data with the same name; restart it on the current data"
+            " with force=true, or keep both with results=FOLDER"
+        )
+    return folder
+
+
+def _resume(
+    folder: store.RunFolder, setting: Setting, stream: Stream, facts: dict[str, Any]
+) -> tuple[int, dict[str, Any]] | None:
+    """The boundary to resume from, if any; writes the configuration and the manifest of this attempt."""
+    from omegaconf import OmegaConf
+
+    facts = {**provenance.facts(setting.device.type), **facts}
+    resume = folder.resume(source=facts["source"])
+    for note in folder.notes:
+        warn(note)
+    folder.write_config(OmegaConf.to_yaml(OmegaConf.create(setting.cfg)))
+    folder.update_manifest(
+        setting=store.identity(setting.identity),
+        seeds=list(stream.seeds),
+        stream_version=stream.version,
+        stream_hash=stream.hash,
+        split=stream.split,
+        config=setting.cfg,
+        threads=setting.threads,
+        **facts,
+    )
+    return resume
+
+
+def _control(setting: Setting, seeds: tuple[int, ...], progress: bool) -> Tensor:
+    """A fresh net's accuracy on every task for these seeds [S, T]: found among the results, or trained.
+
+    Missing seeds are trained under the control's lock: of several processes that need them, one trains and the others
+    wait and read.
+    """
+    known = _known_control(setting)
+    missing = tuple(s for s in seeds if s not in known)
+    if missing:
+        stream = replace(setting.stream(missing), boundaries="announced")  # the control needs them
+        identity = {**setting.identity, "strategy": RESET, "seeds": list(missing), "purpose": "control"}
+        with _open(setting, stream, "reset", identity, wait=3600.0) as folder:
+            if not folder.done:
+                resume = _resume(folder, setting, stream, {"metrics": [], "purpose": "control"})
+                if progress:
+                    print(f"training the control first: a fresh net on each task, seeds {list(missing)}", flush=True)
+                run(
+                    stream,
+                    [build(node) for node in RESET.values()],
+                    evaluation=replace(setting.evaluation, tasks=1, every=None),
+                    is_control=True,
+                    gap=False,
+                    sink=FolderSink(folder, Trackers([]), missing, len(stream.tasks)),
+                    resume=resume,
+                    **setting.parts(stream),
+                )
+                folder.finish(diverged=[])
+        known = _known_control(setting)
+    return torch.stack([known[s] for s in seeds])
+
+
+def _known_control(setting: Setting) -> dict[int, Tensor]:
+    """Accuracy on each task just after training on it [T], by seed, from the finished controls of this setting."""
+    known: dict[int, Tensor] = {}
+    for found in store.find_runs(setting.cfg["results"], strategy="reset", setting=store.identity(setting.identity)):
+        table = store.read_table(found, "accuracy").to_pylist()
+        tasks = 1 + max(row["boundary"] for row in table)
+        for row in table:
+            if row["boundary"] == row["task"]:
+                known.setdefault(row["seed"], torch.full((tasks,), float("nan"), dtype=torch.float64))
+                known[row["seed"]][row["task"]] = row["accuracy"]
+    return known
+
+
+def _trackers(cfg: dict[str, Any], stream: Stream, label: str, progress: bool) -> list[Tracker]:
+    from harness.trackers.console import Console
+    from harness.trackers.wandb import Target, WandB
+
+    title = (
+        f"{label} on {stream.name} (scenario {stream.scenario}, {len(stream.tasks)} tasks, seeds {list(stream.seeds)})"
+    )
+    closing = [f"compare: python -m harness leaderboard {cfg['results']}"]
+    shown: list[Tracker] = [Console(title, closing=closing)] if progress else []
+    settings = dict(cfg["tracker"] or {"mode": "disabled"})
+    mode = settings.pop("mode")
+    return shown if mode == "disabled" else [*shown, WandB(mode, Target(**settings))]
+
+
+class FolderSink:
+    """Writes rows to a run folder, then sends a summary of the boundary to the trackers."""
+
+    def __init__(self, folder: store.RunFolder, trackers: Trackers, seeds: Sequence[int], tasks: int) -> None:
+        self.folder, self.trackers, self.seeds, self.tasks = folder, trackers, tuple(seeds), tasks
+
+    def write(self, table: str, columns: Columns) -> None:
+        self.folder.append(columns["boundary"][0] if columns["boundary"] else 0, "end", {table: columns})
+
+    def commit(self, boundary: int, checkpoint: Callable[[], dict[str, Any]], net: Net) -> None:
+        self.folder.commit(boundary, checkpoint(), net)
+        metrics, accuracy = self.folder.table("metrics", boundary), self.folder.table("accuracy", boundary)
+        for summary in summaries(metrics, accuracy, self.seeds, self.tasks):
+            self.trackers.boundary(summary)
+
+    def net(self, task: int) -> dict[str, Any]:
+        return self.folder.net(task)
+
+    def has_net(self, task: int) -> bool:
+        return self.folder.has_net(task)

@@ -1,0 +1,109 @@
+"""A composed configuration as objects: the setting that runs are compared within, and its parts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from harness.learner import Budget
+from harness.models.module import Module
+from harness.record.evaluation import Evaluation
+from harness.types import Metric, Stream
+from tasks.stream import on_validation
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A configuration without its strategy and seeds: runs are compared within one setting."""
+
+    cfg: dict[str, Any]
+    dataset: Any
+    device: torch.device
+    threads: int
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Exactly what determines the numbers, except strategy and seeds."""
+        cfg = self.cfg
+        budget = cfg["train"] if cfg["train"]["steps"] is None else {**cfg["train"], "epochs": None}
+        return {
+            **{k: cfg[k] for k in ("tasks", "scenario", "classes", "boundaries", "model", "optimizer", "dtype", "pin")},
+            "train": budget,
+            "dataset": [self.dataset.name, self.dataset.digest],
+            "samples": cfg["eval"]["samples"],
+            "split": self.split,
+            "threads": self.threads,
+            "device": self.device.type,
+        }
+
+    @property
+    def split(self) -> str:
+        """The rows that are scored: test, or val to choose values."""
+        return str(self.cfg["eval"]["split"])
+
+    @property
+    def evaluation(self) -> Evaluation:
+        """Which tasks are tested, and on how many rows."""
+        return Evaluation(**{k: v for k, v in self.cfg["eval"].items() if k != "split"})
+
+    def stream(self, seeds: Sequence[int]) -> Stream:
+        cfg = self.cfg
+        made: Stream = build(
+            cfg["tasks"],
+            dataset=self.dataset,
+            seeds=seeds,
+            scenario=cfg["scenario"],
+            classes=cfg["classes"],
+            pin=cfg["pin"]["stream"],
+            device=self.device,
+        )
+        augment = cfg["dataset"].get("augment")
+        if augment and not all(getattr(task.train, "augmented", False) for task in made.tasks):
+            raise ValueError(
+                f"dataset.augment={augment}: {made.name} generates its own examples; use dataset.augment=[]"
+            )
+        made = replace(made, boundaries=cfg["boundaries"])
+        return made if self.split == "test" else on_validation(made)
+
+    def parts(self, stream: Stream) -> dict[str, Any]:
+        """The arguments of `run` that all runs of this setting share."""
+        cfg = self.cfg
+        model = build(cfg["model"], shape=stream.shape, outputs=stream.outputs)
+        if isinstance(model, torch.nn.Module):  # a user's own: made once for each seed, and vectorised
+            model = Module(lambda: build(cfg["model"], shape=stream.shape, outputs=stream.outputs), stream.outputs)
+        return {
+            "model": model,
+            "optimizer": build(cfg["optimizer"]),
+            "budget": Budget(**cfg["train"]),
+            "device": self.device,
+            "dtype": getattr(torch, cfg["dtype"]),
+            "pin": {k: v for k, v in cfg["pin"].items() if k != "stream"},
+        }
+
+
+def build(node: Any, **given: Any) -> Any:
+    """Make an object from its configuration: the only place that calls Hydra's instantiate."""
+    from hydra.utils import instantiate
+
+    if not given:
+        return instantiate(node, _convert_="all")
+    # as call arguments: Hydra would turn a given dataclass into configuration
+    return instantiate(node, _convert_="all", _partial_=True)(**given)
+
+
+def chosen_metrics(node: dict[str, Any]) -> dict[str, Metric]:
+    """The metrics of a configuration, without those set to null."""
+    return {name: build(one) for name, one in node.items() if one is not None}
+
+
+def chosen_device(name: str) -> torch.device:
+    """`auto` is the GPU if there is one. ValueError for a device that this machine lacks."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device={name}: this machine has {torch.cuda.device_count()} GPUs; use device=auto or cpu")
+    return device
