@@ -30,7 +30,7 @@ from harness.models.module import Module
 from harness.optim import Optimizer
 from harness.record.recorder import Columns, Evaluation, InMemory, Recorder, Sink
 from harness.store import provenance
-from harness.strategy import Chain, Strategy
+from harness.strategy import Chain, Strategy, full_key
 from harness.trackers import About, Tracker, Trackers, published, summaries, warn
 from harness.types import Metric, Model, Net, Stream
 from tasks.stream import on_validation
@@ -119,7 +119,7 @@ def check_scenario(stream: Stream, strategies: Sequence[Strategy]) -> None:
     """ValueError where a strategy is not defined for the stream's scenario."""
     for part in strategies:
         if stream.scenario not in part.scenarios:
-            why = f", since {part.why}" if part.why else ""
+            why = f", because {part.why}" if part.why else ""
             known = ", ".join(part.scenarios)
             raise ValueError(f"scenario={stream.scenario}: {part.name} is defined for {known} only{why}")
 
@@ -254,6 +254,22 @@ def build(node: Any, **given: Any) -> Any:
     return instantiate(node, _convert_="all", _partial_=True)(**given)
 
 
+def build_strategies(spec: Mapping[str, Any]) -> dict[str, Strategy]:
+    """The strategies of a configuration by their keys, which become their names."""
+    from hydra.errors import InstantiationException
+
+    made: dict[str, Strategy] = {}
+    for key, node in spec.items():
+        try:
+            made[key] = build(node)
+        except InstantiationException as error:
+            if said := full_key(key, node, error.__cause__):
+                raise ValueError(said) from error
+            raise
+        made[key].name = key
+    return made
+
+
 def from_config(cfg: DictConfig, progress: bool = True) -> Path:
     """Run what a composed configuration says; returns the run's folder.
 
@@ -266,8 +282,7 @@ def from_config(cfg: DictConfig, progress: bool = True) -> Path:
     threads = int(plain["threads"]) or os.cpu_count() or 1
     torch.set_num_threads(threads)
     setting = Setting(plain, build(plain["dataset"]), chosen_device(plain["device"]), threads)
-    strategies = {name: build(node) for name, node in plain["strategy"].items()}
-    return _one(setting, plain["strategy"], strategies, tuple(plain["seeds"]), progress)
+    return _one(setting, plain["strategy"], build_strategies(plain["strategy"]), tuple(plain["seeds"]), progress)
 
 
 def chosen_metrics(node: dict[str, Any]) -> dict[str, Metric]:
@@ -292,7 +307,7 @@ def _one(
     setting: Setting, spec: dict[str, Any], strategies: dict[str, Strategy], seeds: tuple[int, ...], progress: bool
 ) -> Path:
     # everything that can refuse its settings is made before anything is written
-    cfg, label = setting.cfg, "+".join(part.label or name for name, part in strategies.items())
+    cfg, label = setting.cfg, "+".join(part.label for part in strategies.values())
     stream = setting.stream(seeds)
     parts, evaluation = setting.parts(stream), setting.evaluation
     metrics = chosen_metrics(cfg["metrics"])
@@ -409,7 +424,7 @@ def _control(setting: Setting, seeds: tuple[int, ...], progress: bool) -> Tensor
                     print(f"training the control first: a fresh net for each task, seeds {list(missing)}", flush=True)
                 run(
                     stream,
-                    [build(node) for node in RESET.values()],
+                    list(build_strategies(RESET).values()),
                     evaluation=replace(setting.evaluation, tasks=1, every=None),
                     is_control=True,
                     gap=False,

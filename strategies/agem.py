@@ -30,7 +30,7 @@ class AGEM(Strategy):
     order = {"grad": 40}
 
     def __init__(self, *, per_task: int, batch_size: int) -> None:
-        require.at_least(1, "agem", per_task=per_task, batch_size=batch_size)
+        require.at_least(1, per_task=per_task, batch_size=batch_size)
         self.per_task, self.batch_size = per_task, batch_size
         self.memory: dict[str, Tensor] = {}  # x, y, t: [S, rows, ...]
 

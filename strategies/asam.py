@@ -28,7 +28,7 @@ class ASAM(Strategy):
     grid = {"rho": (0.1, 0.5, 1.0, 2.0)}  # 0.5 and 1.0 are Kwon et al.'s
 
     def __init__(self, *, rho: float, eta: float) -> None:
-        require.at_least(0, "asam", rho=rho, eta=eta)
+        require.at_least(0, rho=rho, eta=eta)
         self.rho, self.eta = rho, eta
 
     def grad(self, learner: Learner, inner: GradFn) -> GradFn:

@@ -32,7 +32,7 @@ class CFlat(Strategy):
     grid = {"rho": (0.05, 0.1, 0.2, 0.4)}  # factors of two around the authors' 0.2
 
     def __init__(self, *, rho: float, strength: float) -> None:
-        require.at_least(0, "cflat", rho=rho, strength=strength)
+        require.at_least(0, rho=rho, strength=strength)
         self.rho, self.strength = rho, strength
 
     def grad(self, learner: Learner, inner: GradFn) -> GradFn:

@@ -26,7 +26,6 @@ class Cumulative(Strategy):
         steps=proportional   (t + 1) k for task t, T (T + 1) k / 2 in all: each epoch is a pass over the union, and
                              the last net has seen task 0 T times as often as the last task.
         steps=equal          k for task t, T k in all: as many as naive.
-    `name` says which where it is not the default.
 
     Differences from the paper: there half of one data set comes first and then all of it, each to convergence.
     """
@@ -35,7 +34,7 @@ class Cumulative(Strategy):
     order = {"begin": 0}
 
     def __init__(self, *, steps: str) -> None:
-        require.one_of(STEPS, "cumulative", steps=steps)
+        require.one_of(STEPS, steps=steps)
         self.steps = steps
         self.kept = 0  # bytes of the rows of the tasks so far
 
@@ -43,14 +42,12 @@ class Cumulative(Strategy):
         return Bytes(self.kept)
 
     @property
-    def name(self) -> str:
+    def purpose(self) -> str:
         return "Cumulative" if self.steps == "proportional" else f"Cumulative[{self.steps}]"
 
     def setup(self, learner: Learner) -> None:
         if not all(isinstance(t.train, Rows) for t in learner.stream.tasks):
-            raise ValueError(
-                f"cumulative: rows of {learner.stream.name} are generated, so that no union of them is a task"
-            )
+            raise ValueError(f"{self.name}: {learner.stream.name} generates its rows, so tasks cannot be merged")
 
     def begin(self, learner: Learner, task: Task) -> Task:
         tasks = learner.stream.tasks[: task.index + 1]

@@ -34,8 +34,8 @@ class DER(Strategy):
     grid = {"alpha": (0.1, 0.2, 0.5, 1.0)}  # the authors' best lie from 0.2 to 1
 
     def __init__(self, *, capacity: int, batch_size: int, alpha: float) -> None:
-        require.at_least(1, "der", capacity=capacity, batch_size=batch_size)
-        require.at_least(0, "der", alpha=alpha)
+        require.at_least(1, capacity=capacity, batch_size=batch_size)
+        require.at_least(0, alpha=alpha)
         self.capacity, self.batch_size, self.alpha = capacity, batch_size, alpha
 
     def setup(self, learner: Learner) -> None:

@@ -33,8 +33,8 @@ class DERpp(Strategy):
     grid = {"alpha": (0.2, 0.5, 1.0), "beta": (0.5, 1.0)}  # from the authors' best on one stream to another's
 
     def __init__(self, *, capacity: int, batch_size: int, alpha: float, beta: float) -> None:
-        require.at_least(1, "derpp", capacity=capacity, batch_size=batch_size)
-        require.at_least(0, "derpp", alpha=alpha, beta=beta)
+        require.at_least(1, capacity=capacity, batch_size=batch_size)
+        require.at_least(0, alpha=alpha, beta=beta)
         self.capacity, self.batch_size, self.alpha, self.beta = capacity, batch_size, alpha, beta
 
     def setup(self, learner: Learner) -> None:

@@ -30,7 +30,7 @@ class EMA(Strategy):
     grid = {"decay": (0.9, 0.97, 0.99, 0.999)}  # averages over 10 to 1,000 updates
 
     def __init__(self, *, decay: float, warmup: bool) -> None:
-        require.within("[0, 1)", "ema", decay=decay)
+        require.within("[0, 1)", decay=decay)
         self.decay, self.warmup = decay, warmup
         self.count = 0  # updates
 

@@ -33,6 +33,7 @@ class ERACE(Strategy):
     * Multi-epoch streams are allowed; the paper's see each row once.
     """
 
+    name = "er_ace"
     family = "replay"
     boundaries = True  # it replays from the second task on
     scenarios = ("class",)
@@ -40,7 +41,7 @@ class ERACE(Strategy):
     order = {"batch": 50}
 
     def __init__(self, *, capacity: int, batch_size: int) -> None:
-        require.at_least(1, "er_ace", capacity=capacity, batch_size=batch_size)
+        require.at_least(1, capacity=capacity, batch_size=batch_size)
         self.capacity, self.batch_size = capacity, batch_size
 
     def setup(self, learner: Learner) -> None:

@@ -34,15 +34,15 @@ class FDR(Strategy):
     grid = {"strength": (0.1, 0.3, 1.0, 3.0)}  # half orders of magnitude around Mammoth's 1
 
     def __init__(self, *, strength: float, capacity: int, batch_size: int, squared: bool) -> None:
-        require.at_least(0, "fdr", strength=strength)
-        require.at_least(1, "fdr", capacity=capacity, batch_size=batch_size)
+        require.at_least(0, strength=strength)
+        require.at_least(1, capacity=capacity, batch_size=batch_size)
         self.strength, self.capacity, self.batch_size, self.squared = strength, capacity, batch_size, squared
         self.share = 0  # rows of each task held
 
     def setup(self, learner: Learner) -> None:
         tasks = len(learner.stream.tasks)
         if self.capacity < tasks:
-            raise ValueError(f"fdr.capacity={self.capacity}: must be at least a row for each of the {tasks} tasks")
+            raise ValueError(f"capacity={self.capacity}: must be at least {tasks}, one row for each task")
         S, n, like = learner.S, self.capacity, learner.params[learner.model.head[0]]
         x, _, t = learner.stream.tasks[0].train.take(torch.zeros(S, 1, dtype=torch.int64, device=learner.device))
         self.x, self.t = x.new_zeros(S, n, *x.shape[2:]), t.new_zeros(S, n)

@@ -39,12 +39,12 @@ class GDumb(Strategy):
     order = {"end": 0}
 
     def __init__(self, *, capacity: int, epochs: int, batch_size: int) -> None:
-        require.at_least(1, "gdumb", capacity=capacity, epochs=epochs, batch_size=batch_size)
+        require.at_least(1, capacity=capacity, epochs=epochs, batch_size=batch_size)
         self.capacity, self.epochs, self.batch_size = capacity, epochs, batch_size
 
     def setup(self, learner: Learner) -> None:
         if learner.stream.loss == "mse":
-            raise ValueError("gdumb: balances classes, which regression has not; choose replay")
+            raise ValueError(f"{self.name}: regression has no classes to balance; use strategy=replay")
         self.memory = Memory(self.capacity, "class_balanced", self.random)
 
     def begin(self, learner: Learner, task: Task) -> Task:

@@ -38,8 +38,8 @@ class GEM(Strategy):
     grid = {"margin": (0.0, 0.1, 0.5, 1.0)}  # from the plain projection to twice the authors' 0.5
 
     def __init__(self, *, per_task: int, margin: float) -> None:
-        require.at_least(1, "gem", per_task=per_task)
-        require.at_least(0, "gem", margin=margin)
+        require.at_least(1, per_task=per_task)
+        require.at_least(0, margin=margin)
         self.per_task, self.margin = per_task, margin
         self.memory: list[dict[str, Any]] = []  # of each past task: x, y, t
 

@@ -60,19 +60,17 @@ class GenerativeReplay(Strategy):
         likelihood: str,
         lr: float,
     ) -> None:
-        require.at_least(1, "generative_replay", batch_size=batch_size)
-        require.one_of(TARGETS, "generative_replay", targets=targets)
-        for key, value in (("temperature", temperature), ("lr", lr)):
-            if value <= 0:
-                raise ValueError(f"generative_replay.{key}={value}: must be above 0")
+        require.at_least(1, batch_size=batch_size)
+        require.one_of(TARGETS, targets=targets)
+        require.above(0, temperature=temperature, lr=lr)
         self.batch_size, self.targets, self.temperature = batch_size, targets, temperature
         self.widths, self.latent, self.likelihood, self.lr = tuple(widths), latent, likelihood, lr
         VAE((1,), latent, self.widths, likelihood)  # names a bad value before a run begins
 
     def setup(self, learner: Learner) -> None:
         if learner.stream.loss == "mse":
-            raise ValueError("generative_replay: labels dreamt inputs with classes, which regression has not")
-        self.model = vae_for(learner.stream, "generative_replay", self.latent, self.widths, self.likelihood)
+            raise ValueError(f"{self.name}: regression has no classes to label generated inputs with")
+        self.model = vae_for(learner.stream, self.latent, self.widths, self.likelihood)
         self.vae = learner.sub("vae", self.model, Adam(lr=self.lr))
         self.dreamer = tree.copy(self.vae.params)
         self.teacher = Net(tree.copy(learner.params), tree.copy(learner.buffers), learner.apply)

@@ -33,13 +33,13 @@ class GPM(Strategy):
     grid = {"threshold": (0.9, 0.95, 0.97, 0.99)}  # the authors' are .95 to .99
 
     def __init__(self, *, threshold: float, growth: float, samples: int) -> None:
-        require.within("[0, 1]", "gpm", threshold=threshold)
-        require.at_least(0, "gpm", growth=growth)
-        require.at_least(1, "gpm", samples=samples)
+        require.within("[0, 1]", threshold=threshold)
+        require.at_least(0, growth=growth)
+        require.at_least(1, samples=samples)
         self.threshold, self.growth, self.samples = threshold, growth, samples
 
     def setup(self, learner: Learner) -> None:
-        self.allowed = free(learner, "gpm", bias=False)  # I - M Mᵀ
+        self.allowed = free(learner, self.name, bias=False)  # I - M Mᵀ
 
     def step(self, learner: Learner, step: Step) -> None:
         if learner.now and step.before is not None:

@@ -33,9 +33,8 @@ class HareTortoise(Strategy):
     grid = {"decay": (0.99, 0.999), "period": (3, 10)}  # Lee et al.'s values, and faster ones
 
     def __init__(self, *, decay: float, period: int, reset_optimizer: bool) -> None:
-        require.within("[0, 1)", "hare_tortoise", decay=decay)
-        if period < 1:
-            raise ValueError(f"hare_tortoise.period={period}: must be at least 1 epoch")
+        require.within("[0, 1)", decay=decay)
+        require.at_least(1, period=period)
         self.decay, self.period, self.reset_optimizer = decay, period, reset_optimizer
         self.epochs = 0.0  # of the hare
 

@@ -15,6 +15,7 @@ from harness.toolbox.gating import gate
 from harness.toolbox.surgery import spread
 from harness.types import Aux, Batch, Gates, GradFn, Out, Params, Step, Task
 
+ANNEALINGS = ("epoch", "task")
 LIMIT = 6.0  # |e| at most, thres_emb of the authors' code
 COSH = 50.0  # |s e| at most where its cosh is taken, thres_cosh of the authors' code
 
@@ -49,10 +50,9 @@ class HAT(Strategy):
     grid = {"strength": (0.1, 0.25, 0.75, 2.5)}  # factors of three around Serrà et al.'s 0.75
 
     def __init__(self, *, strength: float, s_max: float, anneal: str) -> None:
-        require.at_least(0, "hat", strength=strength)
-        require.at_least(1, "hat", s_max=s_max)
-        if anneal not in ("epoch", "task"):
-            raise ValueError(f"hat.anneal={anneal}: choose one of epoch, task")
+        require.at_least(0, strength=strength)
+        require.at_least(1, s_max=s_max)
+        require.one_of(ANNEALINGS, anneal=anneal)
         self.strength, self.s_max, self.anneal = strength, s_max, anneal
         self.s = 1 / s_max
 
@@ -60,8 +60,10 @@ class HAT(Strategy):
         model, like = learner.model, next(iter(learner.params.values()))
         if any(u.norm for u in model.units) or learner.buffers or not model.head:
             kind = type(model).__name__
-            raise ValueError(f"hat: {kind} has norms, or no declared head; use model=mlp or cnn without layer_norm")
-        gate(learner, "hat", self.gating)
+            raise ValueError(
+                f"{self.name}: {kind} has norms or no declared head; use model=mlp or cnn without layer_norm"
+            )
+        gate(learner, self.name, self.gating)
         self.rows = torch.arange(learner.S, device=learner.device)[:, None]
         self.used = like.new_zeros(learner.S, model.outputs)
         self.past = {u.act: like.new_zeros(learner.S, u.size) for u in model.units}

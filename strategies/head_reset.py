@@ -7,7 +7,10 @@ import torch
 from harness import tree
 from harness.learner import Learner
 from harness.strategy import Strategy
+from harness.toolbox import require
 from harness.types import Task
+
+INITS = ("fresh", "zero")
 
 
 class HeadReset(Strategy):
@@ -29,8 +32,7 @@ class HeadReset(Strategy):
     order = {"begin": 0}
 
     def __init__(self, *, init: str, optimizer: bool) -> None:
-        if init not in ("fresh", "zero"):
-            raise ValueError(f"head_reset.init={init}: must be fresh or zero")
+        require.one_of(INITS, init=init)
         self.init, self.optimizer = init, optimizer
 
     def begin(self, learner: Learner, task: Task) -> Task:

@@ -40,22 +40,23 @@ class ICaRL(Strategy):
     * In scenario=task rows compete among all classes in training and among their own task's in the answer.
     """
 
+    name = "icarl"
     family = "template-based"
     scenarios = ("task", "class")
     why = "its exemplars and means belong to classes, each of one task"
     order = {"batch": 50, "deploy": 50}
 
     def __init__(self, *, capacity: int, batch_size: int) -> None:
-        require.at_least(1, "icarl", capacity=capacity, batch_size=batch_size)
+        require.at_least(1, capacity=capacity, batch_size=batch_size)
         self.capacity, self.batch_size = capacity, batch_size
 
     def setup(self, learner: Learner) -> None:
-        self.layer, _ = class_means.head_layer(learner, "icarl")
+        self.layer, _ = class_means.head_layer(learner, self.name)
         stream, S = learner.stream, learner.S
         if stream.masks is None or bool((stream.masks.sum(1) > 1).any()):
-            raise ValueError(f"icarl: classes of {stream.name} come back in later tasks; use tasks=split")
+            raise ValueError(f"{self.name}: classes of {stream.name} recur in later tasks; use tasks=split")
         if self.capacity < stream.outputs:
-            raise ValueError(f"icarl.capacity={self.capacity}: must be at least one row for {stream.outputs} classes")
+            raise ValueError(f"capacity={self.capacity}: must be at least {stream.outputs}, one row for each class")
         self.old = Net(tree.copy(learner.params), tree.copy(learner.buffers), learner.apply)
         self.x = torch.zeros(S, 0, *stream.shape, dtype=learner.dtype, device=learner.device)
         self.y = torch.zeros(S, 0, dtype=torch.int64, device=learner.device)

@@ -35,7 +35,7 @@ class Interpolate(Strategy):
     grid = {"weight_new": (0.1, 0.3, 0.5, 0.8)}  # WiSE-FT looks at 0 to 1
 
     def __init__(self, *, weight_new: float) -> None:
-        require.within("[0, 1]", "interpolate", weight_new=weight_new)
+        require.within("[0, 1]", weight_new=weight_new)
         self.weight_new = weight_new
         self.previous: Params | None = None
         self.trained: dict[str, Tensor] = {}  # read-out rows that some earlier task trained; empty: all

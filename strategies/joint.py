@@ -27,7 +27,6 @@ class Joint(Strategy):
         steps=proportional   (t + 1) k for task t, T (T + 1) k / 2 in all: each of its nets sees a row of the union as
                              often as naive sees a row of its task. The last net alone costs as much as naive.
         steps=equal          k for task t, T k in all: as many as naive; the last net sees each row T times less often.
-    `name` says which where it is not the default.
 
     Differences from the paper:
     * It is trained anew for every boundary, not once for the last: its rows are a reference for every t.
@@ -38,7 +37,7 @@ class Joint(Strategy):
     order = {"begin": 0}
 
     def __init__(self, *, steps: str) -> None:
-        require.one_of(STEPS, "joint", steps=steps)
+        require.one_of(STEPS, steps=steps)
         self.steps = steps
         self.kept = 0  # bytes of the rows of the tasks so far
 
@@ -46,12 +45,12 @@ class Joint(Strategy):
         return Bytes(self.kept)
 
     @property
-    def name(self) -> str:
+    def purpose(self) -> str:
         return "Joint" if self.steps == "proportional" else f"Joint[{self.steps}]"
 
     def setup(self, learner: Learner) -> None:
         if not all(isinstance(t.train, Rows) for t in learner.stream.tasks):
-            raise ValueError(f"joint: rows of {learner.stream.name} are generated, so that no union of them is a task")
+            raise ValueError(f"{self.name}: {learner.stream.name} generates its rows, so tasks cannot be merged")
 
     def begin(self, learner: Learner, task: Task) -> Task:
         tasks = learner.stream.tasks[: task.index + 1]

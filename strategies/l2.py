@@ -27,7 +27,7 @@ class L2(Strategy):
     grid = {"strength": (0.01, 0.1, 1.0, 10.0)}  # lr * strength must stay below 2
 
     def __init__(self, *, strength: float) -> None:
-        require.at_least(0, "l2", strength=strength)
+        require.at_least(0, strength=strength)
         self.strength = strength
 
     def setup(self, learner: Learner) -> None:

@@ -36,19 +36,20 @@ class LwF(Strategy):
     * Heads of tasks to come share the net from the start; no warm-up phase trains the new head alone.
     """
 
+    name = "lwf"
     family = "functional regularization"
     order = {"batch": 40}
     grid = {"strength": (0.3, 1.0, 3.0, 10.0)}  # half orders of magnitude around Li & Hoiem's 1
 
     def __init__(self, *, strength: float, temperature: float, t_squared: bool, weighting: str) -> None:
-        require.at_least(0, "lwf", strength=strength)
-        require.above(0, "lwf", temperature=temperature)
-        require.one_of(WEIGHTINGS, "lwf", weighting=weighting)
+        require.at_least(0, strength=strength)
+        require.above(0, temperature=temperature)
+        require.one_of(WEIGHTINGS, weighting=weighting)
         self.strength, self.temperature, self.t_squared, self.weighting = strength, temperature, t_squared, weighting
 
     def setup(self, learner: Learner) -> None:
         if learner.stream.loss == "mse":
-            raise ValueError("lwf: a regression has no class probabilities to distil; use strategy=fdr")
+            raise ValueError(f"{self.name}: regression has no class probabilities to distil; use strategy=fdr")
         self.teacher = Net(tree.copy(learner.params), tree.copy(learner.buffers), learner.apply)
 
     def batch(self, learner: Learner, batch: Batch) -> Batch:

@@ -36,9 +36,9 @@ class MIR(Strategy):
     order = {"batch": 50}
 
     def __init__(self, *, capacity: int, batch_size: int, candidates: int) -> None:
-        require.at_least(1, "mir", capacity=capacity, batch_size=batch_size)
+        require.at_least(1, capacity=capacity, batch_size=batch_size)
         if candidates < batch_size:
-            raise ValueError(f"mir.candidates={candidates}: must be at least mir.batch_size={batch_size}")
+            raise ValueError(f"candidates={candidates}: must be at least batch_size={batch_size}")
         self.capacity, self.batch_size, self.candidates = capacity, batch_size, candidates
 
     def setup(self, learner: Learner) -> None:

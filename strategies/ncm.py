@@ -40,12 +40,12 @@ class NCM(Strategy):
     order = {"deploy": 50}
 
     def __init__(self, *, means: str, capacity: int, normalise: bool) -> None:
-        require.one_of(MEANS, "ncm", means=means)
-        require.at_least(1, "ncm", capacity=capacity)
+        require.one_of(MEANS, means=means)
+        require.at_least(1, capacity=capacity)
         self.means, self.capacity, self.normalise = means, capacity, normalise
 
     def setup(self, learner: Learner) -> None:
-        self.layer, width = class_means.head_layer(learner, "ncm")
+        self.layer, width = class_means.head_layer(learner, self.name)
         self.memory = Memory(self.capacity, "class_balanced", self.random)
         held = learner.stream.outputs if self.means == "running" else 0
         self.sum = torch.zeros(learner.S, held, width, dtype=torch.float64, device=learner.device)

@@ -43,13 +43,13 @@ class OWM(Strategy):
     grid = {"decay": (1e-5, 1e-3, 1e-1, 1.0)}  # what the authors give to one layer or another
 
     def __init__(self, *, alpha: float, decay: float, batch_size: int) -> None:
-        require.above(0, "owm", alpha=alpha)
-        require.within("(0, 1]", "owm", decay=decay)
-        require.at_least(1, "owm", batch_size=batch_size)
+        require.above(0, alpha=alpha)
+        require.within("(0, 1]", decay=decay)
+        require.at_least(1, batch_size=batch_size)
         self.alpha, self.decay, self.batch_size = alpha, decay, batch_size
 
     def setup(self, learner: Learner) -> None:
-        self.allowed = free(learner, "owm", bias=True)  # P
+        self.allowed = free(learner, self.name, bias=True)  # P
         self.inverse = {k: v.double() for k, v in self.allowed.items()}  # I + Σ r rᵀ / α
 
     def step(self, learner: Learner, step: Step) -> None:

@@ -49,11 +49,10 @@ class Replay(Strategy):
     def __init__(
         self, *, capacity: int, batch_size: int, policy: str, weighting: str, fill: str, replacement: bool
     ) -> None:
-        require.at_least(1, "replay", capacity=capacity, batch_size=batch_size)
-        names = {"policy": (policy, POLICIES), "weighting": (weighting, WEIGHTINGS), "fill": (fill, FILLS)}
-        for key, (name, known) in names.items():
-            if name not in known:
-                raise ValueError(f"replay.{key}={name}: choose one of {', '.join(known)}")
+        require.at_least(1, capacity=capacity, batch_size=batch_size)
+        require.one_of(POLICIES, policy=policy)
+        require.one_of(WEIGHTINGS, weighting=weighting)
+        require.one_of(FILLS, fill=fill)
         self.capacity, self.batch_size, self.policy = capacity, batch_size, policy
         self.weighting, self.fill, self.replacement = weighting, fill, replacement
 
@@ -63,7 +62,7 @@ class Replay(Strategy):
 
     def setup(self, learner: Learner) -> None:
         if self.policy == "class_balanced" and learner.stream.loss == "mse":
-            raise ValueError("replay.policy=class_balanced: regression has no classes; choose reservoir")
+            raise ValueError("policy=class_balanced: regression has no classes; use policy=reservoir")
         self.memory = Memory(self.capacity, self.policy, self.random)
 
     def batch(self, learner: Learner, batch: Batch) -> Batch:

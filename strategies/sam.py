@@ -28,7 +28,7 @@ class SAM(Strategy):
     grid = {"rho": (0.01, 0.05, 0.2, 0.5)}  # the range of Foret et al.'s search
 
     def __init__(self, *, rho: float) -> None:
-        require.at_least(0, "sam", rho=rho)
+        require.at_least(0, rho=rho)
         self.rho = rho
 
     def grad(self, learner: Learner, inner: GradFn) -> GradFn:

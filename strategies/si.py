@@ -41,10 +41,9 @@ class SI(Strategy):
     grid = {"strength": (0.02, 0.1, 0.5, 2.5)}  # factors of five around Zenke et al.'s 0.1 and Buzzega et al.'s 0.5
 
     def __init__(self, *, strength: float, xi: float, gradient: str) -> None:
-        require.at_least(0, "si", strength=strength)
-        if xi <= 0:
-            raise ValueError(f"si.xi={xi}: must be above 0, since weights that did not move are divided by it")
-        require.one_of(GRADIENTS, "si", gradient=gradient)
+        require.at_least(0, strength=strength)
+        require.above(0, xi=xi)  # what weights that did not move are divided by
+        require.one_of(GRADIENTS, gradient=gradient)
         self.strength, self.xi, self.gradient = strength, xi, gradient
 
     def setup(self, learner: Learner) -> None:

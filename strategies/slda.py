@@ -46,12 +46,12 @@ class SLDA(Strategy):
     grid = {"shrinkage": (1e-4, 1e-3, 1e-2, 1e-1)}  # from the paper's 1e-4 up
 
     def __init__(self, *, features: str, shrinkage: float) -> None:
-        require.one_of(FEATURES, "slda", features=features)
-        require.within("(0, 1]", "slda", shrinkage=shrinkage)
+        require.one_of(FEATURES, features=features)
+        require.within("(0, 1]", shrinkage=shrinkage)
         self.features, self.shrinkage = features, shrinkage
 
     def setup(self, learner: Learner) -> None:
-        self.layer, width = class_means.head_layer(learner, "slda")
+        self.layer, width = class_means.head_layer(learner, self.name)
         if self.features == "input":
             self.layer, width = class_means.INPUT, math.prod(learner.stream.shape)
         self.mean = torch.zeros(learner.S, learner.stream.outputs, width, dtype=torch.float64, device=learner.device)

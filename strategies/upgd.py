@@ -43,10 +43,10 @@ class UPGD(Strategy):
     grid = {"sigma": (1e-4, 1e-3, 1e-2, 1e-1)}  # the authors' best are 0 to 0.1
 
     def __init__(self, *, utility: str, decay: float, sigma: float, weight_decay: float, scale: float) -> None:
-        require.one_of(UTILITIES, "upgd", utility=utility)
-        require.within("[0, 1)", "upgd", decay=decay)
-        require.at_least(0, "upgd", sigma=sigma, weight_decay=weight_decay)
-        require.above(0, "upgd", scale=scale)
+        require.one_of(UTILITIES, utility=utility)
+        require.within("[0, 1)", decay=decay)
+        require.at_least(0, sigma=sigma, weight_decay=weight_decay)
+        require.above(0, scale=scale)
         self.utility, self.decay, self.sigma = utility, decay, sigma
         self.weight_decay, self.scale = weight_decay, scale
 

@@ -22,7 +22,7 @@ from harness import loop, store, tree
 from harness.config.catalogue import CONF
 from harness.learner import Learner
 from harness.record.recorder import Evaluation, InMemory, Recorder, measured
-from harness.run import Setting, build, chosen_device, chosen_metrics
+from harness.run import Setting, build, build_strategies, chosen_device, chosen_metrics
 from harness.store import provenance
 from harness.strategy import Chain
 from harness.trackers import warn
@@ -106,7 +106,7 @@ def opened(folder: store.RunFolder, changes: Mapping[str, Any]) -> Opened:
         raise ValueError(f"{path}: its stream comes out otherwise now, so that measures would be of other data")
     if manifest["source"] != provenance.source_digest():
         warn(f"{path} was trained by other source code; what is measured now is by today's")
-    strategy = Kept([build(node) for node in cfg["strategy"].values()])
+    strategy = Kept(list(build_strategies(cfg["strategy"]).values()))
     learner = Learner(stream=stream, **setting.parts(stream))
     loop.prepare(learner, strategy)
     return Opened(folder, stream, learner, strategy, setting.evaluation, folder.checkpoint())

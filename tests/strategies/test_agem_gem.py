@@ -230,10 +230,10 @@ def test_dropout_on_the_memory_has_masks_of_its_own_drawn_once_a_step(make: Any)
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda: AGEM(per_task=0, batch_size=1), "agem.per_task=0"),
-        (lambda: AGEM(per_task=1, batch_size=0), "agem.batch_size=0"),
-        (lambda: GEM(per_task=0, margin=0.5), "gem.per_task=0"),
-        (lambda: GEM(per_task=1, margin=-0.5), "gem.margin=-0.5"),
+        (lambda: AGEM(per_task=0, batch_size=1), "per_task=0"),
+        (lambda: AGEM(per_task=1, batch_size=0), "batch_size=0"),
+        (lambda: GEM(per_task=0, margin=0.5), "per_task=0"),
+        (lambda: GEM(per_task=1, margin=-0.5), "margin=-0.5"),
     ],
 )
 def test_bad_values_are_named(make: Any, said: str) -> None:

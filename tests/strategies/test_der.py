@@ -124,7 +124,7 @@ def test_it_finds_its_rows_beside_others_that_replay() -> None:
 
 @pytest.mark.parametrize(
     ("changed", "said"),
-    [({"capacity": 0}, "der.capacity=0"), ({"batch_size": 0}, "der.batch_size=0"), ({"alpha": -1.0}, "der.alpha=-1")],
+    [({"capacity": 0}, "capacity=0"), ({"batch_size": 0}, "batch_size=0"), ({"alpha": -1.0}, "alpha=-1")],
 )
 def test_bad_values_are_named(changed: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):

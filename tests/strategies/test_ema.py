@@ -149,9 +149,9 @@ def test_statistics_of_the_hare_are_reset_too() -> None:
 
 
 def test_bad_values_are_named() -> None:
-    with pytest.raises(ValueError, match=r"ema\.decay=1"):
+    with pytest.raises(ValueError, match=r"decay=1"):
         EMA(decay=1, warmup=False)
-    with pytest.raises(ValueError, match=r"hare_tortoise\.decay=-1"):
+    with pytest.raises(ValueError, match=r"decay=-1"):
         hare(decay=-1)
-    with pytest.raises(ValueError, match=r"hare_tortoise\.period=0"):
+    with pytest.raises(ValueError, match=r"period=0"):
         hare(period=0)

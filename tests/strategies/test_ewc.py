@@ -203,11 +203,11 @@ def test_online_ewc_is_ewc_with_mode_online() -> None:
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        ({"strength": -1.0}, "ewc.strength=-1.0"),
-        ({"mode": "offline"}, "ewc.mode=offline"),
-        ({"gamma": 1.5}, "ewc.gamma=1.5"),
-        ({"fisher": "batch"}, "ewc.fisher=batch"),
-        ({"samples": 0}, "ewc.samples=0"),
+        ({"strength": -1.0}, "strength=-1.0"),
+        ({"mode": "offline"}, "mode=offline"),
+        ({"gamma": 1.5}, "gamma=1.5"),
+        ({"fisher": "batch"}, "fisher=batch"),
+        ({"samples": 0}, "samples=0"),
     ],
 )
 def test_bad_values_are_named(changed: dict[str, Any], said: str) -> None:

@@ -129,11 +129,11 @@ def test_the_body_stays_behind_strategies_that_change_it(head: str) -> None:
 
 def test_a_model_without_a_head_is_refused() -> None:
     learner = gaussian(lambda s: Module(lambda: torch.nn.Linear(4, 2), 2), SGD(lr=0.1))
-    with pytest.raises(ValueError, match=r"^frozen: Module declares no head; use frozen\.head=frozen$"):
+    with pytest.raises(ValueError, match=r"^strategy\.frozen\.head=trained: Module declares no head; use head=frozen$"):
         prepare(learner, Chain([Frozen(head="trained")]))
     prepare(learner, Chain([Frozen(head="frozen")]))
 
 
 def test_bad_values_are_named() -> None:
-    with pytest.raises(ValueError, match=r"^frozen\.head=none: choose one of trained, frozen$"):
+    with pytest.raises(ValueError, match=r"^head=none: choose one of trained, frozen$"):
         Frozen(head="none")

@@ -188,14 +188,14 @@ def test_herding_is_avalanches() -> None:
 
 def test_classes_that_come_back_are_refused() -> None:
     learner = gaussian(lambda s: MLP(s.shape, 2, (3,)), SGD(lr=0.1), tasks=2)
-    with pytest.raises(ValueError, match=r"^icarl: classes of toy come back in later tasks"):
+    with pytest.raises(ValueError, match=r"^icarl: classes of toy recur in later tasks"):
         prepare(learner, Chain([icarl()]))
     learner, _ = begin((), "class", "mlp", SGD(lr=0.05), (0,), torch.float64, 1)
-    with pytest.raises(ValueError, match=r"^icarl\.capacity=9: must be at least one row for 10 classes$"):
+    with pytest.raises(ValueError, match=r"^strategy\.icarl\.capacity=9: must be at least 10, one row for each class$"):
         prepare(learner, Chain([icarl(capacity=9)]))
 
 
 @pytest.mark.parametrize("key", ["capacity", "batch_size"])
 def test_bad_values_are_named(key: str) -> None:
-    with pytest.raises(ValueError, match=f"^icarl.{key}=0: must be at least 1$"):
+    with pytest.raises(ValueError, match=f"^{key}=0: must be at least 1$"):
         icarl(**{key: 0})

@@ -215,14 +215,14 @@ def test_batch_norm_statistics_are_those_of_the_merged_net(part: Any) -> None:
 @pytest.mark.parametrize(
     ("make", "changed", "said"),
     [
-        (imm, {"mode": "median"}, "imm.mode=median"),
-        (imm, {"alpha": 0.0}, "imm.alpha=0.0"),
-        (imm, {"fisher": "true"}, "imm.fisher=true"),
-        (imm, {"samples": 0}, "imm.samples=0"),
-        (cofima, {"weight_new": 2.0}, "cofima.weight_new=2.0"),
-        (cofima, {"fisher": "true"}, "cofima.fisher=true"),
-        (cofima, {"samples": 0}, "cofima.samples=0"),
-        (cofima, {"clip": 0.0}, "cofima.clip=0.0"),
+        (imm, {"mode": "median"}, "mode=median"),
+        (imm, {"alpha": 0.0}, "alpha=0.0"),
+        (imm, {"fisher": "true"}, "fisher=true"),
+        (imm, {"samples": 0}, "samples=0"),
+        (cofima, {"weight_new": 2.0}, "weight_new=2.0"),
+        (cofima, {"fisher": "true"}, "fisher=true"),
+        (cofima, {"samples": 0}, "samples=0"),
+        (cofima, {"clip": 0.0}, "clip=0.0"),
     ],
 )
 def test_bad_values_are_named(make: Any, changed: dict[str, Any], said: str) -> None:

@@ -105,5 +105,5 @@ def test_read_out_rows_that_compete_for_the_first_time_are_kept() -> None:
 
 @pytest.mark.parametrize("weight", [-0.1, 1.1])
 def test_bad_values_are_named(weight: float) -> None:
-    with pytest.raises(ValueError, match=f"interpolate.weight_new={weight}"):
+    with pytest.raises(ValueError, match=f"weight_new={weight}"):
         Interpolate(weight_new=weight)

@@ -112,9 +112,9 @@ def test_strength_zero_and_the_first_task_are_naive() -> None:
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        ({"strength": -1.0}, "kfac_ewc.strength=-1.0"),
-        ({"fisher": "batch"}, "kfac_ewc.fisher=batch"),
-        ({"samples": 0}, "kfac_ewc.samples=0"),
+        ({"strength": -1.0}, "strength=-1.0"),
+        ({"fisher": "batch"}, "fisher=batch"),
+        ({"samples": 0}, "samples=0"),
     ],
 )
 def test_bad_values_are_named(changed: dict[str, Any], said: str) -> None:

@@ -50,5 +50,5 @@ def test_the_penalty_is_half_the_strength_times_the_squared_distance() -> None:
 
 
 def test_a_negative_strength_is_named() -> None:
-    with pytest.raises(ValueError, match=r"^l2\.strength=-1: must be at least 0$"):
+    with pytest.raises(ValueError, match=r"^strength=-1: must be at least 0$"):
         L2(strength=-1)

@@ -80,5 +80,5 @@ def test_at_strength_zero_the_run_is_naive_bit_for_bit() -> None:
 
 
 def test_a_negative_strength_is_named() -> None:
-    with pytest.raises(ValueError, match=r"^l2_init\.strength=-1: must be at least 0$"):
+    with pytest.raises(ValueError, match=r"^strength=-1: must be at least 0$"):
         L2Init(strength=-1)

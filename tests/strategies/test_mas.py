@@ -122,7 +122,7 @@ def test_strength_zero_is_naive() -> None:
 
 @pytest.mark.parametrize(
     ("changed", "said"),
-    [({"strength": -1.0}, "mas.strength=-1.0"), ({"alpha": 2.0}, "mas.alpha=2.0"), ({"samples": 0}, "mas.samples=0")],
+    [({"strength": -1.0}, "strength=-1.0"), ({"alpha": 2.0}, "alpha=2.0"), ({"samples": 0}, "samples=0")],
 )
 def test_bad_values_are_named(changed: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):

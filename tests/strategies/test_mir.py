@@ -171,9 +171,9 @@ def test_every_fresh_row_is_offered_after_its_step() -> None:
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        ({"capacity": 0}, "mir.capacity=0"),
-        ({"batch_size": 0}, "mir.batch_size=0"),
-        ({"candidates": 4}, "mir.candidates=4: must be at least mir.batch_size=5"),
+        ({"capacity": 0}, "capacity=0"),
+        ({"batch_size": 0}, "batch_size=0"),
+        ({"candidates": 4}, "candidates=4: must be at least batch_size=5"),
     ],
 )
 def test_bad_values_are_named(changed: dict[str, Any], said: str) -> None:

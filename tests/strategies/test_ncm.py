@@ -123,5 +123,5 @@ def test_training_is_untouched_and_the_head_answers_before_there_is_a_mean() -> 
 @pytest.mark.parametrize("changed", [{"means": "median"}, {"capacity": 0}])
 def test_bad_values_are_named(changed: dict[str, Any]) -> None:
     (key, value), *_ = changed.items()
-    with pytest.raises(ValueError, match=f"^ncm.{key}={value}: "):
+    with pytest.raises(ValueError, match=f"^{key}={value}: "):
         ncm(**changed)

@@ -116,7 +116,7 @@ def test_the_rows_are_those_of_the_current_task() -> None:
 
 @pytest.mark.parametrize(("key", "value"), [("period", 0), ("tau", -0.1), ("samples", 0)])
 def test_a_value_out_of_range_is_named(key: str, value: Any) -> None:
-    with pytest.raises(ValueError, match=rf"^redo\.{key}={value}: must be"):
+    with pytest.raises(ValueError, match=rf"^{key}={value}: must be"):
         ReDo(**{**{"period": 1, "tau": 0.0, "samples": 1}, key: value})
 
 

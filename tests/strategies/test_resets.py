@@ -117,5 +117,5 @@ def test_separate_heads_have_nothing_to_reset() -> None:
 
 
 def test_a_wrong_option_is_named() -> None:
-    with pytest.raises(ValueError, match=r"^head_reset\.init=ones: must be fresh or zero$"):
+    with pytest.raises(ValueError, match=r"^init=ones: choose one of fresh, zero$"):
         HeadReset(init="ones", optimizer=True)

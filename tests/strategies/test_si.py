@@ -151,7 +151,7 @@ def test_strength_zero_is_naive() -> None:
 
 @pytest.mark.parametrize(
     ("changed", "said"),
-    [({"strength": -1.0}, "si.strength=-1.0"), ({"xi": 0.0}, "si.xi=0.0"), ({"gradient": "x"}, "si.gradient=x")],
+    [({"strength": -1.0}, "strength=-1.0"), ({"xi": 0.0}, "xi=0.0"), ({"gradient": "x"}, "gradient=x")],
 )
 def test_bad_values_are_named(changed: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):

@@ -135,5 +135,5 @@ def test_order_of_the_tasks_does_not_matter_on_raw_inputs() -> None:
 @pytest.mark.parametrize("changed", [{"features": "imagenet"}, {"shrinkage": 0}, {"shrinkage": 1.5}])
 def test_bad_values_are_named(changed: dict[str, Any]) -> None:
     (key, value), *_ = changed.items()
-    with pytest.raises(ValueError, match=f"^slda.{key}={value}: "):
+    with pytest.raises(ValueError, match=f"^{key}={value}: "):
         SLDA(**{"features": "input", "shrinkage": 1e-4, **changed})

@@ -128,5 +128,5 @@ def test_a_model_without_layers_is_refused() -> None:
 @pytest.mark.parametrize("changed", [{"strength": -1.0}, {"k": 0}])
 def test_bad_values_are_named(changed: dict[str, Any]) -> None:
     (key, value), *_ = changed.items()
-    with pytest.raises(ValueError, match=f"^spectral.{key}={value}: "):
+    with pytest.raises(ValueError, match=f"^{key}={value}: "):
         Spectral(**{"strength": 1.0, "k": 2, **changed})

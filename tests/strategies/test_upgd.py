@@ -136,5 +136,5 @@ def test_scale_two_without_utility_is_the_optimizers_step() -> None:
 )
 def test_bad_values_are_named(changed: dict[str, Any]) -> None:
     (key, value), *_ = changed.items()
-    with pytest.raises(ValueError, match=f"^upgd.{key}={value}: "):
+    with pytest.raises(ValueError, match=f"^{key}={value}: "):
         upgd(**changed)

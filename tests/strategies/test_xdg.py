@@ -155,5 +155,5 @@ def test_the_current_tasks_net_is_the_one_handed_in() -> None:
 
 def test_share_is_checked() -> None:
     for share in (-0.1, 1.0):
-        with pytest.raises(ValueError, match=f"xdg.share={share}"):
+        with pytest.raises(ValueError, match=f"share={share}"):
             XdG(share=share)
