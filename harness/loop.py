@@ -35,7 +35,7 @@ def prepare(learner: Learner, strategy: Strategy) -> None:
 
 def train(learner: Learner, strategy: Strategy, observer: Observer, *, start: int = 0) -> None:
     """Train a prepared learner on the stream's tasks from `start` on; hidden boundaries are the observer's alone."""
-    announced = learner.stream.boundaries == "announced"
+    announced = learner.stream.announced
     gradient = strategy.grad(learner, learner.value_and_grad(strategy.loss))
     for task in learner.stream.tasks[start:]:
         learner.enter(task)

@@ -125,24 +125,23 @@ def check_scenario(stream: Stream, strategies: Sequence[Strategy]) -> None:
 
 
 def check_boundaries(stream: Stream, strategies: Sequence[Strategy], optimizer: Optimizer) -> None:
-    """ValueError where boundaries are hidden and a strategy, the scenario or the optimizer would tell of them."""
-    if stream.boundaries == "announced":
+    """ValueError if boundaries are hidden and a strategy, the scenario or the optimizer depends on them."""
+    if stream.announced:
         return
-    needs = [part.name for part in strategies if part.boundaries]
+    needs = [part.name for part in strategies if part.needs_boundaries]
     if needs:
         raise ValueError(
-            f"boundaries=hidden: {needs[0]} acts at task boundaries, which nothing would tell it of;"
-            " use boundaries=announced"
+            f"boundaries=hidden: {needs[0]} acts at task boundaries and needs to know them; use boundaries=announced"
         )
     if stream.scenario == "task":
-        raise ValueError("boundaries=hidden: scenario=task tells each row's task; use scenario=domain or class")
+        raise ValueError("boundaries=hidden: scenario=task reveals the task of each row; use scenario=domain or class")
     if stream.scenario == "class" and stream.classes == "seen":
-        raise ValueError("boundaries=hidden: classes=seen lets a task's classes in at its boundary; use classes=all")
+        raise ValueError("boundaries=hidden: classes=seen adds a task's classes at its boundary; use classes=all")
     if optimizer.reset_each_task:
         raise ValueError("boundaries=hidden: optimizer.reset=true acts at task boundaries; use optimizer.reset=false")
     if optimizer.schedule != "constant" and (optimizer.scope == "task" or optimizer.schedule == "task"):
         raise ValueError(
-            f"boundaries=hidden: optimizer.schedule={optimizer.schedule} starts again at each task; "
+            f"boundaries=hidden: optimizer.schedule={optimizer.schedule} restarts at each task; "
             "use schedule=constant or scope=stream"
         )
 
@@ -225,7 +224,7 @@ class Setting:
         augment = cfg["dataset"].get("augment")
         if augment and not all(getattr(task.train, "augmented", False) for task in made.tasks):
             raise ValueError(f"dataset.augment={augment}: {made.name} makes its rows itself; use dataset.augment=[]")
-        made = replace(made, boundaries=cfg["boundaries"])
+        made = replace(made, announced=cfg["boundaries"] == "announced")
         return made if self.split == "test" else on_validation(made)
 
     def parts(self, stream: Stream) -> dict[str, Any]:
@@ -415,7 +414,7 @@ def _control(setting: Setting, seeds: tuple[int, ...], progress: bool) -> Tensor
     known = _known_control(setting)
     missing = tuple(s for s in seeds if s not in known)
     if missing:
-        stream = replace(setting.stream(missing), boundaries="announced")  # the control acts at every one
+        stream = replace(setting.stream(missing), announced=True)  # the control acts at every one
         identity = {**setting.identity, "strategy": RESET, "seeds": list(missing), "purpose": "control"}
         with _open(setting, stream, "reset", identity, wait=3600.0) as folder:
             if not folder.done:

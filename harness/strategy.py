@@ -78,8 +78,8 @@ class Strategy:
         return type(self).__name__
 
     @property
-    def boundaries(self) -> bool:
-        """Whether it acts on what happens at a task's boundary, so that it is refused where they are hidden."""
+    def needs_boundaries(self) -> bool:
+        """Whether it acts at task boundaries; if so, boundaries=hidden refuses it."""
         return self.overrides("begin") or self.overrides("end")
 
     def overrides(self, hook: str) -> bool:

@@ -174,7 +174,7 @@ class Stream:
     masks: Tensor | None = None  # [S or 1, T, C] outputs of each task; None: all compete always
     classes: str = "seen"  # class-incremental softmax over the classes seen so far, or all
     loss: str = "cross_entropy"  # or mse
-    boundaries: str = "announced"  # or hidden: nothing tells the strategy that a task begins or ends
+    announced: bool = True  # False: the strategy does not learn when a task begins or ends
     split: str = "test"  # or val: each task's `test` holds its validation rows
     info: dict[str, Any] = field(default_factory=dict)  # settings, for the manifest
 

@@ -35,7 +35,7 @@ class ERACE(Strategy):
 
     name = "er_ace"
     family = "replay"
-    boundaries = True  # it replays from the second task on
+    needs_boundaries = True  # it replays from the second task on
     scenarios = ("class",)
     why = "fresh rows push old classes down only where new classes join one softmax"
     order = {"batch": 50}

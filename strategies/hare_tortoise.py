@@ -28,7 +28,7 @@ class HareTortoise(Strategy):
     """
 
     family = "plasticity"
-    boundaries = True  # it counts passes over a task
+    needs_boundaries = True  # it counts passes over a task
     order = {"step": 90, "deploy": 0}
     grid = {"decay": (0.99, 0.999), "period": (3, 10)}  # Lee et al.'s values, and faster ones
 

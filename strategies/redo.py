@@ -30,7 +30,7 @@ class ReDo(Strategy):
 
     name = "redo"
     family = "plasticity"
-    boundaries = True  # it looks at rows of the current task
+    needs_boundaries = True  # it looks at rows of the current task
     order = {"step": 50}
     grid = {"tau": (0.0, 0.025, 0.1), "period": (250, 1000)}  # thresholds of the paper and of its code
 

@@ -57,7 +57,7 @@ class Replay(Strategy):
         self.weighting, self.fill, self.replacement = weighting, fill, replacement
 
     @property
-    def boundaries(self) -> bool:
+    def needs_boundaries(self) -> bool:
         return self.fill == "end" or self.weighting == "share" or self.policy == "ring"
 
     def setup(self, learner: Learner) -> None:

@@ -58,7 +58,7 @@ class ShrinkPerturb(Strategy):
             self.initial = tree.copy(learner.params)
 
     @property
-    def boundaries(self) -> bool:
+    def needs_boundaries(self) -> bool:
         return self.mode == "boundary"
 
     def begin(self, learner: Learner, task: Task) -> Task:
