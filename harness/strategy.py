@@ -19,6 +19,30 @@ if TYPE_CHECKING:
 
 HOOKS = ("setup", "begin", "batch", "loss", "grad", "step", "end", "deploy")
 
+# Ranks for Strategy.order, hook by hook. A lower rank belongs earlier in the list (for grad: further in).
+# begin
+RENEW = 0  # change weights, data or optimizer state: joint, reset, shrink_perturb
+HOLD = 90  # keep the first task's weights, against whatever came before: frozen, slda (also in step and end)
+# batch
+READ = 40  # use the rows as they are: lwf
+APPEND = 50  # add rows: replay
+# grad
+RECORD = 0  # look at the plain gradient: si
+PERTURB = 20  # take it at other weights: sam, cflat
+PROJECT = 40  # constrain it: agem, gem
+RESCALE = 90  # scale single entries: hat
+# step
+GATE = -10  # change the update itself: upgd
+CONSTRAIN = 0  # restrict or measure the update: gpm, owm, hat, si
+REPLACE = 50  # change weights further: cbp, redo, shrink_perturb
+AVERAGE = 90  # follow the weights: ema, hare_tortoise
+# end
+EDIT = 0  # change weights: interpolate, mcsgd, gdumb
+ESTIMATE = 50  # measure at the final weights: ewc, mas, si, lwf, gpm
+# deploy
+WEIGHTS = 0  # other weights: ema, imm
+READOUT = 50  # another read-out: ncm, icarl, slda
+
 
 class Strategy:
     """Identity in every hook: the base class is naive fine-tuning.
@@ -32,7 +56,7 @@ class Strategy:
     scenarios: tuple[str, ...] = ("task", "domain", "class")
     why: str = ""  # reason for excluding the other scenarios, as a clause
     needs: frozenset[str] = frozenset()  # what costs time: "before", "inputs"
-    order: dict[str, int] = {}  # hook -> rank; a lower rank belongs earlier (for grad: further in)
+    order: dict[str, int] = {}  # hook -> rank, one of those above
     transient: tuple[str, ...] = ()
     grid: Mapping[str, Sequence[Any]] = {}  # argument -> values that tuning tries; the first is the main one
     alone: bool = False  # replaces the training loop; cannot be combined

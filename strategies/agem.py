@@ -8,7 +8,7 @@ from torch import Tensor
 from harness import rows, tree
 from harness.learner import Learner
 from harness.rng import permutation
-from harness.strategy import Strategy
+from harness.strategy import PROJECT, Strategy
 from harness.toolbox import require
 from harness.toolbox.memory import pick
 from harness.types import Aux, Batch, GradFn, Params, Task
@@ -27,7 +27,7 @@ class AGEM(Strategy):
     """
 
     family = "optimization-based"
-    order = {"grad": 40}
+    order = {"grad": PROJECT}
 
     def __init__(self, *, per_task: int, batch_size: int) -> None:
         require.at_least(1, per_task=per_task, batch_size=batch_size)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from harness.learner import Learner
 from harness.rng import uniform
-from harness.strategy import Strategy
+from harness.strategy import REPLACE, Strategy
 from harness.toolbox import require, surgery
 from harness.toolbox.surgery import Replacement
 from harness.types import Params, Step
@@ -46,7 +46,7 @@ class CBP(Strategy):
     """
 
     family = "plasticity"
-    order = {"step": 50}
+    order = {"step": REPLACE}
     transient = ("units", "spans", "deck")
     grid = {"rate": (1e-6, 1e-5, 1e-4, 1e-3)}  # the paper's search
 

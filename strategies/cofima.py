@@ -6,7 +6,7 @@ from harness import tree
 from harness.landscape import paths
 from harness.landscape.fisher import KINDS, diagonal
 from harness.learner import Learner
-from harness.strategy import Strategy
+from harness.strategy import EDIT, Strategy
 from harness.toolbox import require
 from harness.types import Task
 
@@ -30,7 +30,7 @@ class CoFiMA(Strategy):
 
     name = "cofima"
     family = "optimization-based"
-    order = {"end": 0}
+    order = {"end": EDIT}
     grid = {"weight_new": (0.2, 0.4, 0.5, 0.8)}  # 0.4 and 0.5 are the paper's
 
     def __init__(self, *, weight_new: float, fisher: str, samples: int | None, clip: float | None) -> None:

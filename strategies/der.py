@@ -7,7 +7,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from harness.learner import Learner
-from harness.strategy import Strategy
+from harness.strategy import APPEND, Strategy
 from harness.toolbox import require
 from harness.toolbox.memory import Memory
 from harness.types import Batch, Out, Params, Step, cat
@@ -30,7 +30,7 @@ class DER(Strategy):
     """
 
     family = "replay"
-    order = {"batch": 50}
+    order = {"batch": APPEND}
     grid = {"alpha": (0.1, 0.2, 0.5, 1.0)}  # the authors' best lie from 0.2 to 1
 
     def __init__(self, *, capacity: int, batch_size: int, alpha: float) -> None:

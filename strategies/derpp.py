@@ -7,7 +7,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from harness.learner import Learner
-from harness.strategy import Strategy
+from harness.strategy import APPEND, Strategy
 from harness.toolbox import require
 from harness.toolbox.memory import Memory
 from harness.types import Batch, Out, Params, Step, cat
@@ -29,7 +29,7 @@ class DERpp(Strategy):
     """
 
     family = "replay"
-    order = {"batch": 50}
+    order = {"batch": APPEND}
     grid = {"alpha": (0.2, 0.5, 1.0), "beta": (0.5, 1.0)}  # from the authors' best on one stream to another's
 
     def __init__(self, *, capacity: int, batch_size: int, alpha: float, beta: float) -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 
 from harness.learner import Learner
-from harness.strategy import Strategy
+from harness.strategy import APPEND, Strategy
 from harness.toolbox import require
 from harness.toolbox.memory import Memory
 from harness.types import Batch, Step, cat
@@ -38,7 +38,7 @@ class ERACE(Strategy):
     needs_boundaries = True  # it replays from the second task on
     scenarios = ("class",)
     why = "fresh rows push old classes down only where new classes join one softmax"
-    order = {"batch": 50}
+    order = {"batch": APPEND}
 
     def __init__(self, *, capacity: int, batch_size: int) -> None:
         require.at_least(1, capacity=capacity, batch_size=batch_size)

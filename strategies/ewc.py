@@ -8,7 +8,7 @@ from torch import Tensor
 from harness import tree
 from harness.landscape.fisher import KINDS, diagonal
 from harness.learner import Learner
-from harness.strategy import Strategy
+from harness.strategy import ESTIMATE, Strategy
 from harness.toolbox import require
 from harness.toolbox.penalty import quadratic
 from harness.types import Batch, Out, Params, Task
@@ -38,7 +38,7 @@ class EWC(Strategy):
     """
 
     family = "parameter regularization"
-    order = {"end": 50}
+    order = {"end": ESTIMATE}
     grid = {"strength": (0.1, 1.4, 20.0, 300.0)}  # to where training begins to diverge under lr 0.1
 
     def __init__(self, *, strength: float, mode: str, gamma: float, fisher: str, samples: int | None) -> None:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from harness import rng, rows
 from harness.learner import Learner, mask_logits
-from harness.strategy import Strategy
+from harness.strategy import APPEND, ESTIMATE, Strategy
 from harness.toolbox import require
 from harness.types import Batch, Out, Params, Task, cat
 
@@ -30,7 +30,7 @@ class FDR(Strategy):
     """
 
     family = "functional regularization"
-    order = {"batch": 50, "end": 50}
+    order = {"batch": APPEND, "end": ESTIMATE}
     grid = {"strength": (0.1, 0.3, 1.0, 3.0)}  # half orders of magnitude around Mammoth's 1
 
     def __init__(self, *, strength: float, capacity: int, batch_size: int, squared: bool) -> None:

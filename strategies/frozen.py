@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from harness import tree
 from harness.learner import Learner
-from harness.strategy import Strategy
+from harness.strategy import HOLD, Strategy
 from harness.toolbox import require
 from harness.types import Step, Task
 
@@ -29,7 +29,7 @@ class Frozen(Strategy):
     """
 
     family = "control"
-    order = {"begin": 90, "step": 90, "end": 90}
+    order = {"begin": HOLD, "step": HOLD, "end": HOLD}
 
     def __init__(self, *, head: str) -> None:
         require.one_of(HEADS, head=head)

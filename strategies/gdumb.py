@@ -7,7 +7,7 @@ import torch
 
 from harness import rows, tree
 from harness.learner import Learner
-from harness.strategy import Strategy
+from harness.strategy import EDIT, Strategy
 from harness.toolbox import require
 from harness.toolbox.memory import Memory, pick
 from harness.types import Task
@@ -36,7 +36,7 @@ class GDumb(Strategy):
     """
 
     family = "replay"
-    order = {"end": 0}
+    order = {"end": EDIT}
 
     def __init__(self, *, capacity: int, epochs: int, batch_size: int) -> None:
         require.at_least(1, capacity=capacity, epochs=epochs, batch_size=batch_size)

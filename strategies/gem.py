@@ -7,7 +7,7 @@ import torch
 
 from harness import rows
 from harness.learner import Learner
-from harness.strategy import Strategy
+from harness.strategy import PROJECT, Strategy
 from harness.toolbox import require
 from harness.toolbox.projection import nonnegative_qp
 from harness.types import Aux, Batch, GradFn, Params, Task
@@ -34,7 +34,7 @@ class GEM(Strategy):
     """
 
     family = "optimization-based"
-    order = {"grad": 40}
+    order = {"grad": PROJECT}
     grid = {"margin": (0.0, 0.1, 0.5, 1.0)}  # from the plain projection to twice the authors' 0.5
 
     def __init__(self, *, per_task: int, margin: float) -> None:

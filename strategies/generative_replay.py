@@ -14,7 +14,7 @@ from harness import rng, tree
 from harness.learner import Learner, mask_logits
 from harness.models.vae import VAE, vae_for
 from harness.optim import Adam
-from harness.strategy import Strategy
+from harness.strategy import APPEND, ESTIMATE, Strategy
 from harness.toolbox import require
 from harness.types import Batch, Net, Out, Params, Step, Task, cat
 
@@ -45,7 +45,7 @@ class GenerativeReplay(Strategy):
     """
 
     family = "replay"
-    order = {"batch": 50, "end": 50}
+    order = {"batch": APPEND, "end": ESTIMATE}
     transient = ("model",)
     grid = {"lr": (1e-4, 3e-4, 1e-3, 3e-3)}  # van de Ven et al. have 1e-3
 

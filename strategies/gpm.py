@@ -4,7 +4,7 @@ import torch
 
 from harness import rows, tree
 from harness.learner import Learner
-from harness.strategy import Strategy
+from harness.strategy import CONSTRAIN, ESTIMATE, Strategy
 from harness.toolbox import require
 from harness.toolbox.projection import constrain, free, layer_inputs
 from harness.types import Step, Task
@@ -29,7 +29,7 @@ class GPM(Strategy):
 
     family = "optimization-based"
     needs = frozenset({"before"})
-    order = {"step": 0, "end": 50}
+    order = {"step": CONSTRAIN, "end": ESTIMATE}
     grid = {"threshold": (0.9, 0.95, 0.97, 0.99)}  # the authors' are .95 to .99
 
     def __init__(self, *, threshold: float, growth: float, samples: int) -> None:

@@ -7,7 +7,7 @@ import math
 from harness import tree
 from harness.landscape import paths
 from harness.learner import Learner
-from harness.strategy import Strategy
+from harness.strategy import AVERAGE, WEIGHTS, Strategy
 from harness.toolbox import require
 from harness.types import Net, Step
 
@@ -29,7 +29,7 @@ class HareTortoise(Strategy):
 
     family = "plasticity"
     needs_boundaries = True  # it counts passes over a task
-    order = {"step": 90, "deploy": 0}
+    order = {"step": AVERAGE, "deploy": WEIGHTS}
     grid = {"decay": (0.99, 0.999), "period": (3, 10)}  # Lee et al.'s values, and faster ones
 
     def __init__(self, *, decay: float, period: int, reset_optimizer: bool) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from harness.learner import Learner
 from harness.rng import normal
-from harness.strategy import Strategy
+from harness.strategy import CONSTRAIN, RESCALE, Strategy
 from harness.toolbox import require
 from harness.toolbox.gating import gate
 from harness.toolbox.surgery import spread
@@ -46,7 +46,7 @@ class HAT(Strategy):
     scenarios = ("task",)
     why = "each task has its own attention"
     needs = frozenset({"before"})
-    order = {"grad": 90, "step": 0}
+    order = {"grad": RESCALE, "step": CONSTRAIN}
     grid = {"strength": (0.1, 0.25, 0.75, 2.5)}  # factors of three around Serrà et al.'s 0.75
 
     def __init__(self, *, strength: float, s_max: float, anneal: str) -> None:

@@ -6,7 +6,7 @@ import torch
 
 from harness import tree
 from harness.learner import Learner
-from harness.strategy import Strategy
+from harness.strategy import RENEW, Strategy
 from harness.toolbox import require
 from harness.types import Task
 
@@ -29,7 +29,7 @@ class HeadReset(Strategy):
 
     family = "plasticity"
     scenarios = ("domain", "class")
-    order = {"begin": 0}
+    order = {"begin": RENEW}
 
     def __init__(self, *, init: str, optimizer: bool) -> None:
         require.one_of(INITS, init=init)

@@ -9,7 +9,7 @@ from torch import Tensor
 from harness import tree
 from harness.learner import Learner
 from harness.rng import integers
-from harness.strategy import Strategy
+from harness.strategy import APPEND, READOUT, Strategy
 from harness.toolbox import class_means, require
 from harness.toolbox.memory import pick_rows
 from harness.types import Batch, Net, Out, Params, Task, cat
@@ -44,7 +44,7 @@ class ICaRL(Strategy):
     family = "template-based"
     scenarios = ("task", "class")
     why = "its exemplars and means belong to classes, each of one task"
-    order = {"batch": 50, "deploy": 50}
+    order = {"batch": APPEND, "deploy": READOUT}
 
     def __init__(self, *, capacity: int, batch_size: int) -> None:
         require.at_least(1, capacity=capacity, batch_size=batch_size)

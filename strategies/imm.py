@@ -6,7 +6,7 @@ from harness import tree
 from harness.landscape import paths
 from harness.landscape.fisher import KINDS, diagonal
 from harness.learner import Learner
-from harness.strategy import Strategy
+from harness.strategy import ESTIMATE, WEIGHTS, Strategy
 from harness.toolbox import require
 from harness.types import Net, Task
 
@@ -34,7 +34,7 @@ class IMM(Strategy):
     """
 
     family = "parameter regularization"
-    order = {"end": 50, "deploy": 0}
+    order = {"end": ESTIMATE, "deploy": WEIGHTS}
     grid = {"alpha": (None, 0.2, 0.4, 0.6)}  # 1/K of each of K nets, the paper's untuned setting, and fixed weights
 
     def __init__(self, *, mode: str, alpha: float | None, fisher: str, samples: int | None) -> None:

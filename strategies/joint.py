@@ -7,7 +7,7 @@ from harness import tree
 from harness.learner import Learner
 from harness.record.costs import Bytes
 from harness.rows import Rows, union
-from harness.strategy import Strategy
+from harness.strategy import RENEW, Strategy
 from harness.toolbox import require
 from harness.types import Task
 
@@ -34,7 +34,7 @@ class Joint(Strategy):
     """
 
     family = "control"
-    order = {"begin": 0}
+    order = {"begin": RENEW}
 
     def __init__(self, *, steps: str) -> None:
         require.one_of(STEPS, steps=steps)

@@ -9,7 +9,7 @@ from harness import tree
 from harness.landscape import kronecker
 from harness.landscape.fisher import KINDS
 from harness.learner import Learner
-from harness.strategy import Strategy
+from harness.strategy import ESTIMATE, Strategy
 from harness.toolbox import require
 from harness.toolbox.penalty import quadratic
 from harness.types import Batch, Out, Params, Task
@@ -33,7 +33,7 @@ class KFACEWC(Strategy):
 
     name = "kfac_ewc"
     family = "parameter regularization"
-    order = {"end": 50}
+    order = {"end": ESTIMATE}
     grid = {"strength": (0.1, 1.0, 10.0, 100.0)}  # orders of magnitude around the Laplace approximation's 1
 
     def __init__(self, *, strength: float, fisher: str, samples: int | None) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from harness import tree
 from harness.learner import Learner
-from harness.strategy import Strategy
+from harness.strategy import READ, Strategy
 from harness.toolbox import require
 from harness.types import Batch, Net, Out, Params, Task
 
@@ -38,7 +38,7 @@ class LwF(Strategy):
 
     name = "lwf"
     family = "functional regularization"
-    order = {"batch": 40}
+    order = {"batch": READ}
     grid = {"strength": (0.3, 1.0, 3.0, 10.0)}  # half orders of magnitude around Li & Hoiem's 1
 
     def __init__(self, *, strength: float, temperature: float, t_squared: bool, weighting: str) -> None:

@@ -11,7 +11,7 @@ from harness import rows, tree
 from harness.landscape import paths
 from harness.learner import Learner
 from harness.sampling import stratified
-from harness.strategy import Strategy
+from harness.strategy import EDIT, WEIGHTS, Strategy
 from harness.toolbox import require
 from harness.toolbox.memory import Memory
 from harness.types import Batch, Buffers, Net, Params, Task
@@ -48,7 +48,7 @@ class MCSGD(Strategy):
     """
 
     family = "optimization-based"
-    order = {"end": 0, "deploy": 0}
+    order = {"end": EDIT, "deploy": WEIGHTS}
     grid = {"lr": (0.005, 0.015, 0.05, 0.15)}  # factors of three around the default
 
     def __init__(

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from harness import tree
 from harness.learner import Learner
-from harness.strategy import Strategy
+from harness.strategy import APPEND, Strategy
 from harness.toolbox import require
 from harness.toolbox.memory import Memory, pick
 from harness.types import Batch, Params, Step, cat
@@ -33,7 +33,7 @@ class MIR(Strategy):
     """
 
     family = "replay"
-    order = {"batch": 50}
+    order = {"batch": APPEND}
 
     def __init__(self, *, capacity: int, batch_size: int, candidates: int) -> None:
         require.at_least(1, capacity=capacity, batch_size=batch_size)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from harness import rows
 from harness.learner import Learner
-from harness.strategy import Strategy
+from harness.strategy import READOUT, Strategy
 from harness.toolbox import class_means, require
 from harness.toolbox.memory import Memory
 from harness.types import Net, Task
@@ -37,7 +37,7 @@ class NCM(Strategy):
     """
 
     family = "template-based"
-    order = {"deploy": 50}
+    order = {"deploy": READOUT}
 
     def __init__(self, *, means: str, capacity: int, normalise: bool) -> None:
         require.one_of(MEANS, means=means)

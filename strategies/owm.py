@@ -8,7 +8,7 @@ import torch
 
 from harness import rows, tree
 from harness.learner import Learner
-from harness.strategy import Strategy
+from harness.strategy import CONSTRAIN, ESTIMATE, Strategy
 from harness.toolbox import require, solve
 from harness.toolbox.projection import constrain, free, layer_inputs
 from harness.types import Step, Task
@@ -39,7 +39,7 @@ class OWM(Strategy):
 
     family = "optimization-based"
     needs = frozenset({"before"})
-    order = {"step": 0, "end": 50}
+    order = {"step": CONSTRAIN, "end": ESTIMATE}
     grid = {"decay": (1e-5, 1e-3, 1e-1, 1.0)}  # what the authors give to one layer or another
 
     def __init__(self, *, alpha: float, decay: float, batch_size: int) -> None:

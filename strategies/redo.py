@@ -4,7 +4,7 @@ import torch
 
 from harness.learner import Learner
 from harness.rng import integers
-from harness.strategy import Strategy
+from harness.strategy import REPLACE, Strategy
 from harness.toolbox import require, surgery
 from harness.toolbox.surgery import Replacement
 from harness.types import Step
@@ -31,7 +31,7 @@ class ReDo(Strategy):
     name = "redo"
     family = "plasticity"
     needs_boundaries = True  # it looks at rows of the current task
-    order = {"step": 50}
+    order = {"step": REPLACE}
     grid = {"tau": (0.0, 0.025, 0.1), "period": (250, 1000)}  # thresholds of the paper and of its code
 
     def __init__(self, *, period: int, tau: float, samples: int) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from harness import rows
 from harness.learner import Learner
-from harness.strategy import Strategy
+from harness.strategy import APPEND, Strategy
 from harness.toolbox import require
 from harness.toolbox.memory import POLICIES, Memory
 from harness.types import Batch, Step, Task, cat
@@ -43,7 +43,7 @@ class Replay(Strategy):
     """
 
     family = "replay"
-    order = {"batch": 50}
+    order = {"batch": APPEND}
     grid = {"weighting": ("sum", "mean", "share")}  # what sources differ in; rows held and replayed are the budget
 
     def __init__(

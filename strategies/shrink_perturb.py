@@ -7,7 +7,7 @@ import torch
 from harness import tree
 from harness.learner import Learner
 from harness.rng import fold, normal
-from harness.strategy import Strategy
+from harness.strategy import RENEW, REPLACE, Strategy
 from harness.toolbox import require
 from harness.types import Params, Step, Task
 
@@ -36,7 +36,7 @@ class ShrinkPerturb(Strategy):
     """
 
     family = "plasticity"
-    order = {"begin": 0, "step": 50}
+    order = {"begin": RENEW, "step": REPLACE}
     grid = {"shrink": (0.2, 0.4, 0.6, 0.8)}  # Ash & Adams look at 0 to 1
 
     def __init__(self, *, mode: str, shrink: float, sigma: float, noise: str) -> None:

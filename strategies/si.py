@@ -7,7 +7,7 @@ from torch import Tensor
 
 from harness import tree
 from harness.learner import Learner
-from harness.strategy import Strategy
+from harness.strategy import CONSTRAIN, ESTIMATE, RECORD, Strategy
 from harness.toolbox import require
 from harness.toolbox.penalty import quadratic
 from harness.types import Aux, Batch, GradFn, Out, Params, Step, Task
@@ -36,7 +36,7 @@ class SI(Strategy):
 
     family = "parameter regularization"
     needs = frozenset({"before"})
-    order = {"grad": 0, "step": 0, "end": 50}
+    order = {"grad": RECORD, "step": CONSTRAIN, "end": ESTIMATE}
     transient = ("seen",)
     grid = {"strength": (0.02, 0.1, 0.5, 2.5)}  # factors of five around Zenke et al.'s 0.1 and Buzzega et al.'s 0.5
 

@@ -7,7 +7,7 @@ from torch import Tensor
 from harness import tree
 from harness.learner import Learner
 from harness.rng import fold, normal
-from harness.strategy import Strategy
+from harness.strategy import GATE, Strategy
 from harness.toolbox import require
 from harness.types import Params, Step
 
@@ -39,7 +39,7 @@ class UPGD(Strategy):
 
     family = "plasticity"
     needs = frozenset({"before"})
-    order = {"step": -10}  # what others see of the update is what was really made
+    order = {"step": GATE}  # what others see of the update is what was really made
     grid = {"sigma": (1e-4, 1e-3, 1e-2, 1e-1)}  # the authors' best are 0 to 0.1
 
     def __init__(self, *, utility: str, decay: float, sigma: float, weight_decay: float, scale: float) -> None:
