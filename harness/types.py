@@ -109,17 +109,27 @@ class Batch:
     w: Tensor  # [S, B] loss weight: task loss = (w * nll).sum(1)
     mask: Tensor | None = None  # [S, B, C] or [1, 1, C]; outputs that compete; None: all of them
     key: Tensor | None = None  # [S] fixes dropout, so that both passes of SAM share their masks
-    extra: dict[str, Any] = field(default_factory=dict)  # what a strategy drew for its own loss
+    extra: dict[str, Any] = field(default_factory=dict)  # what a strategy drew for its own loss, by its name
+
+    def carry(self, **extra: Any) -> Batch:
+        """The same batch with more in `extra`."""
+        return replace(self, extra={**self.extra, **extra})
 
 
-def cat(a: Batch, b: Batch) -> Batch:
+class Joined(NamedTuple):
+    batch: Batch
+    rows: slice  # of the appended rows, along B
+
+
+def cat(a: Batch, b: Batch) -> Joined:
     """Rows of `a`, then rows of `b`; key and fresh rows are those of `a`."""
     mask = None
     if a.mask is not None or b.mask is not None:
         outputs = next(m.shape[-1] for m in (a.mask, b.mask) if m is not None)
         mask = torch.cat([_dense_mask(a, outputs), _dense_mask(b, outputs)], 1)
     x, y, t, w = (torch.cat([getattr(a, n), getattr(b, n)], 1) for n in ("x", "y", "t", "w"))
-    return replace(a, x=x, y=y, t=t, w=w, mask=mask, extra={**a.extra, **b.extra})
+    joined = replace(a, x=x, y=y, t=t, w=w, mask=mask, extra={**a.extra, **b.extra})
+    return Joined(joined, slice(a.w.shape[1], w.shape[1]))
 
 
 def _dense_mask(batch: Batch, outputs: int) -> Tensor:

@@ -39,7 +39,7 @@ class AGEM(Strategy):
             return batch
         chosen = permutation(self.random.key(), self.memory["t"].shape[1])[:, : self.batch_size]
         held = learner.make_batch(**pick(self.memory, chosen))
-        return replace(batch, extra={**batch.extra, "agem": replace(held, key=self.random.key())})  # for dropout
+        return batch.carry(agem=replace(held, key=self.random.key()))  # for dropout
 
     def grad(self, learner: Learner, inner: GradFn) -> GradFn:
         def gradient(params: Params, batch: Batch) -> tuple[Params, Aux]:

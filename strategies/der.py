@@ -44,16 +44,17 @@ class DER(Strategy):
     def batch(self, learner: Learner, batch: Batch) -> Batch:
         if not len(self.memory):
             return batch
-        rows = self.memory.sample(self.batch_size)
-        start, z = batch.w.shape[1], rows.pop("z")
-        held = learner.make_batch(**rows)
-        return cat(batch, replace(held, w=held.w * 0, extra={"der": (start, z)}))
+        fields = self.memory.sample(self.batch_size)
+        z = fields.pop("z")
+        held = learner.make_batch(**fields)
+        batch, rows = cat(batch, replace(held, w=held.w * 0))
+        return batch.carry(der=(rows, z))
 
     def loss(self, learner: Learner, params: Params, batch: Batch, out: Out) -> Tensor | float:
         if "der" not in batch.extra:
             return 0.0
-        start, z = batch.extra["der"]
-        error: Tensor = out.logits[:, start : start + z.shape[1]] - z
+        rows, z = batch.extra["der"]
+        error: Tensor = out.logits[:, rows] - z
         return self.alpha * error.square().mean((1, 2))
 
     def step(self, learner: Learner, step: Step) -> None:

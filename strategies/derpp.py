@@ -44,16 +44,16 @@ class DERpp(Strategy):
         if not len(self.memory):
             return batch
         dark, plain = self.memory.sample(self.batch_size), self.memory.sample(self.batch_size)
-        start, z, _ = batch.w.shape[1], dark.pop("z"), plain.pop("z")
+        z, _ = dark.pop("z"), plain.pop("z")
         compared, labelled = learner.make_batch(**dark), learner.make_batch(**plain)
-        batch = cat(batch, replace(compared, w=compared.w * 0, extra={"derpp": (start, z)}))
-        return cat(batch, replace(labelled, w=labelled.w * self.beta))
+        batch, rows = cat(batch, replace(compared, w=compared.w * 0))
+        return cat(batch, replace(labelled, w=labelled.w * self.beta)).batch.carry(derpp=(rows, z))
 
     def loss(self, learner: Learner, params: Params, batch: Batch, out: Out) -> Tensor | float:
         if "derpp" not in batch.extra:
             return 0.0
-        start, z = batch.extra["derpp"]
-        error: Tensor = out.logits[:, start : start + z.shape[1]] - z
+        rows, z = batch.extra["derpp"]
+        error: Tensor = out.logits[:, rows] - z
         return self.alpha * error.square().mean((1, 2))
 
     def step(self, learner: Learner, step: Step) -> None:

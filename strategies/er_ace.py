@@ -55,7 +55,7 @@ class ERACE(Strategy):
             return batch
         mask = (present | ~self.seen)[:, None]
         fresh = replace(batch, mask=mask if batch.mask is None else mask & batch.mask)
-        return cat(fresh, learner.make_batch(**self.memory.sample(self.batch_size)))
+        return cat(fresh, learner.make_batch(**self.memory.sample(self.batch_size))).batch
 
     def step(self, learner: Learner, step: Step) -> None:
         self.memory.add(x=step.fresh.x, y=step.fresh.y, t=step.fresh.t)

@@ -1,7 +1,5 @@
 """Benjamin, Rolnick & Kording (2019), Measuring and regularizing networks in function space, ICLR."""
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 
@@ -56,14 +54,14 @@ class FDR(Strategy):
         x, t, p = (take(v, pick) for v in (self.x, self.t, self.p))
         y = p if learner.stream.loss == "mse" else p.argmax(-1)  # weight 0 times a class that competes
         old = learner.make_batch(x, y, t, torch.zeros_like(p[..., 0]))
-        joined = cat(batch, old)
-        return replace(joined, extra={**joined.extra, "fdr": (batch.w.shape[1], p, old.mask)})
+        batch, where = cat(batch, old)
+        return batch.carry(fdr=(where, p, old.mask))
 
     def loss(self, learner: Learner, params: Params, batch: Batch, out: Out) -> Tensor | float:
         if "fdr" not in batch.extra:
             return 0.0
-        start, old, mask = batch.extra["fdr"]
-        shift = outputs(learner, out.logits[:, start : start + old.shape[1]], mask) - old
+        where, old, mask = batch.extra["fdr"]
+        shift = outputs(learner, out.logits[:, where], mask) - old
         # the norm's gradient at 0 is 0, that of a square root of a sum is not a number
         row = shift.square().sum(-1) if self.squared else torch.linalg.vector_norm(shift, dim=-1)
         penalty: Tensor = self.strength * row.mean(1)

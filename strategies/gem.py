@@ -47,7 +47,7 @@ class GEM(Strategy):
         held = [learner.make_batch(**m) for m in self.memory]
         if learner.model.stochastic:
             held = [replace(b, key=self.random.key()) for b in held]
-        return replace(batch, extra={**batch.extra, "gem": held})
+        return batch.carry(gem=held)
 
     def grad(self, learner: Learner, inner: GradFn) -> GradFn:
         def gradient(params: Params, batch: Batch) -> tuple[Params, Aux]:

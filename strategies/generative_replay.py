@@ -79,7 +79,7 @@ class GenerativeReplay(Strategy):
     def batch(self, learner: Learner, batch: Batch) -> Batch:
         if not learner.now:
             return batch
-        k, n, start, key = learner.now + 1, self.batch_size, batch.w.shape[1], self.random.key()
+        k, n, key = learner.now + 1, self.batch_size, self.random.key()
         x = self.model.sample(self.dreamer, n, key).to(batch.x.dtype)
         t = torch.zeros(learner.S, n, dtype=torch.long, device=key.device)
         if learner.stream.scenario == "task":
@@ -88,14 +88,13 @@ class GenerativeReplay(Strategy):
         answer = mask_logits(self.teacher(x, t).logits, known)
         dreamt = learner.make_batch(x, answer.argmax(2), t)
         share = dreamt.w * (1 - 1 / k if self.targets == "hard" else 0)
-        dreamt = replace(dreamt, w=share, extra={"dreamt": (start, (answer / self.temperature).softmax(2))})
-        return cat(replace(batch, w=batch.w / k), dreamt)
+        batch, rows = cat(replace(batch, w=batch.w / k), replace(dreamt, w=share))
+        return batch.carry(dreamt=(rows, (answer / self.temperature).softmax(2)))
 
     def loss(self, learner: Learner, params: Params, batch: Batch, out: Out) -> Tensor | float:
         if self.targets == "hard" or "dreamt" not in batch.extra:
             return 0.0
-        start, q = batch.extra["dreamt"]
-        rows = slice(start, start + self.batch_size)
+        rows, q = batch.extra["dreamt"]
         log_p = (mask_logits(out.logits, batch.mask)[:, rows] / self.temperature).log_softmax(2)
         distance: Tensor = -(q * log_p.masked_fill(log_p.isneginf(), 0)).sum(2).mean(1)  # 0 log 0 = 0
         return (1 - 1 / (learner.now + 1)) * self.temperature**2 * distance
@@ -105,9 +104,9 @@ class GenerativeReplay(Strategy):
         leaves = {p: v.detach().requires_grad_() for p, v in self.vae.params.items()}
         loss = -self.model.elbo(leaves, step.fresh.x, self.random.key()).mean(1)
         if "dreamt" in step.batch.extra:
-            k, (start, _) = learner.now + 1, step.batch.extra["dreamt"]
-            dreamt = step.batch.x[:, start : start + self.batch_size]
-            loss = loss / k - (1 - 1 / k) * self.model.elbo(leaves, dreamt, self.random.key()).mean(1)
+            k, (rows, _) = learner.now + 1, step.batch.extra["dreamt"]
+            dreamt = self.model.elbo(leaves, step.batch.x[:, rows], self.random.key())
+            loss = loss / k - (1 - 1 / k) * dreamt.mean(1)
         grads = torch.autograd.grad(loss.sum(), list(leaves.values()))
         self.vae.optimizer.update(self.vae.params, dict(zip(leaves, grads)))
 

@@ -70,7 +70,7 @@ class ICaRL(Strategy):
             index = integers(self.random.key(), self.size[:, None], self.batch_size)
             x, y, t = (pick_rows(v, index) for v in (self.x, self.y, self.t))
             held = (self.size / (self.size + learner.stream.tasks[learner.now].nominal)).to(w.dtype)[:, None]
-            batch = cat(batch, learner.make_batch(x, y, t))
+            batch = cat(batch, learner.make_batch(x, y, t)).batch
             w = torch.cat([w * (1 - held), held.expand(-1, self.batch_size) / self.batch_size], 1)
         target = F.one_hot(batch.y, learner.stream.outputs).to(w.dtype)
         before = self.classes(learner, 0, learner.now)
@@ -78,8 +78,7 @@ class ICaRL(Strategy):
             with torch.no_grad():
                 old = replace(self.old, apply=learner.apply)  # a later part of the list may have changed it
                 target = torch.where(before, old(batch.x, batch.t).logits.sigmoid(), target)
-        extra = {**batch.extra, "icarl": (w, target)}
-        return replace(batch, w=torch.zeros_like(batch.w), extra=extra)
+        return replace(batch, w=torch.zeros_like(batch.w)).carry(icarl=(w, target))
 
     def classes(self, learner: Learner, first: int, last: int) -> Tensor:
         """Classes of the tasks first ... last - 1: [S or 1, 1, C]."""

@@ -58,7 +58,7 @@ class LwF(Strategy):
         with torch.no_grad():
             old = self.teacher(batch.x, batch.t).logits
         w = batch.w / (learner.now + 1) if self.weighting == "share" else batch.w
-        return replace(batch, w=w, extra={**batch.extra, "lwf": old})
+        return replace(batch, w=w).carry(lwf=old)
 
     def loss(self, learner: Learner, params: Params, batch: Batch, out: Out) -> Tensor | float:
         if "lwf" not in batch.extra:

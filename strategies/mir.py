@@ -51,7 +51,7 @@ class MIR(Strategy):
         if rows["t"].shape[1] > self.batch_size:
             worst = self.interference(learner, batch, learner.make_batch(**rows)).topk(self.batch_size).indices
             rows = pick(rows, worst)
-        return cat(batch, learner.make_batch(**rows))
+        return cat(batch, learner.make_batch(**rows)).batch
 
     def interference(self, learner: Learner, batch: Batch, rows: Batch) -> Tensor:
         """How much the virtual step adds to the loss of each of `rows`: [S, B]."""

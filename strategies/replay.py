@@ -72,7 +72,7 @@ class Replay(Strategy):
         a, b = self.weights(batch.w.shape[1], held.w.shape[1], learner.now + 1)
         if a != 1:
             batch = replace(batch, w=batch.w * a)
-        return cat(batch, held if b == 1 else replace(held, w=held.w * b))
+        return cat(batch, held if b == 1 else replace(held, w=held.w * b)).batch
 
     def weights(self, fresh: int, held: int, tasks: int) -> tuple[float, float]:
         """a and b."""

@@ -51,7 +51,8 @@ def shares(tasks: Sequence[int], t: int) -> tuple[float, ...]:
 def mixture(b: Boundary, tasks: Sequence[int], size: int) -> Batch:
     """One batch whose loss is the mean over all seen tasks, from `size` rows split evenly over `tasks`."""
     parts = [replace(b.probe(i, max(1, size // len(tasks))), mask=None) for i in tasks]
-    return reduce(cat, [replace(p, w=p.w * c) for p, c in zip(parts, shares(tasks, b.t))])
+    weighted = [replace(p, w=p.w * c) for p, c in zip(parts, shares(tasks, b.t))]
+    return reduce(lambda joined, part: cat(joined, part).batch, weighted)
 
 
 def probed(

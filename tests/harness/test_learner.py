@@ -116,14 +116,15 @@ def test_loss_and_gradient_are_those_of_a_torch_net_per_seed_on_fresh_and_replay
     weight = rng.uniform(rng.keys(SEEDS, "w"), 3, dtype=torch.float64)
     fresh = learner.make_batch(*s.tasks[1].train.take(position), weight)
     replayed = learner.make_batch(*s.tasks[0].train.take(position[:, :2]))
-    batch = cat(fresh, replayed)
+    batch, rows = cat(fresh, replayed)
+    assert rows == slice(3, 5) and torch.equal(batch.x[:, rows], replayed.x)
     grads, aux = learner.value_and_grad(lambda *_: 0.0)(learner.params, batch)
     task = [1, 1, 1, 0, 0]  # of each row
     for i in range(3):
         net = net_of(learner.params, i)
         z = net(batch.x[i].double())
-        rows = [nll(z[b], int(batch.y[i, b]), own(scenario, task[b], 1)) for b in range(5)]
-        loss = sum(w * row for w, row in zip([*weight[i], 0.5, 0.5], rows))
+        losses = [nll(z[b], int(batch.y[i, b]), own(scenario, task[b], 1)) for b in range(5)]
+        loss = sum(w * row for w, row in zip([*weight[i], 0.5, 0.5], losses))
         loss.backward()
         torch.testing.assert_close(aux.loss[i], loss.detach(), rtol=1e-12, atol=0)
         for (name, g), p in zip(grads.items(), net.parameters()):

@@ -112,7 +112,7 @@ class Watcher(Strategy):
         self.checked = 0
 
     def batch(self, learner: Learner, batch: Batch) -> Batch:
-        return cat(batch, batch)
+        return cat(batch, batch).batch
 
     def step(self, learner: Learner, step: Step) -> None:
         assert step.before is not None

@@ -116,9 +116,9 @@ def test_it_finds_its_rows_beside_others_that_replay() -> None:
     fresh = next(learner.batches(learner.stream.tasks[0]))
     batch = chain.batch(learner, fresh)
     _, out = learner.task_loss(learner.params, batch)
-    start, z = batch.extra["der"]
-    assert start == B + 3
-    expected = 0.7 * (learner.net(batch.x[:, start:], batch.t[:, start:]).logits - z).square().mean((1, 2))
+    rows, z = batch.extra["der"]
+    assert rows == slice(B + 3, B + 3 + z.shape[1]) and rows.stop == batch.w.shape[1]
+    expected = 0.7 * (learner.net(batch.x[:, rows], batch.t[:, rows]).logits - z).square().mean((1, 2))
     torch.testing.assert_close(torch.as_tensor(part.loss(learner, learner.params, batch, out)), expected)
 
 

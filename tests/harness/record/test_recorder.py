@@ -52,7 +52,7 @@ class Pull(Strategy):
 
     def batch(self, learner: Learner, batch: Batch) -> Batch:
         self.jitter = self.random.key() % 7
-        return batch if self.held is None else cat(batch, learner.make_batch(**self.held))
+        return batch if self.held is None else cat(batch, learner.make_batch(**self.held)).batch
 
     def loss(self, learner: Learner, params: Params, batch: Batch, out: Out) -> Tensor:
         shift = tree.sub(params, self.anchor)
@@ -278,7 +278,7 @@ def test_replayed_rows_do_not_count_as_online() -> None:
 
         def batch(self, learner: Learner, batch: Batch) -> Batch:
             wrong = Batch(batch.x, (batch.y + 1) % 2, batch.t, 0 * batch.w, batch.mask)
-            return cat(batch, wrong)
+            return cat(batch, wrong).batch
 
     s = stream("domain")
     shown = [Seen(lambda b: b.online) for _ in range(2)]
@@ -467,7 +467,7 @@ class Weak(Pull):
         self.size, self.weight = size, weight
 
     def batch(self, learner: Learner, batch: Batch) -> Batch:
-        return cat(batch, replace(batch, w=batch.w * self.weight)) if self.weight else batch
+        return cat(batch, replace(batch, w=batch.w * self.weight)).batch if self.weight else batch
 
     def loss(self, learner: Learner, params: Params, batch: Batch, out: Out) -> Tensor:
         return self.size * learner.task_loss(params, batch)[0].detach()
