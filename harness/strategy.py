@@ -55,7 +55,7 @@ class Strategy:
     family: str = "control"  # one of van de Ven, Soures & Kudithipudi's (2024) six, or plasticity, control
     scenarios: tuple[str, ...] = ("task", "domain", "class")
     why: str = ""  # reason for excluding the other scenarios, as a clause
-    needs: frozenset[str] = frozenset()  # what costs time: "before", "inputs"
+    needs: frozenset[str] = frozenset()  # types.BEFORE, types.INPUTS
     order: dict[str, int] = {}  # hook -> rank, one of those above
     transient: tuple[str, ...] = ()
     grid: Mapping[str, Sequence[Any]] = {}  # argument -> values that tuning tries; the first is the main one

@@ -220,6 +220,10 @@ class Aux(NamedTuple):
     penalty: Tensor | float = 0.0  # [S] what the strategies added
 
 
+# what Strategy.needs may ask for, because it costs time
+BEFORE = "before"  # a copy of the parameters before each update, as Step.before
+INPUTS = "inputs"  # inputs and outputs of each Layer in training, as Out.inputs and Out.preacts
+
 GradFn = Callable[[Params, Batch], tuple[Params, Aux]]
 
 
@@ -230,7 +234,7 @@ class Step(NamedTuple):
     batch: Batch  # after every `batch` hook
     out: Out  # forward pass on `batch` before the update
     grads: Params  # what the optimizer received
-    before: Params | None  # parameters before the update, if a strategy needs "before"
+    before: Params  # parameters before the update; empty unless a strategy needs BEFORE
 
 
 class Reading(NamedTuple):

@@ -7,7 +7,7 @@ from harness.learner import Learner
 from harness.strategy import CONSTRAIN, ESTIMATE, Strategy
 from harness.toolbox import require
 from harness.toolbox.projection import constrain, free, layer_inputs
-from harness.types import Step, Task
+from harness.types import BEFORE, Step, Task
 
 
 class GPM(Strategy):
@@ -28,7 +28,7 @@ class GPM(Strategy):
     """
 
     family = "optimization-based"
-    needs = frozenset({"before"})
+    needs = frozenset({BEFORE})
     order = {"step": CONSTRAIN, "end": ESTIMATE}
     grid = {"threshold": (0.9, 0.95, 0.97, 0.99)}  # the authors' are .95 to .99
 
@@ -42,7 +42,7 @@ class GPM(Strategy):
         self.allowed = free(learner, self.name, bias=False)  # I - M Mᵀ
 
     def step(self, learner: Learner, step: Step) -> None:
-        if learner.now and step.before is not None:
+        if learner.now:
             constrain(learner, step.before, self.allowed)
 
     @torch.no_grad()

@@ -13,7 +13,7 @@ from harness.strategy import CONSTRAIN, RESCALE, Strategy
 from harness.toolbox import require
 from harness.toolbox.gating import gate
 from harness.toolbox.surgery import spread
-from harness.types import Aux, Batch, Gates, GradFn, Out, Params, Step, Task
+from harness.types import BEFORE, Aux, Batch, Gates, GradFn, Out, Params, Step, Task
 
 ANNEALINGS = ("epoch", "task")
 LIMIT = 6.0  # |e| at most, thres_emb of the authors' code
@@ -45,7 +45,7 @@ class HAT(Strategy):
     family = "context-dependent"
     scenarios = ("task",)
     why = "each task has its own attention"
-    needs = frozenset({"before"})
+    needs = frozenset({BEFORE})
     order = {"grad": RESCALE, "step": CONSTRAIN}
     grid = {"strength": (0.1, 0.25, 0.75, 2.5)}  # factors of three around Serrà et al.'s 0.75
 
@@ -101,7 +101,6 @@ class HAT(Strategy):
         return compensated
 
     def step(self, learner: Learner, step: Step) -> None:
-        assert step.before is not None
         for k, v in self.frozen.items():
             learner.params[k].lerp_(step.before[k], v)
         for name in (f"hat.{act}" for act in self.past):

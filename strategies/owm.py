@@ -11,7 +11,7 @@ from harness.learner import Learner
 from harness.strategy import CONSTRAIN, ESTIMATE, Strategy
 from harness.toolbox import require, solve
 from harness.toolbox.projection import constrain, free, layer_inputs
-from harness.types import Step, Task
+from harness.types import BEFORE, Step, Task
 
 
 class OWM(Strategy):
@@ -38,7 +38,7 @@ class OWM(Strategy):
     """
 
     family = "optimization-based"
-    needs = frozenset({"before"})
+    needs = frozenset({BEFORE})
     order = {"step": CONSTRAIN, "end": ESTIMATE}
     grid = {"decay": (1e-5, 1e-3, 1e-1, 1.0)}  # what the authors give to one layer or another
 
@@ -53,7 +53,7 @@ class OWM(Strategy):
         self.inverse = {k: v.double() for k, v in self.allowed.items()}  # I + Σ r rᵀ / α
 
     def step(self, learner: Learner, step: Step) -> None:
-        if learner.now and step.before is not None:
+        if learner.now:
             constrain(learner, step.before, self.allowed)
 
     @torch.no_grad()

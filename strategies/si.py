@@ -10,7 +10,7 @@ from harness.learner import Learner
 from harness.strategy import CONSTRAIN, ESTIMATE, RECORD, Strategy
 from harness.toolbox import require
 from harness.toolbox.penalty import quadratic
-from harness.types import Aux, Batch, GradFn, Out, Params, Step, Task
+from harness.types import BEFORE, Aux, Batch, GradFn, Out, Params, Step, Task
 
 GRADIENTS = ("task", "total")
 
@@ -35,7 +35,7 @@ class SI(Strategy):
     """
 
     family = "parameter regularization"
-    needs = frozenset({"before"})
+    needs = frozenset({BEFORE})
     order = {"grad": RECORD, "step": CONSTRAIN, "end": ESTIMATE}
     transient = ("seen",)
     grid = {"strength": (0.02, 0.1, 0.5, 2.5)}  # factors of five around Zenke et al.'s 0.1 and Buzzega et al.'s 0.5
@@ -63,7 +63,6 @@ class SI(Strategy):
         return gradient
 
     def step(self, learner: Learner, step: Step) -> None:
-        assert step.before is not None
         for k, g in self.seen.items():
             before = step.before[k]
             if self.gradient == "task":

@@ -9,7 +9,7 @@ from harness.learner import Learner
 from harness.rng import fold, normal
 from harness.strategy import GATE, Strategy
 from harness.toolbox import require
-from harness.types import Params, Step
+from harness.types import BEFORE, Params, Step
 
 UTILITIES = ("global", "local")
 
@@ -38,7 +38,7 @@ class UPGD(Strategy):
     """
 
     family = "plasticity"
-    needs = frozenset({"before"})
+    needs = frozenset({BEFORE})
     order = {"step": GATE}  # what others see of the update is what was really made
     grid = {"sigma": (1e-4, 1e-3, 1e-2, 1e-1)}  # the authors' best are 0 to 0.1
 
@@ -54,7 +54,6 @@ class UPGD(Strategy):
         self.trace = tree.zeros(learner.params)
 
     def step(self, learner: Learner, step: Step) -> None:
-        assert step.before is not None
         lr, key = learner.optimizer.lr, self.random.key()
         for k, u in self.trace.items():
             u.mul_(self.decay).addcmul_(step.grads[k], step.before[k], value=self.decay - 1)

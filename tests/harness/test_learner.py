@@ -20,7 +20,7 @@ from harness.models.resnet18 import ResNet18
 from harness.optim import SGD, Adam
 from harness.rows import Rows
 from harness.strategy import Chain
-from harness.types import Aux, Batch, Out, Params, Source, Step, Stream, Task, cat
+from harness.types import BEFORE, INPUTS, Aux, Batch, Out, Params, Source, Step, Stream, Task, cat
 from tasks.datasets import Dataset
 from tasks.permuted import permuted
 from tasks.split import split
@@ -200,7 +200,7 @@ def test_layer_inputs_are_recorded_only_where_a_strategy_asks() -> None:
     learner = make(s)
     batch = learner.make_batch(*s.tasks[0].train.take(torch.zeros(3, 2, dtype=torch.int64)))
     assert not learner.task_loss(learner.params, batch)[1].inputs
-    learner.needs = frozenset({"inputs"})
+    learner.needs = frozenset({INPUTS})
     assert learner.task_loss(learner.params, batch)[1].inputs.keys() == {"fc1", "fc2", "head"}
     assert not learner.task_loss(learner.params, batch, train=False)[1].inputs
 
@@ -570,11 +570,10 @@ def test_parameters_before_the_update_are_kept_only_where_a_strategy_asks() -> N
     run_steps(learner, s.tasks[0], 1)
     grads = tree.zeros(learner.params)
     out = Out(torch.empty(0), {}, {})
-    assert learner.update(grads, out) is None
-    learner.needs = frozenset({"before"})
+    assert learner.update(grads, out) == {}
+    learner.needs = frozenset({BEFORE})
     old = tree.copy(learner.params)
     before = learner.update({k: torch.ones_like(v) for k, v in grads.items()}, out)
-    assert before is not None
     assert all(torch.equal(v, old[k]) for k, v in before.items())
     torch.testing.assert_close(learner.params["head.bias"], old["head.bias"] - 0.1)
 

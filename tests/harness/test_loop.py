@@ -17,7 +17,7 @@ from harness.loop import Blind, prepare, train
 from harness.models.mlp import MLP
 from harness.optim import SGD
 from harness.strategy import Chain, Strategy
-from harness.types import Aux, Batch, GradFn, Net, Out, Params, Step, Stream, Task, cat
+from harness.types import BEFORE, Aux, Batch, GradFn, Net, Out, Params, Step, Stream, Task, cat
 from tasks.datasets import load
 from tasks.split import split
 
@@ -105,7 +105,7 @@ def test_phases_come_in_their_order() -> None:
 class Watcher(Strategy):
     """Checks what a step is told against the learner's own memory."""
 
-    needs = frozenset({"before"})
+    needs = frozenset({BEFORE})
 
     def setup(self, learner: Learner) -> None:
         self.after = tree.copy(learner.params)
@@ -115,7 +115,6 @@ class Watcher(Strategy):
         return cat(batch, batch).batch
 
     def step(self, learner: Learner, step: Step) -> None:
-        assert step.before is not None
         for k, v in learner.params.items():
             assert torch.equal(step.before[k], self.after[k])
             torch.testing.assert_close(v, step.before[k] - 0.1 * step.grads[k])

@@ -14,7 +14,7 @@ from harness.models.mlp import MLP
 from harness.models.module import Module
 from harness.optim import SGD, Adam, AdamW
 from harness.strategy import Chain, Strategy
-from harness.types import Aux, Params, Step, Task
+from harness.types import BEFORE, Aux, Params, Step, Task
 from strategies.frozen import Frozen
 from tests.toy import OneStage, gaussian
 
@@ -75,11 +75,10 @@ def test_the_head_alone_moves_as_its_own_gradient_says() -> None:
     class Keep(Blind):
         def step(self, step: Step, aux: Aux) -> None:
             if learner.now:
-                assert step.before is not None
                 seen.append((tree.copy(learner.params), tree.sub(step.before, tree.scale(step.grads, 0.1))))
 
     prepare(learner, chain)
-    learner.needs = frozenset({"before"})
+    learner.needs = frozenset({BEFORE})
     train(learner, chain, Keep())
     assert len(seen) == 8
     for after, plain in seen:

@@ -13,7 +13,7 @@ from harness.loop import Blind, prepare, train
 from harness.models.mlp import MLP
 from harness.optim import SGD, Adam, Optimizer
 from harness.strategy import Chain, Strategy
-from harness.types import Aux, Batch, GradFn, Params, Step, Task
+from harness.types import BEFORE, Aux, Batch, GradFn, Params, Step, Task
 from strategies.si import SI
 from tests.strategies.test_ewc import learner as quadratic_learner
 from tests.toy import gaussian
@@ -36,7 +36,7 @@ class Watch(Strategy):
 class Ledger(Strategy):
     """-g Δθ of every step, from a gradient of its own."""
 
-    needs = frozenset({"before"})
+    needs = frozenset({BEFORE})
 
     def __init__(self, gradient: str) -> None:
         self.gradient, self.sums = gradient, list[Params]()
@@ -46,7 +46,6 @@ class Ledger(Strategy):
         return task
 
     def step(self, learner: Learner, step: Step) -> None:
-        assert step.before is not None
         g = step.grads if self.gradient == "total" else learner.task_grad(step.before, step.batch)
         moved = tree.sub(learner.params, step.before)
         self.sums[-1] = tree.add(self.sums[-1], tree.mul(g, moved), -1.0)
