@@ -1,19 +1,9 @@
 """Ash & Adams (2020), On warm-starting neural network training, NeurIPS, on what a warm start costs."""
 
-from dataclasses import replace
-from typing import Any
-
-from harness.learner import Learner
-from harness.record.costs import Bytes
-from harness.rows import Rows, union
-from harness.strategy import RENEW, Strategy
-from harness.toolbox import require
-from harness.types import Task
-
-STEPS = ("proportional", "equal")
+from harness.toolbox.union import Union
 
 
-class Cumulative(Strategy):
+class Cumulative(Union):
     """Cumulative training: one net goes on, task t trains on the union of all tasks so far (Ash & Adams 2020).
 
         θ <- θ - lr ∇ Σ_{i <= t} n_i L_i(θ) / Σ_{i <= t} n_i
@@ -31,27 +21,3 @@ class Cumulative(Strategy):
     """
 
     family = "control"
-    order = {"begin": RENEW}
-
-    def __init__(self, *, steps: str) -> None:
-        require.one_of(STEPS, steps=steps)
-        self.steps = steps
-        self.kept = 0  # bytes of the rows of the tasks so far
-
-    def holds(self) -> Any:
-        return Bytes(self.kept)
-
-    @property
-    def purpose(self) -> str:
-        return "Cumulative" if self.steps == "proportional" else f"Cumulative[{self.steps}]"
-
-    def setup(self, learner: Learner) -> None:
-        if not all(isinstance(t.train, Rows) for t in learner.stream.tasks):
-            raise ValueError(f"{self.name}: {learner.stream.name} generates its rows, so tasks cannot be merged")
-
-    def begin(self, learner: Learner, task: Task) -> Task:
-        tasks = learner.stream.tasks[: task.index + 1]
-        train = union([t.train for t in tasks if isinstance(t.train, Rows)])
-        self.kept = train.nbytes
-        nominal = sum(t.nominal for t in tasks) if self.steps == "proportional" else task.nominal
-        return replace(task, train=train, nominal=nominal, ordered=False) if task.index else task
