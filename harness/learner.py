@@ -13,7 +13,7 @@ from torch import Tensor
 from harness import counting, rng, rows, tree
 from harness.optim import Optimizer
 from harness.rng import RandomStream
-from harness.sampling import stratified
+from harness.rows import stratified
 from harness.types import (
     BEFORE,
     INPUTS,
@@ -56,7 +56,7 @@ class Budget:
 
 
 class Learner:
-    """What a strategy acts on. Attributes that end in s hold one row per seed."""
+    """The nets of all seeds, with their data, randomness, losses, gradients, updates and evaluation."""
 
     def __init__(
         self,

@@ -19,14 +19,6 @@ class Observer(Protocol):
     def end(self, task: Task) -> None: ...
 
 
-class Blind:
-    """Watches nothing."""
-
-    def start(self, task: Task) -> None: ...
-    def step(self, step: Step, aux: Aux) -> None: ...
-    def end(self, task: Task) -> None: ...
-
-
 def prepare(learner: Learner, strategy: Strategy) -> None:
     """Let the strategy allocate its state; a resumed run loads its state after this."""
     learner.needs = strategy.needs

@@ -24,6 +24,7 @@ from harness.types import BEFORE, INPUTS, Aux, Batch, Out, Params, Source, Step,
 from tasks.datasets import Dataset
 from tasks.permuted import permuted
 from tasks.split import split
+from tests.observer import Blind
 
 CLASSES = 6
 SEEDS = (0, 1, 2)
@@ -174,7 +175,7 @@ def test_training_is_a_torch_loop_per_seed(momentum: float) -> None:
     nets = [net_of(learner.params, i) for i in range(3)]
     optimizers = [torch.optim.SGD(net.parameters(), lr=0.1, momentum=momentum) for net in nets]
 
-    class Shadow(loop.Blind):
+    class Shadow(Blind):
         """Trains the torch nets on the batches that the loop saw."""
 
         def step(self, step: Step, aux: Aux) -> None:
@@ -397,7 +398,7 @@ def test_a_probe_is_frozen_stratified_without_repeats_and_the_seed_s_own() -> No
     first = learner.probe(s.tasks[1], 30)
     chain = Chain([])
     loop.prepare(learner, chain)
-    loop.train(learner, chain, loop.Blind())
+    loop.train(learner, chain, Blind())
     again = learner.probe(s.tasks[1], 30)
     assert torch.equal(first.x, again.x) and torch.equal(first.y, again.y)
     share = 30 * data().y[data().train].bincount() / len(data().train)

@@ -13,13 +13,14 @@ from torch import Tensor
 
 from harness import loop, tree
 from harness.learner import Budget, Learner
-from harness.loop import Blind, prepare, train
+from harness.loop import prepare, train
 from harness.models.mlp import MLP
 from harness.optim import SGD
 from harness.strategy import Chain, Strategy
 from harness.types import BEFORE, Aux, Batch, GradFn, Net, Out, Params, Step, Stream, Task, cat
 from tasks.datasets import load
 from tasks.split import split
+from tests.observer import Blind
 
 ROOT = Path(loop.__file__).parents[1]
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from harness import tree
 from harness.learner import Learner
-from harness.loop import Blind, prepare, train
+from harness.loop import prepare, train
 from harness.models.mlp import MLP
 from harness.optim import SGD
 from harness.strategy import Chain
@@ -19,6 +19,7 @@ from harness.types import Aux, Batch, Params, Step
 from strategies import agem, gem
 from strategies.agem import AGEM
 from strategies.gem import GEM
+from tests.observer import Blind
 from tests.toy import gaussian
 
 

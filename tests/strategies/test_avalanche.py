@@ -28,6 +28,7 @@ from strategies.replay import Replay
 from tasks.datasets import load
 from tasks.split import split
 from tests.avalanche_table import NOT_TRIED, OPTIONS, PAGE, names, row
+from tests.observer import Blind
 from tests.toy import MODELS, stream
 
 
@@ -45,7 +46,7 @@ def learner_of(
 def trained(learner: Learner, *parts: Any) -> Learner:
     chain = Chain(list(parts))
     loop.prepare(learner, chain)
-    loop.train(learner, chain, loop.Blind())
+    loop.train(learner, chain, Blind())
     return learner
 
 
@@ -320,7 +321,7 @@ def test_resuming_under_other_weights_is_refused() -> None:
     loop.prepare(learner, chain)
     learner.params["head.bias"] += 1.0  # as from a checkpoint of another machine
     with pytest.raises(ValueError, match="did not reproduce the checkpoint's weights; use force=true"):
-        loop.train(learner, chain, loop.Blind(), start=1)
+        loop.train(learner, chain, Blind(), start=1)
 
 
 def test_positions_are_those_of_the_learner() -> None:

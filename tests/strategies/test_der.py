@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy, mse_loss
 
-from harness.loop import Blind, prepare, train
+from harness.loop import prepare, train
 from harness.strategy import Chain, Strategy
 from strategies.der import DER
 from strategies.replay import Replay
+from tests.observer import Blind
 from tests.strategies.by_hand import LR, allowed, learner_of, module, run, same_weights
 
 B = 8

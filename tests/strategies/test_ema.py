@@ -9,13 +9,14 @@ import torch
 
 from harness import tree
 from harness.learner import Learner
-from harness.loop import Blind, prepare, train
+from harness.loop import prepare, train
 from harness.models.mlp import MLP
 from harness.optim import SGD, Adam, Optimizer
 from harness.strategy import Chain, Strategy
 from harness.types import Params, Step
 from strategies.ema import EMA
 from strategies.hare_tortoise import HareTortoise
+from tests.observer import Blind
 from tests.toy import MODELS, gaussian
 
 

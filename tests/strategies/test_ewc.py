@@ -12,13 +12,14 @@ from torch import Tensor
 from harness import tree
 from harness.landscape.fisher import diagonal
 from harness.learner import Budget, Learner
-from harness.loop import Blind, prepare, train
+from harness.loop import prepare, train
 from harness.models.mlp import MLP
 from harness.optim import SGD
 from harness.rows import Rows
 from harness.strategy import Chain
 from harness.types import Params, Stream, Task
 from strategies.ewc import EWC, OnlineEWC
+from tests.observer import Blind
 
 DEFAULT: dict[str, Any] = {"strength": 3.0, "mode": "separate", "gamma": 1.0, "fisher": "exact", "samples": None}
 

@@ -10,11 +10,12 @@ from torch import Tensor
 
 from harness import tree
 from harness.learner import Budget, Learner, mask_logits
-from harness.loop import Blind, prepare, train
+from harness.loop import prepare, train
 from harness.optim import SGD
 from harness.strategy import Chain
 from harness.types import Batch, Net
 from strategies.fdr import FDR
+from tests.observer import Blind
 from tests.strategies.test_ewc import learner as regression
 from tests.toy import MODELS, stream
 

@@ -9,13 +9,14 @@ import torch
 
 from harness import tree
 from harness.learner import Learner
-from harness.loop import Blind, prepare, train
+from harness.loop import prepare, train
 from harness.models.mlp import MLP
 from harness.models.module import Module
 from harness.optim import SGD, Adam, AdamW
 from harness.strategy import Chain, Strategy
 from harness.types import BEFORE, Aux, Params, Step, Task
 from strategies.frozen import Frozen
+from tests.observer import Blind
 from tests.toy import OneStage, gaussian
 
 OPTIMIZERS: dict[str, Any] = {

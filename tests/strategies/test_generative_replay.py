@@ -12,11 +12,12 @@ from torch.nn.functional import kl_div
 
 from harness import rng, tree
 from harness.learner import Budget, Learner
-from harness.loop import Blind, prepare, train
+from harness.loop import prepare, train
 from harness.optim import SGD
 from harness.strategy import Chain, Strategy
 from harness.types import Batch, Params, Step
 from strategies.generative_replay import GenerativeReplay
+from tests.observer import Blind
 from tests.strategies.by_hand import learner_of, module, run
 from tests.toy import MODELS, stream
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from harness import rng, rows, tree
 from harness.learner import Budget, Learner
-from harness.loop import Blind, prepare, train
+from harness.loop import prepare, train
 from harness.models.cnn import CNN
 from harness.models.mlp import MLP
 from harness.models.resnet18 import ResNet18
@@ -22,6 +22,7 @@ from harness.toolbox.projection import layer_inputs
 from harness.types import Stream, Task
 from strategies.gpm import GPM
 from strategies.owm import OWM
+from tests.observer import Blind
 from tests.toy import begin
 
 ROWS = 6

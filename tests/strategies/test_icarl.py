@@ -13,7 +13,7 @@ from torch import Tensor
 
 from harness import tree
 from harness.learner import Learner
-from harness.loop import Blind, prepare, train
+from harness.loop import prepare, train
 from harness.models.mlp import MLP
 from harness.optim import SGD
 from harness.rng import keys, normal
@@ -21,6 +21,7 @@ from harness.strategy import Chain, Strategy
 from harness.toolbox.class_means import herd
 from harness.types import Batch, Task
 from strategies.icarl import ICaRL
+from tests.observer import Blind
 from tests.toy import begin, gaussian, go
 
 M = 13  # exemplars: 6, 3, 2 a class after 1, 2, 3 tasks of two classes

@@ -12,7 +12,7 @@ from torch import Tensor
 from harness import tree
 from harness.landscape.fisher import diagonal
 from harness.learner import Learner
-from harness.loop import Blind, prepare, train
+from harness.loop import prepare, train
 from harness.models.mlp import MLP
 from harness.optim import SGD
 from harness.strategy import Chain, Strategy
@@ -20,6 +20,7 @@ from harness.types import Params, Task
 from strategies.cofima import CoFiMA
 from strategies.imm import IMM
 from strategies.interpolate import Interpolate
+from tests.observer import Blind
 from tests.toy import MODELS, gaussian
 
 

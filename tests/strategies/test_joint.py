@@ -9,7 +9,7 @@ import torch
 
 from harness import tree
 from harness.learner import Budget, Learner
-from harness.loop import Blind, prepare, train
+from harness.loop import prepare, train
 from harness.models.mlp import MLP
 from harness.optim import SGD, Optimizer
 from harness.record import costs
@@ -20,6 +20,7 @@ from harness.toolbox.memory import Memory
 from harness.types import Batch, Params, Stream, Task
 from strategies.cumulative import Cumulative
 from strategies.joint import Joint
+from tests.observer import Blind
 
 SIZES = (12, 6, 18)
 

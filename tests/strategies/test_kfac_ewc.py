@@ -11,13 +11,14 @@ from harness import tree
 from harness.landscape import kronecker
 from harness.landscape.fisher import diagonal
 from harness.learner import Learner
-from harness.loop import Blind, prepare, train
+from harness.loop import prepare, train
 from harness.models.mlp import MLP
 from harness.optim import SGD
 from harness.strategy import Chain
 from harness.types import Params
 from strategies.ewc import EWC
 from strategies.kfac_ewc import KFACEWC
+from tests.observer import Blind
 from tests.toy import gaussian
 
 

@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from harness import tree
-from harness.loop import Blind, prepare, train
+from harness.loop import prepare, train
 from harness.models.mlp import MLP
 from harness.optim import SGD
 from harness.strategy import Chain
 from strategies.l2 import L2
+from tests.observer import Blind
 from tests.toy import gaussian
 
 

@@ -12,13 +12,14 @@ from torch.nn.functional import cross_entropy
 
 from harness import tree
 from harness.learner import Budget, Learner
-from harness.loop import Blind, prepare, train
+from harness.loop import prepare, train
 from harness.models.mlp import MLP
 from harness.optim import SGD, Adam
 from harness.strategy import Chain
 from harness.toolbox.memory import Memory
 from harness.types import Aux, Batch, Step
 from strategies.mir import MIR
+from tests.observer import Blind
 from tests.strategies.by_hand import LR, allowed, learner_of, module, run, same_weights
 from tests.toy import MODELS, stream
 

@@ -10,12 +10,13 @@ from torch import Tensor
 
 from harness import tree
 from harness.learner import Learner
-from harness.loop import Blind, prepare, train
+from harness.loop import prepare, train
 from harness.strategy import Chain
 from harness.toolbox import class_means
 from harness.types import Net
 from strategies.ncm import NCM
 from strategies.replay import Replay
+from tests.observer import Blind
 from tests.toy import SEEDS, go
 
 

@@ -8,13 +8,14 @@ from torch import Tensor
 
 from harness import tree
 from harness.learner import Learner
-from harness.loop import Blind, prepare, train
+from harness.loop import prepare, train
 from harness.models.mlp import MLP
 from harness.optim import Adam
 from harness.rows import Rows
 from harness.strategy import Chain
 from harness.types import Step, Task
 from strategies.redo import ReDo
+from tests.observer import Blind
 from tests.toy import gaussian
 
 

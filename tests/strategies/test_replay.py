@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from harness.learner import Budget, Learner
-from harness.loop import Blind, prepare, train
+from harness.loop import prepare, train
 from harness.models.mlp import MLP
 from harness.optim import SGD
 from harness.rows import Rows
 from harness.strategy import Chain, Strategy
 from harness.types import Batch, Stream, Task
 from strategies.replay import Replay
+from tests.observer import Blind
 
 DEFAULT: dict[str, Any] = {
     "capacity": 12,

@@ -6,13 +6,14 @@ from torch import Tensor
 
 from harness import tree
 from harness.learner import Learner
-from harness.loop import Blind, prepare, train
+from harness.loop import prepare, train
 from harness.models.mlp import MLP
 from harness.optim import SGD, Adam, Optimizer
 from harness.strategy import Chain, Strategy
 from harness.types import Params, Task
 from strategies.head_reset import HeadReset
 from strategies.reset import Reset
+from tests.observer import Blind
 from tests.toy import OneStage, gaussian
 
 

@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy, linear
 
 from harness import tree
 from harness.learner import Learner
-from harness.loop import Blind, prepare, train
+from harness.loop import prepare, train
 from harness.models.mlp import MLP
 from harness.models.resnet18 import ResNet18
 from harness.optim import SGD
@@ -22,6 +22,7 @@ from strategies.asam import ASAM
 from strategies.cflat import CFlat
 from strategies.l2_init import L2Init
 from strategies.sam import SAM
+from tests.observer import Blind
 from tests.toy import gaussian
 
 PULL = 0.3

@@ -9,12 +9,13 @@ import torch
 
 from harness import tree
 from harness.learner import Budget, Learner
-from harness.loop import Blind, prepare, train
+from harness.loop import prepare, train
 from harness.models.mlp import MLP
 from harness.optim import SGD, Adam, Optimizer
 from harness.strategy import Chain, Strategy
 from harness.types import BEFORE, Aux, Batch, GradFn, Params, Step, Task
 from strategies.si import SI
+from tests.observer import Blind
 from tests.strategies.test_ewc import learner as quadratic_learner
 from tests.toy import gaussian
 

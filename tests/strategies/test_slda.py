@@ -12,12 +12,13 @@ from torch import Tensor
 
 from harness import rng, tree
 from harness.learner import Learner
-from harness.loop import Blind, prepare, train
+from harness.loop import prepare, train
 from harness.models.mlp import MLP
 from harness.optim import SGD
 from harness.strategy import Chain
 from harness.types import Params, Task
 from strategies.slda import SLDA
+from tests.observer import Blind
 from tests.toy import gaussian, go
 
 S, N, D, C = 2, 60, 5, 3

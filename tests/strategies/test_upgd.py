@@ -11,13 +11,14 @@ from torch import Tensor
 
 from harness import tree
 from harness.learner import Learner
-from harness.loop import Blind, prepare, train
+from harness.loop import prepare, train
 from harness.models.cnn import CNN
 from harness.models.mlp import MLP
 from harness.optim import SGD, Adam, Optimizer
 from harness.strategy import Chain
 from harness.types import Aux, Params, Step
 from strategies.upgd import UPGD
+from tests.observer import Blind
 from tests.toy import gaussian
 
 LR = 0.1

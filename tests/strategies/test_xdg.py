@@ -9,7 +9,7 @@ import torch
 
 from harness import tree
 from harness.learner import Budget, Learner
-from harness.loop import Blind, prepare, train
+from harness.loop import prepare, train
 from harness.models.cnn import CNN
 from harness.models.mlp import MLP
 from harness.optim import SGD, Adam
@@ -17,6 +17,7 @@ from harness.strategy import Chain, Strategy
 from harness.types import Net, Params, Task
 from strategies.separate import Separate
 from strategies.xdg import XdG
+from tests.observer import Blind
 from tests.toy import MODELS, stream
 
 

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from harness import loop
 from harness.learner import Budget, Learner
-from harness.loop import Blind
 from harness.metrics.stability import COLUMNS, stability
 from harness.models.mlp import MLP
 from harness.optim import SGD
@@ -23,6 +22,7 @@ from harness.strategy import Chain, Strategy
 from harness.types import Aux, Boundary, Inside, Net, Reading, Step, Stream
 from tasks.datasets import load
 from tasks.permuted import permuted
+from tests.observer import Blind
 
 F64 = torch.float64
 

@@ -25,6 +25,7 @@ from harness.strategy import Chain, Strategy
 from harness.types import Batch, Boundary, Net, Out, Params, Reading, Step, Stream, Task, cat
 from tasks.datasets import load
 from tasks.split import split
+from tests.observer import Blind
 
 SEEDS = (0, 1)
 
@@ -363,7 +364,7 @@ def test_measuring_changes_nothing_of_the_run() -> None:
     pull = Pull()
     pull.random = learner.random("strategy/Pull")
     loop.prepare(learner, pull)
-    loop.train(learner, pull, loop.Blind())
+    loop.train(learner, pull, Blind())
 
     def draws(b: Boundary) -> dict[str, Tensor | Reading]:
         b.random.key()
