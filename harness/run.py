@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from harness import loop, store
+from harness.boundary import Metric
 from harness.learner import Budget, Learner
 from harness.models.module import Module
 from harness.optim import Optimizer
@@ -32,7 +33,7 @@ from harness.record.recorder import Columns, Evaluation, InMemory, Recorder, Sin
 from harness.store import provenance
 from harness.strategy import Chain, Strategy, full_key
 from harness.trackers import About, Tracker, Trackers, published, summaries, warn
-from harness.types import Metric, Model, Net, Stream
+from harness.types import Model, Net, Stream
 from tasks.stream import on_validation
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from torch import Tensor
 from harness import rows, tree
 from harness.landscape import paths
 from harness.learner import Learner
-from harness.sampling import stratified
+from harness.rows import stratified
 from harness.strategy import EDIT, WEIGHTS, Strategy
 from harness.toolbox import require
 from harness.toolbox.memory import Memory

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from harness import store
+from harness.boundary import Boundary
 from harness.finished.measure import Opened, opened
 from harness.landscape import alignment, paths
 from harness.landscape.curvature import Hessian, density, quadrature
@@ -24,7 +25,7 @@ from harness.metrics import mixture, objective, spread
 from harness.metrics.connectivity import BARRIERS, scores
 from harness.rng import fold
 from harness.trackers.bar import bar
-from harness.types import Boundary, Net
+from harness.types import Net
 
 Columns = dict[str, list[Any]]
 KINDS = ("loss", "error")

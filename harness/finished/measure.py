@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from harness import loop, store, tree
+from harness.boundary import Metric
 from harness.config.catalogue import CONF
 from harness.learner import Learner
 from harness.record.recorder import Evaluation, InMemory, Recorder, measured
@@ -27,7 +28,7 @@ from harness.store import provenance
 from harness.strategy import Chain
 from harness.trackers import warn
 from harness.trackers.bar import bar
-from harness.types import Metric, Net, Reading, Stream, Task
+from harness.types import Net, Reading, Stream, Task
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from harness import tree
+from harness.boundary import Boundary
 from harness.learner import mask_logits, row_loss
 from harness.rng import fold
-from harness.types import Batch, Boundary, Column, Loss, Net, Reading, cat
+from harness.types import Batch, Column, Loss, Net, Reading, cat
 
 Readings = dict[str, Tensor | Reading]
 PROBES = {"first": "first task", "current": "task just trained", "joint": "mean over the tasks seen"}

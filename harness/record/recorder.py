@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 
 from harness import counting, tree
+from harness.boundary import Boundary, Inside, Metric
 from harness.learner import Learner, mask_logits
 from harness.record import costs
 from harness.strategy import Chain
-from harness.types import Aux, Batch, Boundary, Column, Inside, Metric, Net, Out, Reading, Step, Task
+from harness.types import Aux, Batch, Column, Net, Out, Reading, Step, Task
 
 Columns = dict[str, list[Any]]  # column name -> values
 CHUNK = 50  # steps whose logits are kept until they are scored together: scoring each costs 5 % of a small step

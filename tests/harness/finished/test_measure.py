@@ -13,10 +13,11 @@ from hydra import compose, initialize_config_dir
 from torch import Tensor
 
 from harness import cli, store
+from harness.boundary import Boundary
 from harness.config.catalogue import CONF
 from harness.finished.measure import KEY, measure, merged
 from harness.run import from_config
-from harness.types import Boundary, Reading
+from harness.types import Reading
 
 SMALL = ("tasks.n_tasks=3", "train.steps=8", "seeds=[0,1]", "tracker.mode=disabled", "threads=1", "model.widths=[12]")
 CHEAP = ("metrics=standard", "metrics.sharpness.steps=6", "metrics.rises.ascent=2", "metrics.connectivity.points=3")

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from harness import loop
+from harness.boundary import Boundary, Inside
 from harness.learner import Budget, Learner
 from harness.metrics.stability import COLUMNS, stability
 from harness.models.mlp import MLP
@@ -19,7 +20,7 @@ from harness.record import recorder
 from harness.record.recorder import Evaluation, InMemory
 from harness.run import Result, run
 from harness.strategy import Chain, Strategy
-from harness.types import Aux, Boundary, Inside, Net, Reading, Step, Stream
+from harness.types import Aux, Net, Reading, Step, Stream
 from tasks.datasets import load
 from tasks.permuted import permuted
 from tests.observer import Blind

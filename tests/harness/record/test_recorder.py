@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from harness import loop, tree
+from harness.boundary import Boundary
 from harness.landscape.curvature import Hessian
 from harness.learner import Budget, Learner
 from harness.metrics import crossed
@@ -22,7 +23,7 @@ from harness.record import costs
 from harness.record.recorder import CURVE_BINS, Evaluation, InMemory, Recorder, trained_plainly
 from harness.run import Result, fresh_accuracy, run
 from harness.strategy import Chain, Strategy
-from harness.types import Batch, Boundary, Net, Out, Params, Reading, Step, Stream, Task, cat
+from harness.types import Batch, Net, Out, Params, Reading, Step, Stream, Task, cat
 from tasks.datasets import load
 from tasks.split import split
 from tests.observer import Blind
