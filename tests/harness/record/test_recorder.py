@@ -490,7 +490,7 @@ def test_a_penalty_or_replay_that_does_nothing_is_warned_about_once(size: float,
     loop.train(learner, chain, recorder)
     assert len(said) == idle
     if idle:
-        assert said[0].startswith("task 1: what Weak added stayed under 0.0001 of the loss")
+        assert said[0].startswith("task 1: what weak added stayed under 0.0001 of the loss")
 
 
 def test_a_task_of_no_rows_takes_no_step_and_is_still_measured() -> None:
