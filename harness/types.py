@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypedDict, Unpack
 
 import torch
 from torch import Tensor
@@ -29,20 +29,18 @@ class Out(NamedTuple):
     preacts: dict[str, Tensor] = {}  # output of each Layer before any norm, only with record=True
 
 
-class Apply(Protocol):
-    """A forward pass: pure; `key` fixes every random draw (dropout) in it."""
+class How(TypedDict, total=False):
+    """Options of a forward pass. A wrapper passes them on as `**how: Unpack[How]`."""
 
-    def __call__(
-        self,
-        params: Params,
-        buffers: Buffers,
-        x: Tensor,  # [S, B, *shape]
-        t: Tensor,  # [S, B]
-        *,
-        train: bool = False,
-        key: Tensor | None = None,  # [S]
-        record: bool = False,
-    ) -> Out: ...
+    train: bool  # default False: evaluation mode
+    key: Tensor | None  # [S] fixes every random draw (dropout)
+    record: bool  # default False; True: also return Out.inputs and Out.preacts
+
+
+class Apply(Protocol):
+    """A forward pass: pure; x is [S, B, *shape], t is [S, B]."""
+
+    def __call__(self, params: Params, buffers: Buffers, x: Tensor, t: Tensor, **how: Unpack[How]) -> Out: ...
 
 
 class Slice(NamedTuple):
