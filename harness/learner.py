@@ -13,8 +13,23 @@ from torch import Tensor
 from harness import counting, rng, rows, tree
 from harness.optim import Optimizer
 from harness.rng import RandomStream
-from harness.sampling import stratified
-from harness.types import Aux, Batch, Buffers, GradFn, Loss, Model, Net, Out, Params, Source, Stream, Task
+from harness.rows import stratified
+from harness.types import (
+    BEFORE,
+    INPUTS,
+    Aux,
+    Batch,
+    Buffers,
+    GradFn,
+    Loss,
+    Model,
+    Net,
+    Out,
+    Params,
+    Source,
+    Stream,
+    Task,
+)
 
 
 @dataclass(frozen=True)
@@ -41,7 +56,7 @@ class Budget:
 
 
 class Learner:
-    """What a strategy acts on. Attributes that end in s hold one row per seed."""
+    """The nets of all seeds, with their data, randomness, losses, gradients, updates and evaluation."""
 
     def __init__(
         self,
@@ -165,7 +180,7 @@ class Learner:
     def task_loss(self, params: Params, batch: Batch, train: bool = True) -> tuple[Tensor, Out]:
         """Weighted loss of each seed [S], and the forward pass."""
         out = self.apply(
-            params, self.buffers, batch.x, batch.t, train=train, key=batch.key, record=train and "inputs" in self.needs
+            params, self.buffers, batch.x, batch.t, train=train, key=batch.key, record=train and INPUTS in self.needs
         )
         return (batch.w * self.row_loss(out.logits, batch)).sum(1), out
 
@@ -200,9 +215,9 @@ class Learner:
                 done = (self.now + done) / len(self.stream.tasks)
             self.optimizer.set_progress(done, self.now)
 
-    def update(self, grads: Params, out: Out) -> Params | None:
-        """One optimizer step; returns the parameters before it if the strategy needs them."""
-        before = tree.copy(self.params) if "before" in self.needs else None
+    def update(self, grads: Params, out: Out) -> Params:
+        """One optimizer step; returns the parameters before it if the strategy needs BEFORE, else nothing."""
+        before = tree.copy(self.params) if BEFORE in self.needs else {}
         self.set_lr()
         self.optimizer.update(self.params, grads)
         self.buffers = {k: v.detach() for k, v in out.buffers.items()} if out.buffers else self.buffers

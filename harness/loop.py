@@ -19,14 +19,6 @@ class Observer(Protocol):
     def end(self, task: Task) -> None: ...
 
 
-class Blind:
-    """Watches nothing."""
-
-    def start(self, task: Task) -> None: ...
-    def step(self, step: Step, aux: Aux) -> None: ...
-    def end(self, task: Task) -> None: ...
-
-
 def prepare(learner: Learner, strategy: Strategy) -> None:
     """Let the strategy allocate its state; a resumed run loads its state after this."""
     learner.needs = strategy.needs
@@ -35,7 +27,7 @@ def prepare(learner: Learner, strategy: Strategy) -> None:
 
 def train(learner: Learner, strategy: Strategy, observer: Observer, *, start: int = 0) -> None:
     """Train a prepared learner on the stream's tasks from `start` on; hidden boundaries are the observer's alone."""
-    announced = learner.stream.boundaries == "announced"
+    announced = learner.stream.announced
     gradient = strategy.grad(learner, learner.value_and_grad(strategy.loss))
     for task in learner.stream.tasks[start:]:
         learner.enter(task)

@@ -23,13 +23,14 @@ import torch
 from torch import Tensor
 
 from harness import loop
+from harness.boundary import Metric
 from harness.learner import Budget, Learner
 from harness.optim import Optimizer
 from harness.record.evaluation import Evaluation
 from harness.record.recorder import Recorder
 from harness.record.sinks import Columns, InMemory, Sink
 from harness.strategy import Chain, Strategy
-from harness.types import Metric, Model, Stream
+from harness.types import Model, Stream
 from harness.wording import warn
 
 if TYPE_CHECKING:
@@ -115,16 +116,16 @@ def check_scenario(stream: Stream, strategies: Sequence[Strategy]) -> None:
     """ValueError if a strategy is not defined for the stream's scenario."""
     for part in strategies:
         if stream.scenario not in part.scenarios:
-            why = f", since {part.why}" if part.why else ""
+            why = f", because {part.why}" if part.why else ""
             known = ", ".join(part.scenarios)
             raise ValueError(f"scenario={stream.scenario}: {part.name} is defined for {known} only{why}")
 
 
 def check_boundaries(stream: Stream, strategies: Sequence[Strategy], optimizer: Optimizer) -> None:
     """ValueError if boundaries are hidden and a strategy, the scenario or the optimizer depends on them."""
-    if stream.boundaries == "announced":
+    if stream.announced:
         return
-    needs = [part.name for part in strategies if part.boundaries]
+    needs = [part.name for part in strategies if part.needs_boundaries]
     if needs:
         raise ValueError(
             f"boundaries=hidden: {needs[0]} acts at task boundaries, and would not be told of them;"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -17,24 +19,53 @@ if TYPE_CHECKING:
 
 HOOKS = ("setup", "begin", "batch", "loss", "grad", "step", "end", "deploy")
 
+# Ranks for Strategy.order, hook by hook. A lower rank belongs earlier in the list (for grad: further in).
+# begin
+RENEW = 0  # change weights, data or optimizer state: joint, reset, shrink_perturb
+HOLD = 90  # keep the first task's weights, against whatever came before: frozen, slda (also in step and end)
+# batch
+READ = 40  # use the rows as they are: lwf
+APPEND = 50  # add rows: replay
+# grad
+RECORD = 0  # look at the plain gradient: si
+PERTURB = 20  # take it at other weights: sam, cflat
+PROJECT = 40  # constrain it: agem, gem
+RESCALE = 90  # scale single entries: hat
+# step
+GATE = -10  # change the update itself: upgd
+CONSTRAIN = 0  # restrict or measure the update: gpm, owm, hat, si
+REPLACE = 50  # change weights further: cbp, redo, shrink_perturb
+AVERAGE = 90  # follow the weights: ema, hare_tortoise
+# end
+EDIT = 0  # change weights: interpolate, mcsgd, gdumb
+ESTIMATE = 50  # measure at the final weights: ewc, mas, si, lwf, gpm
+# deploy
+WEIGHTS = 0  # other weights: ema, imm
+READOUT = 50  # another read-out: ncm, icarl, slda
+
 
 class Strategy:
     """Identity in every hook: the base class is naive fine-tuning.
 
-    State is whatever a strategy keeps as attributes: tensors, numbers, strings, lists and dicts of
-    these, Nets, and objects with a state_dict. Attributes named in `transient` are left out; `setup`
-    must rebuild them.
+    Its attributes are its state: tensors, numbers, strings, lists and dicts of these, Nets, and objects with a
+    state_dict. Attributes listed in `transient` are not saved; `setup` must rebuild them.
     """
 
+    name: str = "strategy"  # its key in the configuration; by default the class name in snake case
     family: str = "control"  # one of van de Ven, Soures & Kudithipudi's (2024) six, or plasticity, control
     scenarios: tuple[str, ...] = ("task", "domain", "class")
-    why: str = ""  # why not the others, as the end of a sentence
-    needs: frozenset[str] = frozenset()  # what costs time: "before", "inputs"
-    order: dict[str, int] = {}  # hook -> rank; a lower rank belongs earlier (for grad: further in)
+    why: str = ""  # reason for excluding the other scenarios, as a clause
+    needs: frozenset[str] = frozenset()  # types.BEFORE, types.INPUTS
+    order: dict[str, int] = {}  # hook -> rank, one of those above
     transient: tuple[str, ...] = ()
     grid: Mapping[str, Sequence[Any]] = {}  # argument -> values that tuning tries; the first is the main one
-    alone: bool = False  # trains by itself, so that no other part could act in its steps
-    random: RandomStream  # set before setup; its draws are this strategy's alone
+    alone: bool = False  # replaces the training loop; cannot be combined
+    random: RandomStream  # for its draws; set before setup
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "name" not in vars(cls):
+            cls.name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", cls.__name__).lower()
 
     def setup(self, learner: Learner) -> None:
         """Once: allocate state (zeros, so that the first task is no special case); may add parameters."""
@@ -66,12 +97,13 @@ class Strategy:
         return net
 
     @property
-    def name(self) -> str:
+    def purpose(self) -> str:
+        """What its random draws and saved state are filed under; changing it changes results."""
         return type(self).__name__
 
     @property
-    def boundaries(self) -> bool:
-        """Whether it acts on what happens at a task's boundary, so that it is refused where they are hidden."""
+    def needs_boundaries(self) -> bool:
+        """Whether it acts at task boundaries; if so, boundaries=hidden refuses it."""
         return self.overrides("begin") or self.overrides("end")
 
     def overrides(self, hook: str) -> bool:
@@ -80,8 +112,8 @@ class Strategy:
 
     @property
     def label(self) -> str:
-        """What it is called in tables, where that is not its name in the configuration."""
-        return ""
+        """Its name in tables."""
+        return self.name
 
     def holds(self) -> Any:
         """What it keeps between tasks: the tensors in it, or numbers of bytes (cost.Bytes), are its memory."""
@@ -89,7 +121,7 @@ class Strategy:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a resumed run needs, as tensors and primitives."""
-        skip = {*self.transient, "random"}
+        skip = {*self.transient, "random", "name"}
         return {k: _pack(v, f"{self.name}.{k}") for k, v in vars(self).items() if k not in skip}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -145,36 +177,45 @@ class Chain(Strategy):
 
     def __init__(self, parts: Sequence[Strategy]) -> None:
         self.parts = list(parts)
-        names = [p.name for p in self.parts]
-        for name in names:
-            if names.count(name) > 1:
-                raise ValueError(f"strategy {name} stands twice in the list: name it once")
+        listed = f"strategy=[{','.join(p.name for p in self.parts)}]"
+        for a, b in itertools.combinations(self.parts, 2):
+            if a.purpose == b.purpose:
+                raise ValueError(
+                    f"{listed}: {a.name} is listed twice"
+                    if a.name == b.name
+                    else f"{listed}: {a.name} and {b.name} cannot be combined: both are {a.purpose}"
+                )
         for p in self.parts:
             if p.alone and len(self.parts) > 1:
-                raise ValueError(f"strategy {p.name} trains by itself, so that no other can act: choose it alone")
+                raise ValueError(f"{listed}: {p.name} replaces the training loop; use strategy={p.name} alone")
         self.active = {h: [p for p in self.parts if p.overrides(h)] for h in HOOKS}
         self.needs = frozenset().union(*(p.needs for p in self.parts))
 
     def disorder(self) -> list[str]:
-        """Orders known to be wrong, a sentence each: the list is what the user wrote, so it is not sorted."""
+        """Orders known to be wrong, a sentence each. The list is not sorted: its order is the user's choice."""
         found = []
         for hook in HOOKS:
             ranked = [p for p in self.active[hook] if hook in p.order]
             for a, b in itertools.pairwise(ranked):
                 if a.order[hook] > b.order[hook]:
-                    found.append(f"{b.name} should stand before {a.name} (both act in `{hook}`)")
+                    found.append(f"{b.name} should come before {a.name} (both act in `{hook}`)")
         return found
 
     def setup(self, learner: Learner) -> None:
         for p in self.parts:
-            p.random = learner.random(f"strategy/{p.name}")
+            p.random = learner.random(f"strategy/{p.purpose}")
         for p in self.active["setup"]:
             known = set(learner.params)
-            p.setup(learner)
+            try:
+                p.setup(learner)
+            except ValueError as error:
+                if said := full_key(p.name, inspect.signature(type(p)).parameters, error):
+                    raise ValueError(said) from error
+                raise
             if set(learner.params) != known and p is not self.parts[0]:
-                first = self.parts[0].name
+                names = [p.name, *(other.name for other in self.parts if other is not p)]
                 raise ValueError(
-                    f"strategy {p.name} adds parameters that {first} does not know of: name {p.name} first"
+                    f"strategy={p.name}: adds parameters, so it must come first; use strategy=[{','.join(names)}]"
                 )
 
     def begin(self, learner: Learner, task: Task) -> Task:
@@ -215,11 +256,21 @@ class Chain(Strategy):
         return not any(self.active.values())
 
     def state_dict(self) -> dict[str, Any]:
-        return {p.name: p.state_dict() for p in self.parts}
+        return {p.purpose: p.state_dict() for p in self.parts}
 
     def holds(self) -> Any:
         return [p.holds() for p in self.parts]
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for p in self.parts:
-            p.load_state_dict(state[p.name])
+            p.load_state_dict(state[p.purpose])
+
+
+def full_key(name: str, arguments: Container[str], error: BaseException | None) -> str:
+    """A strategy's refusal under the key that a user types; "" if the error does not begin with an argument.
+
+    >>> full_key("online_ewc", {"gamma"}, ValueError("gamma=2: must be in [0, 1]"))
+    'strategy.online_ewc.gamma=2: must be in [0, 1]'
+    """
+    word = re.match(r"(\w+)[=.]", str(error)) if isinstance(error, ValueError) else None
+    return f"strategy.{name}.{error}" if word and word[1] in arguments else ""

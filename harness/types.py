@@ -8,14 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypedDict, Unpack
 
 import torch
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from harness.learner import Learner
-    from harness.rng import RandomStream
 
 Params = dict[str, Tensor]  # name -> [S, *shape]
 Buffers = dict[str, Tensor]  # name -> [S, *shape], e.g. batch-norm statistics
@@ -33,20 +29,18 @@ class Out(NamedTuple):
     preacts: dict[str, Tensor] = {}  # output of each Layer before any norm, only with record=True
 
 
-class Apply(Protocol):
-    """A forward pass: pure; `key` fixes every random draw (dropout) in it."""
+class How(TypedDict, total=False):
+    """Options of a forward pass. A wrapper passes them on as `**how: Unpack[How]`."""
 
-    def __call__(
-        self,
-        params: Params,
-        buffers: Buffers,
-        x: Tensor,  # [S, B, *shape]
-        t: Tensor,  # [S, B]
-        *,
-        train: bool = False,
-        key: Tensor | None = None,  # [S]
-        record: bool = False,
-    ) -> Out: ...
+    train: bool  # default False: evaluation mode
+    key: Tensor | None  # [S] fixes every random draw (dropout)
+    record: bool  # default False; True: also return Out.inputs and Out.preacts
+
+
+class Apply(Protocol):
+    """A forward pass: pure; x is [S, B, *shape], t is [S, B]."""
+
+    def __call__(self, params: Params, buffers: Buffers, x: Tensor, t: Tensor, **how: Unpack[How]) -> Out: ...
 
 
 class Slice(NamedTuple):
@@ -109,17 +103,27 @@ class Batch:
     w: Tensor  # [S, B] loss weight: task loss = (w * nll).sum(1)
     mask: Tensor | None = None  # [S, B, C] or [1, 1, C]; outputs that compete; None: all of them
     key: Tensor | None = None  # [S] fixes dropout, so that both passes of SAM share their masks
-    extra: dict[str, Any] = field(default_factory=dict)  # what a strategy drew for its own loss
+    extra: dict[str, Any] = field(default_factory=dict)  # what a strategy drew for its own loss, by its name
+
+    def carry(self, **extra: Any) -> Batch:
+        """The same batch with more in `extra`."""
+        return replace(self, extra={**self.extra, **extra})
 
 
-def cat(a: Batch, b: Batch) -> Batch:
+class Joined(NamedTuple):
+    batch: Batch
+    rows: slice  # of the appended rows, along B
+
+
+def cat(a: Batch, b: Batch) -> Joined:
     """Rows of `a`, then rows of `b`; key and fresh rows are those of `a`."""
     mask = None
     if a.mask is not None or b.mask is not None:
         outputs = next(m.shape[-1] for m in (a.mask, b.mask) if m is not None)
         mask = torch.cat([_dense_mask(a, outputs), _dense_mask(b, outputs)], 1)
     x, y, t, w = (torch.cat([getattr(a, n), getattr(b, n)], 1) for n in ("x", "y", "t", "w"))
-    return replace(a, x=x, y=y, t=t, w=w, mask=mask, extra={**a.extra, **b.extra})
+    joined = replace(a, x=x, y=y, t=t, w=w, mask=mask, extra={**a.extra, **b.extra})
+    return Joined(joined, slice(a.w.shape[1], w.shape[1]))
 
 
 def _dense_mask(batch: Batch, outputs: int) -> Tensor:
@@ -174,7 +178,7 @@ class Stream:
     masks: Tensor | None = None  # [S or 1, T, C] outputs of each task; None: all compete always
     classes: str = "seen"  # class-incremental softmax over the classes seen so far, or all
     loss: str = "cross_entropy"  # or mse
-    boundaries: str = "announced"  # or hidden: nothing tells the strategy that a task begins or ends
+    announced: bool = True  # False: the strategy does not learn when a task begins or ends
     split: str = "test"  # or val: each task's `test` holds its validation rows
     info: dict[str, Any] = field(default_factory=dict)  # settings, for the manifest
 
@@ -210,6 +214,10 @@ class Aux(NamedTuple):
     penalty: Tensor | float = 0.0  # [S] what the strategies added
 
 
+# what Strategy.needs may ask for, because it costs time
+BEFORE = "before"  # a copy of the parameters before each update, as Step.before
+INPUTS = "inputs"  # inputs and outputs of each Layer in training, as Out.inputs and Out.preacts
+
 GradFn = Callable[[Params, Batch], tuple[Params, Aux]]
 
 
@@ -220,7 +228,7 @@ class Step(NamedTuple):
     batch: Batch  # after every `batch` hook
     out: Out  # forward pass on `batch` before the update
     grads: Params  # what the optimizer received
-    before: Params | None  # parameters before the update, if a strategy needs "before"
+    before: Params  # parameters before the update; empty unless a strategy needs BEFORE
 
 
 class Reading(NamedTuple):
@@ -240,56 +248,3 @@ class Column(NamedTuple):
     unit: str
     text: str  # one line
     data: str = ""  # split of the rows that it is measured on: train, val or test; "" where it is of none
-
-
-class Inside(NamedTuple):
-    """Scores of the deployed net while it trains on a task, on a fixed subset of each task's test rows."""
-
-    steps: tuple[int, ...]  # K optimizer steps done in this task, its last one among them
-    score: Tensor  # [S, K, T]; NaN: not measured
-    least: Tensor  # [S, T] lowest score of each old task so far, over all steps since it was learnt
-
-
-class Nets(Protocol):
-    """The net after each task, loaded when asked for: nets[i], nets.initial; `i in nets` says whether it was kept."""
-
-    @property
-    def initial(self) -> Net: ...
-
-    def __contains__(self, task: int) -> bool: ...
-
-    def __getitem__(self, task: int) -> Net: ...
-
-
-@dataclass(frozen=True)
-class Boundary:
-    """All that a metric may read at a task boundary. Read-only."""
-
-    t: int
-    phase: str  # "start": after begin, before the first step; "end": after the task
-    stream: Stream
-    learner: Learner  # for its model, device and optimizer settings; never changed
-    trained: Net  # for curvature and paths
-    deployed: Net  # for accuracy
-    nets: Nets  # nets at earlier boundaries
-    accuracy: Tensor  # R [S, T + 1, T]: row 0 the initialisation, row i + 1 after task i; NaN: not measured
-    online: Tensor  # [S, steps] accuracy on each fresh batch before its update
-    random: RandomStream  # its own: a metric never moves the training randomness
-    control: Tensor | None = None  # [S, T] a fresh net's accuracy on each task just after training on it
-    gap: Tensor | None = None  # [S] test accuracy of the learner's copy after plain training on task t
-    alive: Tensor | None = None  # [S] False where the seed has diverged
-    inside: Inside | None = None  # None unless eval.every asks for it
-
-    def probe(self, task: int, size: int = 512, split: str = "train") -> Batch:
-        """A frozen, class-stratified sample of task's train, val or test rows, the same for the whole run."""
-        return self.learner.probe(self.stream.tasks[task], size, split)
-
-    def loss(self, tasks: Sequence[int], size: int = 512) -> Loss:
-        """Mean loss over the probes of `tasks` in evaluation mode, under this boundary's mask."""
-        return self.learner.objective([self.probe(i, size) for i in tasks], self.stream, self.t)
-
-
-class Metric(Protocol):
-    """A pure function of a boundary: name -> [S], or a Reading."""
-
-    def __call__(self, b: Boundary) -> dict[str, Tensor | Reading]: ...

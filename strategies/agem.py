@@ -8,7 +8,7 @@ from torch import Tensor
 from harness import rows, tree
 from harness.learner import Learner
 from harness.rng import permutation
-from harness.strategy import Strategy
+from harness.strategy import PROJECT, Strategy
 from harness.toolbox import require
 from harness.toolbox.memory import pick
 from harness.types import Aux, Batch, GradFn, Params, Task
@@ -27,10 +27,10 @@ class AGEM(Strategy):
     """
 
     family = "optimization-based"
-    order = {"grad": 40}
+    order = {"grad": PROJECT}
 
     def __init__(self, *, per_task: int, batch_size: int) -> None:
-        require.at_least(1, "agem", per_task=per_task, batch_size=batch_size)
+        require.at_least(1, per_task=per_task, batch_size=batch_size)
         self.per_task, self.batch_size = per_task, batch_size
         self.memory: dict[str, Tensor] = {}  # x, y, t: [S, rows, ...]
 
@@ -39,7 +39,7 @@ class AGEM(Strategy):
             return batch
         chosen = permutation(self.random.key(), self.memory["t"].shape[1])[:, : self.batch_size]
         held = learner.make_batch(**pick(self.memory, chosen))
-        return replace(batch, extra={**batch.extra, "agem": replace(held, key=self.random.key())})  # for dropout
+        return batch.carry(agem=replace(held, key=self.random.key()))  # for dropout
 
     def grad(self, learner: Learner, inner: GradFn) -> GradFn:
         def gradient(params: Params, batch: Batch) -> tuple[Params, Aux]:

@@ -4,7 +4,7 @@ neural networks, ICML.
 
 from harness import tree
 from harness.learner import Learner
-from harness.strategy import Strategy
+from harness.strategy import PERTURB, Strategy
 from harness.toolbox import require
 from harness.types import Aux, Batch, GradFn, Params
 
@@ -24,11 +24,11 @@ class ASAM(Strategy):
     """
 
     family = "optimization-based"
-    order = {"grad": 20}
+    order = {"grad": PERTURB}
     grid = {"rho": (0.1, 0.5, 1.0, 2.0)}  # 0.5 and 1.0 are Kwon et al.'s
 
     def __init__(self, *, rho: float, eta: float) -> None:
-        require.at_least(0, "asam", rho=rho, eta=eta)
+        require.at_least(0, rho=rho, eta=eta)
         self.rho, self.eta = rho, eta
 
     def grad(self, learner: Learner, inner: GradFn) -> GradFn:

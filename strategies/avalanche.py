@@ -90,29 +90,31 @@ class Avalanche(Strategy):
 
     def __init__(self, *, name: str, options: dict[str, Any]) -> None:
         if name in FAIL:
-            raise ValueError(f"avalanche.name={name}: does not run here, since {FAIL[name]}")
-        require.one_of(WORK, "avalanche", name=name)
+            raise ValueError(f"name={name}: does not run here, because {FAIL[name]}")
+        require.one_of(WORK, name=name)
         for key in options:
             if key in GIVEN:
-                raise ValueError(f"avalanche.options.{key}: is the run's own; set train, optimizer or model instead")
+                raise ValueError(f"options.{key}: the run sets it; use train, optimizer or model instead")
         self.method, self.options = name, {k: v for k, v in options.items() if v is not None}
 
     @property
-    def name(self) -> str:
+    def purpose(self) -> str:
         return f"Avalanche[{self.method}]"
 
     def setup(self, learner: Learner) -> None:
         if self.method in OWN_LOSS and masked(learner.stream):
             raise ValueError(
-                f"avalanche.name={self.method}: its loss lets all outputs compete; "
+                f"name={self.method}: its loss lets all outputs compete; "
                 "use scenario=domain, or scenario=class with classes=all"
             )
         if self.method == "SynapticIntelligence" and learner.dtype != torch.float32:
-            raise ValueError("avalanche.name=SynapticIntelligence: keeps its state in float32; use dtype=float32")
+            raise ValueError("name=SynapticIntelligence: keeps its state in float32; use dtype=float32")
         if self.method == "SynapticIntelligence" and learner.device.type == "cpu":
-            warn("avalanche.name=SynapticIntelligence: on a CPU its importances stay 0, which makes it naive")
+            warn(f"strategy.{self.name}.name={self.method}: its importances stay 0 on a CPU, so it equals naive")
         if any(getattr(task.train, "augmented", False) for task in learner.stream.tasks):
-            raise ValueError("dataset.augment: Avalanche gets a copy of the rows as they are; use dataset.augment=[]")
+            raise ValueError(
+                "dataset.augment: Avalanche trains on a copy of the unaugmented data; use dataset.augment=[]"
+            )
         self.trained = 0  # tasks that the agents below have seen
         with apart(0):
             self.experiences = [benchmark(learner.stream, s).train_stream for s in range(learner.S)]
@@ -127,12 +129,12 @@ class Avalanche(Strategy):
         known = [k for k in inspect.signature(base).parameters if k not in (*GIVEN, "base_kwargs", "kwargs")]
         for key in self.options:
             if key not in known:
-                there = f"there is {', '.join(known)}" if known else "it has none"
-                raise ValueError(f"avalanche.options.{key}: no argument of {self.method}; {there}")
+                there = f"use one of {', '.join(known)}" if known else "it has none"
+                raise ValueError(f"options.{key}: not an argument of {self.method}; {there}")
         parameters = inspect.signature(base).parameters
         for key in known:
             if parameters[key].default is inspect.Parameter.empty and key not in self.options:
-                raise ValueError(f"avalanche.options.{key}=null: {self.method} needs it, and Avalanche has no default")
+                raise ValueError(f"options.{key}=null: {self.method} needs a value, and Avalanche has no default")
         net = network(learner, s)
         return _fed(base, learner)(
             model=net,
@@ -153,8 +155,8 @@ class Avalanche(Strategy):
                 for k, v in agent.model.named_parameters():
                     if not torch.allclose(v, learner.params[k][s], rtol=0, atol=0, equal_nan=True):
                         raise ValueError(
-                            "avalanche: training the past tasks again did not lead to the checkpoint's weights; "
-                            "start again with force=true"
+                            f"{self.name}: retraining the past tasks did not reproduce the checkpoint's weights; "
+                            "use force=true to restart the run"
                         )
         return replace(task, nominal=0)
 
@@ -185,9 +187,8 @@ class Avalanche(Strategy):
                 try:
                     agent.train(experience, eval_streams=[], reset_optimizer_state=learner.optimizer.reset_each_task)
                 except Exception as error:
-                    raise ValueError(
-                        f"avalanche.name={self.method}: failed at seed {learner.seeds[s]}, task {task.index}: {error}"
-                    ) from error
+                    place = f"seed {learner.seeds[s]}, task {task.index}"
+                    raise ValueError(f"strategy.{self.name}.name={self.method}: failed at {place}: {error}") from error
         self.trained = task.index + 1
 
 
@@ -283,7 +284,7 @@ def _optimizer(learner: Learner, net: nn.Module) -> torch.optim.Optimizer:
     theirs = getattr(torch.optim, type(ours).__name__, None)
     if theirs is None or ours.schedule != "constant":
         raise ValueError(
-            f"avalanche: {type(ours).__name__} with optimizer.schedule={ours.schedule} cannot be handed over; "
+            f"optimizer.schedule={ours.schedule}: {type(ours).__name__} with it has no counterpart in Avalanche; "
             "use sgd, adam or adamw with schedule=constant"
         )
     made: torch.optim.Optimizer = theirs(net.parameters(), **how)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from harness.learner import Learner
 from harness.rng import uniform
-from harness.strategy import Strategy
+from harness.strategy import REPLACE, Strategy
 from harness.toolbox import require, surgery
 from harness.toolbox.surgery import Replacement
 from harness.types import Params, Step
@@ -46,22 +46,21 @@ class CBP(Strategy):
     """
 
     family = "plasticity"
-    order = {"step": 50}
+    order = {"step": REPLACE}
     transient = ("units", "spans", "deck")
     grid = {"rate": (1e-6, 1e-5, 1e-4, 1e-3)}  # the paper's search
 
     def __init__(self, *, rate: float, maturity: int, decay: float, utility: str, bias_transfer: bool) -> None:
-        require.within("[0, 1]", "cbp", rate=rate)
-        require.at_least(0, "cbp", maturity=maturity)
-        require.within("[0, 1)", "cbp", decay=decay)
-        if utility not in UTILITIES:
-            raise ValueError(f"cbp.utility={utility}: must be one of {', '.join(UTILITIES)}")
+        require.within("[0, 1]", rate=rate)
+        require.at_least(0, maturity=maturity)
+        require.within("[0, 1)", decay=decay)
+        require.one_of(UTILITIES, utility=utility)
         self.rate, self.maturity, self.decay = rate, maturity, decay
         self.utility, self.bias_transfer = utility, bias_transfer
         self.count = 0  # optimizer steps
 
     def setup(self, learner: Learner) -> None:
-        self.units = surgery.hidden(learner, "cbp")
+        self.units = surgery.hidden(learner, self.name)
         ends = torch.tensor([0, *(u.size for u in self.units)]).cumsum(0).tolist()
         self.spans = [slice(a, b) for a, b in pairwise(ends)]  # of each layer in age and trace
         self.age = torch.zeros(learner.S, ends[-1], dtype=torch.int64, device=learner.device)

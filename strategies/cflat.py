@@ -2,7 +2,7 @@
 
 from harness import tree
 from harness.learner import Learner
-from harness.strategy import Strategy
+from harness.strategy import PERTURB, Strategy
 from harness.toolbox import require
 from harness.types import Aux, Batch, GradFn, Params
 
@@ -28,11 +28,11 @@ class CFlat(Strategy):
     """
 
     family = "optimization-based"
-    order = {"grad": 20}
+    order = {"grad": PERTURB}
     grid = {"rho": (0.05, 0.1, 0.2, 0.4)}  # factors of two around the authors' 0.2
 
     def __init__(self, *, rho: float, strength: float) -> None:
-        require.at_least(0, "cflat", rho=rho, strength=strength)
+        require.at_least(0, rho=rho, strength=strength)
         self.rho, self.strength = rho, strength
 
     def grad(self, learner: Learner, inner: GradFn) -> GradFn:

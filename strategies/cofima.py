@@ -6,7 +6,7 @@ from harness import tree
 from harness.landscape import paths
 from harness.landscape.fisher import KINDS, diagonal
 from harness.learner import Learner
-from harness.strategy import Strategy
+from harness.strategy import EDIT, Strategy
 from harness.toolbox import require
 from harness.types import Task
 
@@ -28,15 +28,16 @@ class CoFiMA(Strategy):
     * They start from a pretrained net and calibrate the classifier after each merge, which is left out.
     """
 
+    name = "cofima"
     family = "optimization-based"
-    order = {"end": 0}
+    order = {"end": EDIT}
     grid = {"weight_new": (0.2, 0.4, 0.5, 0.8)}  # 0.4 and 0.5 are the paper's
 
     def __init__(self, *, weight_new: float, fisher: str, samples: int | None, clip: float | None) -> None:
-        require.within("[0, 1]", "cofima", weight_new=weight_new)
-        require.one_of(KINDS, "cofima", fisher=fisher)
-        require.at_least(1, "cofima", null="all training rows", samples=samples)
-        require.above(0, "cofima", null="none", clip=clip)
+        require.within("[0, 1]", weight_new=weight_new)
+        require.one_of(KINDS, fisher=fisher)
+        require.at_least(1, null="all training rows", samples=samples)
+        require.above(0, null="none", clip=clip)
         self.weight_new, self.fisher, self.samples, self.clip = weight_new, fisher, samples, clip
 
     def setup(self, learner: Learner) -> None:

@@ -1,19 +1,9 @@
 """Ash & Adams (2020), On warm-starting neural network training, NeurIPS, on what a warm start costs."""
 
-from dataclasses import replace
-from typing import Any
-
-from harness.learner import Learner
-from harness.record.costs import Bytes
-from harness.rows import Rows, union
-from harness.strategy import Strategy
-from harness.toolbox import require
-from harness.types import Task
-
-STEPS = ("proportional", "equal")
+from harness.toolbox.union import Union
 
 
-class Cumulative(Strategy):
+class Cumulative(Union):
     """Cumulative training: one net goes on, task t trains on the union of all tasks so far (Ash & Adams 2020).
 
         θ <- θ - lr ∇ Σ_{i <= t} n_i L_i(θ) / Σ_{i <= t} n_i
@@ -26,35 +16,8 @@ class Cumulative(Strategy):
         steps=proportional   (t + 1) k for task t, T (T + 1) k / 2 in all: each epoch is a pass over the union, and
                              the last net has seen task 0 T times as often as the last task.
         steps=equal          k for task t, T k in all: as many as naive.
-    `name` says which where it is not the default.
 
     Differences from the paper: there half of one data set comes first and then all of it, each to convergence.
     """
 
     family = "control"
-    order = {"begin": 0}
-
-    def __init__(self, *, steps: str) -> None:
-        require.one_of(STEPS, "cumulative", steps=steps)
-        self.steps = steps
-        self.kept = 0  # bytes of the rows of the tasks so far
-
-    def holds(self) -> Any:
-        return Bytes(self.kept)
-
-    @property
-    def name(self) -> str:
-        return "Cumulative" if self.steps == "proportional" else f"Cumulative[{self.steps}]"
-
-    def setup(self, learner: Learner) -> None:
-        if not all(isinstance(t.train, Rows) for t in learner.stream.tasks):
-            raise ValueError(
-                f"cumulative: rows of {learner.stream.name} are generated, so that no union of them is a task"
-            )
-
-    def begin(self, learner: Learner, task: Task) -> Task:
-        tasks = learner.stream.tasks[: task.index + 1]
-        train = union([t.train for t in tasks if isinstance(t.train, Rows)])
-        self.kept = train.nbytes
-        nominal = sum(t.nominal for t in tasks) if self.steps == "proportional" else task.nominal
-        return replace(task, train=train, nominal=nominal, ordered=False) if task.index else task

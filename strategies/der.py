@@ -7,7 +7,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from harness.learner import Learner
-from harness.strategy import Strategy
+from harness.strategy import APPEND, Strategy
 from harness.toolbox import require
 from harness.toolbox.memory import Memory
 from harness.types import Batch, Out, Params, Step, cat
@@ -30,12 +30,12 @@ class DER(Strategy):
     """
 
     family = "replay"
-    order = {"batch": 50}
+    order = {"batch": APPEND}
     grid = {"alpha": (0.1, 0.2, 0.5, 1.0)}  # the authors' best lie from 0.2 to 1
 
     def __init__(self, *, capacity: int, batch_size: int, alpha: float) -> None:
-        require.at_least(1, "der", capacity=capacity, batch_size=batch_size)
-        require.at_least(0, "der", alpha=alpha)
+        require.at_least(1, capacity=capacity, batch_size=batch_size)
+        require.at_least(0, alpha=alpha)
         self.capacity, self.batch_size, self.alpha = capacity, batch_size, alpha
 
     def setup(self, learner: Learner) -> None:
@@ -44,16 +44,17 @@ class DER(Strategy):
     def batch(self, learner: Learner, batch: Batch) -> Batch:
         if not len(self.memory):
             return batch
-        rows = self.memory.sample(self.batch_size)
-        start, z = batch.w.shape[1], rows.pop("z")
-        held = learner.make_batch(**rows)
-        return cat(batch, replace(held, w=held.w * 0, extra={"der": (start, z)}))
+        fields = self.memory.sample(self.batch_size)
+        z = fields.pop("z")
+        held = learner.make_batch(**fields)
+        batch, rows = cat(batch, replace(held, w=held.w * 0))
+        return batch.carry(der=(rows, z))
 
     def loss(self, learner: Learner, params: Params, batch: Batch, out: Out) -> Tensor | float:
         if "der" not in batch.extra:
             return 0.0
-        start, z = batch.extra["der"]
-        error: Tensor = out.logits[:, start : start + z.shape[1]] - z
+        rows, z = batch.extra["der"]
+        error: Tensor = out.logits[:, rows] - z
         return self.alpha * error.square().mean((1, 2))
 
     def step(self, learner: Learner, step: Step) -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from harness.learner import Learner
-from harness.strategy import Strategy
+from harness.strategy import APPEND, Strategy
 from harness.toolbox import require
 from harness.toolbox.memory import Memory
 from harness.types import Batch, Out, Params, Step, cat
@@ -29,12 +29,12 @@ class DERpp(Strategy):
     """
 
     family = "replay"
-    order = {"batch": 50}
+    order = {"batch": APPEND}
     grid = {"alpha": (0.2, 0.5, 1.0), "beta": (0.5, 1.0)}  # from the authors' best on one stream to another's
 
     def __init__(self, *, capacity: int, batch_size: int, alpha: float, beta: float) -> None:
-        require.at_least(1, "derpp", capacity=capacity, batch_size=batch_size)
-        require.at_least(0, "derpp", alpha=alpha, beta=beta)
+        require.at_least(1, capacity=capacity, batch_size=batch_size)
+        require.at_least(0, alpha=alpha, beta=beta)
         self.capacity, self.batch_size, self.alpha, self.beta = capacity, batch_size, alpha, beta
 
     def setup(self, learner: Learner) -> None:
@@ -44,16 +44,16 @@ class DERpp(Strategy):
         if not len(self.memory):
             return batch
         dark, plain = self.memory.sample(self.batch_size), self.memory.sample(self.batch_size)
-        start, z, _ = batch.w.shape[1], dark.pop("z"), plain.pop("z")
+        z, _ = dark.pop("z"), plain.pop("z")
         compared, labelled = learner.make_batch(**dark), learner.make_batch(**plain)
-        batch = cat(batch, replace(compared, w=compared.w * 0, extra={"derpp": (start, z)}))
-        return cat(batch, replace(labelled, w=labelled.w * self.beta))
+        batch, rows = cat(batch, replace(compared, w=compared.w * 0))
+        return cat(batch, replace(labelled, w=labelled.w * self.beta)).batch.carry(derpp=(rows, z))
 
     def loss(self, learner: Learner, params: Params, batch: Batch, out: Out) -> Tensor | float:
         if "derpp" not in batch.extra:
             return 0.0
-        start, z = batch.extra["derpp"]
-        error: Tensor = out.logits[:, start : start + z.shape[1]] - z
+        rows, z = batch.extra["derpp"]
+        error: Tensor = out.logits[:, rows] - z
         return self.alpha * error.square().mean((1, 2))
 
     def step(self, learner: Learner, step: Step) -> None:

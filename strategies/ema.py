@@ -5,7 +5,7 @@ temporal ensembles, CoLLAs.
 from harness import tree
 from harness.landscape import paths
 from harness.learner import Learner
-from harness.strategy import Strategy
+from harness.strategy import AVERAGE, WEIGHTS, Strategy
 from harness.toolbox import require
 from harness.types import Net, Step
 
@@ -26,11 +26,11 @@ class EMA(Strategy):
     """
 
     family = "optimization-based"
-    order = {"step": 90, "deploy": 0}
+    order = {"step": AVERAGE, "deploy": WEIGHTS}
     grid = {"decay": (0.9, 0.97, 0.99, 0.999)}  # averages over 10 to 1,000 updates
 
     def __init__(self, *, decay: float, warmup: bool) -> None:
-        require.within("[0, 1)", "ema", decay=decay)
+        require.within("[0, 1)", decay=decay)
         self.decay, self.warmup = decay, warmup
         self.count = 0  # updates
 

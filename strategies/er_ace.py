@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 
 from harness.learner import Learner
-from harness.strategy import Strategy
+from harness.strategy import APPEND, Strategy
 from harness.toolbox import require
 from harness.toolbox.memory import Memory
 from harness.types import Batch, Step, cat
@@ -33,14 +33,15 @@ class ERACE(Strategy):
     * Multi-epoch streams are allowed; the paper's see each row once.
     """
 
+    name = "er_ace"
     family = "replay"
-    boundaries = True  # it replays from the second task on
+    needs_boundaries = True  # it replays from the second task on
     scenarios = ("class",)
     why = "fresh rows push old classes down only where new classes join one softmax"
-    order = {"batch": 50}
+    order = {"batch": APPEND}
 
     def __init__(self, *, capacity: int, batch_size: int) -> None:
-        require.at_least(1, "er_ace", capacity=capacity, batch_size=batch_size)
+        require.at_least(1, capacity=capacity, batch_size=batch_size)
         self.capacity, self.batch_size = capacity, batch_size
 
     def setup(self, learner: Learner) -> None:
@@ -54,7 +55,7 @@ class ERACE(Strategy):
             return batch
         mask = (present | ~self.seen)[:, None]
         fresh = replace(batch, mask=mask if batch.mask is None else mask & batch.mask)
-        return cat(fresh, learner.make_batch(**self.memory.sample(self.batch_size)))
+        return cat(fresh, learner.make_batch(**self.memory.sample(self.batch_size))).batch
 
     def step(self, learner: Learner, step: Step) -> None:
         self.memory.add(x=step.fresh.x, y=step.fresh.y, t=step.fresh.t)

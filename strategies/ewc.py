@@ -8,7 +8,7 @@ from torch import Tensor
 from harness import tree
 from harness.landscape.fisher import KINDS, diagonal
 from harness.learner import Learner
-from harness.strategy import Strategy
+from harness.strategy import ESTIMATE, Strategy
 from harness.toolbox import require
 from harness.toolbox.penalty import quadratic
 from harness.types import Batch, Out, Params, Task
@@ -38,15 +38,15 @@ class EWC(Strategy):
     """
 
     family = "parameter regularization"
-    order = {"end": 50}
+    order = {"end": ESTIMATE}
     grid = {"strength": (0.1, 1.4, 20.0, 300.0)}  # to where training begins to diverge under lr 0.1
 
     def __init__(self, *, strength: float, mode: str, gamma: float, fisher: str, samples: int | None) -> None:
-        require.at_least(0, "ewc", strength=strength)
-        require.one_of(MODES, "ewc", mode=mode)
-        require.within("[0, 1]", "ewc", gamma=gamma)
-        require.one_of(KINDS, "ewc", fisher=fisher)
-        require.at_least(1, "ewc", null="all training rows", samples=samples)
+        require.at_least(0, strength=strength)
+        require.one_of(MODES, mode=mode)
+        require.within("[0, 1]", gamma=gamma)
+        require.one_of(KINDS, fisher=fisher)
+        require.at_least(1, null="all training rows", samples=samples)
         self.strength, self.mode, self.gamma = strength, mode, gamma
         self.fisher, self.samples = fisher, samples
 

@@ -1,13 +1,11 @@
 """Benjamin, Rolnick & Kording (2019), Measuring and regularizing networks in function space, ICLR."""
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 
 from harness import rng, rows
 from harness.learner import Learner, mask_logits
-from harness.strategy import Strategy
+from harness.strategy import APPEND, ESTIMATE, Strategy
 from harness.toolbox import require
 from harness.types import Batch, Out, Params, Task, cat
 
@@ -30,19 +28,19 @@ class FDR(Strategy):
     """
 
     family = "functional regularization"
-    order = {"batch": 50, "end": 50}
+    order = {"batch": APPEND, "end": ESTIMATE}
     grid = {"strength": (0.1, 0.3, 1.0, 3.0)}  # half orders of magnitude around Mammoth's 1
 
     def __init__(self, *, strength: float, capacity: int, batch_size: int, squared: bool) -> None:
-        require.at_least(0, "fdr", strength=strength)
-        require.at_least(1, "fdr", capacity=capacity, batch_size=batch_size)
+        require.at_least(0, strength=strength)
+        require.at_least(1, capacity=capacity, batch_size=batch_size)
         self.strength, self.capacity, self.batch_size, self.squared = strength, capacity, batch_size, squared
         self.share = 0  # rows of each task held
 
     def setup(self, learner: Learner) -> None:
         tasks = len(learner.stream.tasks)
         if self.capacity < tasks:
-            raise ValueError(f"fdr.capacity={self.capacity}: must be at least a row for each of the {tasks} tasks")
+            raise ValueError(f"capacity={self.capacity}: must be at least {tasks}, one row for each task")
         S, n, like = learner.S, self.capacity, learner.params[learner.model.head[0]]
         x, _, t = learner.stream.tasks[0].train.take(torch.zeros(S, 1, dtype=torch.int64, device=learner.device))
         self.x, self.t = x.new_zeros(S, n, *x.shape[2:]), t.new_zeros(S, n)
@@ -56,14 +54,14 @@ class FDR(Strategy):
         x, t, p = (take(v, pick) for v in (self.x, self.t, self.p))
         y = p if learner.stream.loss == "mse" else p.argmax(-1)  # weight 0 times a class that competes
         old = learner.make_batch(x, y, t, torch.zeros_like(p[..., 0]))
-        joined = cat(batch, old)
-        return replace(joined, extra={**joined.extra, "fdr": (batch.w.shape[1], p, old.mask)})
+        batch, where = cat(batch, old)
+        return batch.carry(fdr=(where, p, old.mask))
 
     def loss(self, learner: Learner, params: Params, batch: Batch, out: Out) -> Tensor | float:
         if "fdr" not in batch.extra:
             return 0.0
-        start, old, mask = batch.extra["fdr"]
-        shift = outputs(learner, out.logits[:, start : start + old.shape[1]], mask) - old
+        where, old, mask = batch.extra["fdr"]
+        shift = outputs(learner, out.logits[:, where], mask) - old
         # the norm's gradient at 0 is 0, that of a square root of a sum is not a number
         row = shift.square().sum(-1) if self.squared else torch.linalg.vector_norm(shift, dim=-1)
         penalty: Tensor = self.strength * row.mean(1)

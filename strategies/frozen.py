@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from harness import tree
 from harness.learner import Learner
-from harness.strategy import Strategy
+from harness.strategy import HOLD, Strategy
 from harness.toolbox import require
 from harness.types import Step, Task
 
@@ -29,15 +29,15 @@ class Frozen(Strategy):
     """
 
     family = "control"
-    order = {"begin": 90, "step": 90, "end": 90}
+    order = {"begin": HOLD, "step": HOLD, "end": HOLD}
 
     def __init__(self, *, head: str) -> None:
-        require.one_of(HEADS, "frozen", head=head)
+        require.one_of(HEADS, head=head)
         self.head = head
 
     def setup(self, learner: Learner) -> None:
         if self.head == "trained" and not learner.model.head:
-            raise ValueError(f"frozen: {type(learner.model).__name__} declares no head; use frozen.head=frozen")
+            raise ValueError(f"head=trained: {type(learner.model).__name__} declares no head; use head=frozen")
         free = learner.model.head if self.head == "trained" else ()
         self.body = {k: v.clone() for k, v in learner.params.items() if k not in free}
         self.statistics = tree.copy(learner.buffers)

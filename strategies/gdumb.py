@@ -7,7 +7,7 @@ import torch
 
 from harness import rows, tree
 from harness.learner import Learner
-from harness.strategy import Strategy
+from harness.strategy import EDIT, Strategy
 from harness.toolbox import require
 from harness.toolbox.memory import Memory, pick
 from harness.types import Task
@@ -36,15 +36,15 @@ class GDumb(Strategy):
     """
 
     family = "replay"
-    order = {"end": 0}
+    order = {"end": EDIT}
 
     def __init__(self, *, capacity: int, epochs: int, batch_size: int) -> None:
-        require.at_least(1, "gdumb", capacity=capacity, epochs=epochs, batch_size=batch_size)
+        require.at_least(1, capacity=capacity, epochs=epochs, batch_size=batch_size)
         self.capacity, self.epochs, self.batch_size = capacity, epochs, batch_size
 
     def setup(self, learner: Learner) -> None:
         if learner.stream.loss == "mse":
-            raise ValueError("gdumb: balances classes, which regression has not; choose replay")
+            raise ValueError(f"{self.name}: regression has no classes to balance; use strategy=replay")
         self.memory = Memory(self.capacity, "class_balanced", self.random)
 
     def begin(self, learner: Learner, task: Task) -> Task:

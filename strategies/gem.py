@@ -7,7 +7,7 @@ import torch
 
 from harness import rows
 from harness.learner import Learner
-from harness.strategy import Strategy
+from harness.strategy import PROJECT, Strategy
 from harness.toolbox import require
 from harness.toolbox.projection import nonnegative_qp
 from harness.types import Aux, Batch, GradFn, Params, Task
@@ -34,12 +34,12 @@ class GEM(Strategy):
     """
 
     family = "optimization-based"
-    order = {"grad": 40}
+    order = {"grad": PROJECT}
     grid = {"margin": (0.0, 0.1, 0.5, 1.0)}  # from the plain projection to twice the authors' 0.5
 
     def __init__(self, *, per_task: int, margin: float) -> None:
-        require.at_least(1, "gem", per_task=per_task)
-        require.at_least(0, "gem", margin=margin)
+        require.at_least(1, per_task=per_task)
+        require.at_least(0, margin=margin)
         self.per_task, self.margin = per_task, margin
         self.memory: list[dict[str, Any]] = []  # of each past task: x, y, t
 
@@ -47,7 +47,7 @@ class GEM(Strategy):
         held = [learner.make_batch(**m) for m in self.memory]
         if learner.model.stochastic:
             held = [replace(b, key=self.random.key()) for b in held]
-        return replace(batch, extra={**batch.extra, "gem": held})
+        return batch.carry(gem=held)
 
     def grad(self, learner: Learner, inner: GradFn) -> GradFn:
         def gradient(params: Params, batch: Batch) -> tuple[Params, Aux]:

@@ -58,17 +58,17 @@ class GenerativeClassifier(Strategy):
         likelihood: str,
         lr: float,
     ) -> None:
-        require.at_least(1, "generative_classifier", steps=steps, batch_size=batch_size, samples=samples)
-        require.above(0, "generative_classifier", lr=lr)
+        require.at_least(1, steps=steps, batch_size=batch_size, samples=samples)
+        require.above(0, lr=lr)
         self.steps, self.batch_size, self.samples, self.lr = steps, batch_size, samples, lr
         self.widths, self.latent, self.likelihood = tuple(widths), latent, likelihood
         VAE((1,), latent, self.widths, likelihood)  # names a bad value before a run begins
 
     def setup(self, learner: Learner) -> None:
         if learner.stream.loss == "mse":
-            raise ValueError("generative_classifier: models classes, which regression has not")
+            raise ValueError(f"{self.name}: regression has no classes to model")
         S, K = learner.S, learner.stream.outputs
-        self.model = vae_for(learner.stream, "generative_classifier", self.latent, self.widths, self.likelihood)
+        self.model = vae_for(learner.stream, self.latent, self.widths, self.likelihood)
         shapes = self.model.init(self.random.base)[0]
         zero = torch.zeros((), dtype=learner.dtype, device=learner.device)
         self.bank = {k: zero.repeat(S, K, *v.shape[1:]) for k, v in shapes.items()}

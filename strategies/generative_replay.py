@@ -14,7 +14,7 @@ from harness import rng, tree
 from harness.learner import Learner, mask_logits
 from harness.models.vae import VAE, vae_for
 from harness.optim import Adam
-from harness.strategy import Strategy
+from harness.strategy import APPEND, ESTIMATE, Strategy
 from harness.toolbox import require
 from harness.types import Batch, Net, Out, Params, Step, Task, cat
 
@@ -45,7 +45,7 @@ class GenerativeReplay(Strategy):
     """
 
     family = "replay"
-    order = {"batch": 50, "end": 50}
+    order = {"batch": APPEND, "end": ESTIMATE}
     transient = ("model",)
     grid = {"lr": (1e-4, 3e-4, 1e-3, 3e-3)}  # van de Ven et al. have 1e-3
 
@@ -60,19 +60,17 @@ class GenerativeReplay(Strategy):
         likelihood: str,
         lr: float,
     ) -> None:
-        require.at_least(1, "generative_replay", batch_size=batch_size)
-        require.one_of(TARGETS, "generative_replay", targets=targets)
-        for key, value in (("temperature", temperature), ("lr", lr)):
-            if value <= 0:
-                raise ValueError(f"generative_replay.{key}={value}: must be above 0")
+        require.at_least(1, batch_size=batch_size)
+        require.one_of(TARGETS, targets=targets)
+        require.above(0, temperature=temperature, lr=lr)
         self.batch_size, self.targets, self.temperature = batch_size, targets, temperature
         self.widths, self.latent, self.likelihood, self.lr = tuple(widths), latent, likelihood, lr
         VAE((1,), latent, self.widths, likelihood)  # names a bad value before a run begins
 
     def setup(self, learner: Learner) -> None:
         if learner.stream.loss == "mse":
-            raise ValueError("generative_replay: labels dreamt inputs with classes, which regression has not")
-        self.model = vae_for(learner.stream, "generative_replay", self.latent, self.widths, self.likelihood)
+            raise ValueError(f"{self.name}: regression has no classes to label generated inputs with")
+        self.model = vae_for(learner.stream, self.latent, self.widths, self.likelihood)
         self.vae = learner.sub("vae", self.model, Adam(lr=self.lr))
         self.dreamer = tree.copy(self.vae.params)
         self.teacher = Net(tree.copy(learner.params), tree.copy(learner.buffers), learner.apply)
@@ -81,7 +79,7 @@ class GenerativeReplay(Strategy):
     def batch(self, learner: Learner, batch: Batch) -> Batch:
         if not learner.now:
             return batch
-        k, n, start, key = learner.now + 1, self.batch_size, batch.w.shape[1], self.random.key()
+        k, n, key = learner.now + 1, self.batch_size, self.random.key()
         x = self.model.sample(self.dreamer, n, key).to(batch.x.dtype)
         t = torch.zeros(learner.S, n, dtype=torch.long, device=key.device)
         if learner.stream.scenario == "task":
@@ -90,14 +88,13 @@ class GenerativeReplay(Strategy):
         answer = mask_logits(self.teacher(x, t).logits, known)
         dreamt = learner.make_batch(x, answer.argmax(2), t)
         share = dreamt.w * (1 - 1 / k if self.targets == "hard" else 0)
-        dreamt = replace(dreamt, w=share, extra={"dreamt": (start, (answer / self.temperature).softmax(2))})
-        return cat(replace(batch, w=batch.w / k), dreamt)
+        batch, rows = cat(replace(batch, w=batch.w / k), replace(dreamt, w=share))
+        return batch.carry(dreamt=(rows, (answer / self.temperature).softmax(2)))
 
     def loss(self, learner: Learner, params: Params, batch: Batch, out: Out) -> Tensor | float:
         if self.targets == "hard" or "dreamt" not in batch.extra:
             return 0.0
-        start, q = batch.extra["dreamt"]
-        rows = slice(start, start + self.batch_size)
+        rows, q = batch.extra["dreamt"]
         log_p = (mask_logits(out.logits, batch.mask)[:, rows] / self.temperature).log_softmax(2)
         distance: Tensor = -(q * log_p.masked_fill(log_p.isneginf(), 0)).sum(2).mean(1)  # 0 log 0 = 0
         return (1 - 1 / (learner.now + 1)) * self.temperature**2 * distance
@@ -107,9 +104,9 @@ class GenerativeReplay(Strategy):
         leaves = {p: v.detach().requires_grad_() for p, v in self.vae.params.items()}
         loss = -self.model.elbo(leaves, step.fresh.x, self.random.key()).mean(1)
         if "dreamt" in step.batch.extra:
-            k, (start, _) = learner.now + 1, step.batch.extra["dreamt"]
-            dreamt = step.batch.x[:, start : start + self.batch_size]
-            loss = loss / k - (1 - 1 / k) * self.model.elbo(leaves, dreamt, self.random.key()).mean(1)
+            k, (rows, _) = learner.now + 1, step.batch.extra["dreamt"]
+            dreamt = self.model.elbo(leaves, step.batch.x[:, rows], self.random.key())
+            loss = loss / k - (1 - 1 / k) * dreamt.mean(1)
         grads = torch.autograd.grad(loss.sum(), list(leaves.values()))
         self.vae.optimizer.update(self.vae.params, dict(zip(leaves, grads)))
 

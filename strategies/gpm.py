@@ -4,10 +4,10 @@ import torch
 
 from harness import rows, tree
 from harness.learner import Learner
-from harness.strategy import Strategy
+from harness.strategy import CONSTRAIN, ESTIMATE, Strategy
 from harness.toolbox import require
 from harness.toolbox.projection import constrain, free, layer_inputs
-from harness.types import Step, Task
+from harness.types import BEFORE, Step, Task
 
 
 class GPM(Strategy):
@@ -28,21 +28,21 @@ class GPM(Strategy):
     """
 
     family = "optimization-based"
-    needs = frozenset({"before"})
-    order = {"step": 0, "end": 50}
+    needs = frozenset({BEFORE})
+    order = {"step": CONSTRAIN, "end": ESTIMATE}
     grid = {"threshold": (0.9, 0.95, 0.97, 0.99)}  # the authors' are .95 to .99
 
     def __init__(self, *, threshold: float, growth: float, samples: int) -> None:
-        require.within("[0, 1]", "gpm", threshold=threshold)
-        require.at_least(0, "gpm", growth=growth)
-        require.at_least(1, "gpm", samples=samples)
+        require.within("[0, 1]", threshold=threshold)
+        require.at_least(0, growth=growth)
+        require.at_least(1, samples=samples)
         self.threshold, self.growth, self.samples = threshold, growth, samples
 
     def setup(self, learner: Learner) -> None:
-        self.allowed = free(learner, "gpm", bias=False)  # I - M Mᵀ
+        self.allowed = free(learner, self.name, bias=False)  # I - M Mᵀ
 
     def step(self, learner: Learner, step: Step) -> None:
-        if learner.now and step.before is not None:
+        if learner.now:
             constrain(learner, step.before, self.allowed)
 
     @torch.no_grad()

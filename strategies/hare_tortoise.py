@@ -7,7 +7,7 @@ import math
 from harness import tree
 from harness.landscape import paths
 from harness.learner import Learner
-from harness.strategy import Strategy
+from harness.strategy import AVERAGE, WEIGHTS, Strategy
 from harness.toolbox import require
 from harness.types import Net, Step
 
@@ -28,14 +28,13 @@ class HareTortoise(Strategy):
     """
 
     family = "plasticity"
-    boundaries = True  # it counts passes over a task
-    order = {"step": 90, "deploy": 0}
+    needs_boundaries = True  # it counts passes over a task
+    order = {"step": AVERAGE, "deploy": WEIGHTS}
     grid = {"decay": (0.99, 0.999), "period": (3, 10)}  # Lee et al.'s values, and faster ones
 
     def __init__(self, *, decay: float, period: int, reset_optimizer: bool) -> None:
-        require.within("[0, 1)", "hare_tortoise", decay=decay)
-        if period < 1:
-            raise ValueError(f"hare_tortoise.period={period}: must be at least 1 epoch")
+        require.within("[0, 1)", decay=decay)
+        require.at_least(1, period=period)
         self.decay, self.period, self.reset_optimizer = decay, period, reset_optimizer
         self.epochs = 0.0  # of the hare
 

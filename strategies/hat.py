@@ -9,12 +9,13 @@ from torch import Tensor
 
 from harness.learner import Learner
 from harness.rng import normal
-from harness.strategy import Strategy
+from harness.strategy import CONSTRAIN, RESCALE, Strategy
 from harness.toolbox import require
 from harness.toolbox.gating import gate
 from harness.toolbox.surgery import spread
-from harness.types import Aux, Batch, Gates, GradFn, Out, Params, Step, Task
+from harness.types import BEFORE, Aux, Batch, Gates, GradFn, Out, Params, Step, Task
 
+ANNEALINGS = ("epoch", "task")
 LIMIT = 6.0  # |e| at most, thres_emb of the authors' code
 COSH = 50.0  # |s e| at most where its cosh is taken, thres_cosh of the authors' code
 
@@ -44,15 +45,14 @@ class HAT(Strategy):
     family = "context-dependent"
     scenarios = ("task",)
     why = "each task has its own attention"
-    needs = frozenset({"before"})
-    order = {"grad": 90, "step": 0}
+    needs = frozenset({BEFORE})
+    order = {"grad": RESCALE, "step": CONSTRAIN}
     grid = {"strength": (0.1, 0.25, 0.75, 2.5)}  # factors of three around Serrà et al.'s 0.75
 
     def __init__(self, *, strength: float, s_max: float, anneal: str) -> None:
-        require.at_least(0, "hat", strength=strength)
-        require.at_least(1, "hat", s_max=s_max)
-        if anneal not in ("epoch", "task"):
-            raise ValueError(f"hat.anneal={anneal}: choose one of epoch, task")
+        require.at_least(0, strength=strength)
+        require.at_least(1, s_max=s_max)
+        require.one_of(ANNEALINGS, anneal=anneal)
         self.strength, self.s_max, self.anneal = strength, s_max, anneal
         self.s = 1 / s_max
 
@@ -60,8 +60,10 @@ class HAT(Strategy):
         model, like = learner.model, next(iter(learner.params.values()))
         if any(u.norm for u in model.units) or learner.buffers or not model.head:
             kind = type(model).__name__
-            raise ValueError(f"hat: {kind} has norms, or no declared head; use model=mlp or cnn without layer_norm")
-        gate(learner, "hat", self.gating)
+            raise ValueError(
+                f"{self.name}: {kind} has norms or no declared head; use model=mlp or cnn without layer_norm"
+            )
+        gate(learner, self.name, self.gating)
         self.rows = torch.arange(learner.S, device=learner.device)[:, None]
         self.used = like.new_zeros(learner.S, model.outputs)
         self.past = {u.act: like.new_zeros(learner.S, u.size) for u in model.units}
@@ -99,7 +101,6 @@ class HAT(Strategy):
         return compensated
 
     def step(self, learner: Learner, step: Step) -> None:
-        assert step.before is not None
         for k, v in self.frozen.items():
             learner.params[k].lerp_(step.before[k], v)
         for name in (f"hat.{act}" for act in self.past):

@@ -6,8 +6,11 @@ import torch
 
 from harness import tree
 from harness.learner import Learner
-from harness.strategy import Strategy
+from harness.strategy import RENEW, Strategy
+from harness.toolbox import require
 from harness.types import Task
+
+INITS = ("fresh", "zero")
 
 
 class HeadReset(Strategy):
@@ -26,11 +29,10 @@ class HeadReset(Strategy):
 
     family = "plasticity"
     scenarios = ("domain", "class")
-    order = {"begin": 0}
+    order = {"begin": RENEW}
 
     def __init__(self, *, init: str, optimizer: bool) -> None:
-        if init not in ("fresh", "zero"):
-            raise ValueError(f"head_reset.init={init}: must be fresh or zero")
+        require.one_of(INITS, init=init)
         self.init, self.optimizer = init, optimizer
 
     def begin(self, learner: Learner, task: Task) -> Task:

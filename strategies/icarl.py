@@ -9,7 +9,7 @@ from torch import Tensor
 from harness import tree
 from harness.learner import Learner
 from harness.rng import integers
-from harness.strategy import Strategy
+from harness.strategy import APPEND, READOUT, Strategy
 from harness.toolbox import class_means, require
 from harness.toolbox.memory import pick_rows
 from harness.types import Batch, Net, Out, Params, Task, cat
@@ -40,22 +40,23 @@ class ICaRL(Strategy):
     * In scenario=task rows compete among all classes in training and among their own task's in the answer.
     """
 
+    name = "icarl"
     family = "template-based"
     scenarios = ("task", "class")
     why = "its exemplars and means belong to classes, each of one task"
-    order = {"batch": 50, "deploy": 50}
+    order = {"batch": APPEND, "deploy": READOUT}
 
     def __init__(self, *, capacity: int, batch_size: int) -> None:
-        require.at_least(1, "icarl", capacity=capacity, batch_size=batch_size)
+        require.at_least(1, capacity=capacity, batch_size=batch_size)
         self.capacity, self.batch_size = capacity, batch_size
 
     def setup(self, learner: Learner) -> None:
-        self.layer, _ = class_means.head_layer(learner, "icarl")
+        self.layer, _ = class_means.head_layer(learner, self.name)
         stream, S = learner.stream, learner.S
         if stream.masks is None or bool((stream.masks.sum(1) > 1).any()):
-            raise ValueError(f"icarl: classes of {stream.name} come back in later tasks; use tasks=split")
+            raise ValueError(f"{self.name}: classes of {stream.name} recur in later tasks; use tasks=split")
         if self.capacity < stream.outputs:
-            raise ValueError(f"icarl.capacity={self.capacity}: must be at least one row for {stream.outputs} classes")
+            raise ValueError(f"capacity={self.capacity}: must be at least {stream.outputs}, one row for each class")
         self.old = Net(tree.copy(learner.params), tree.copy(learner.buffers), learner.apply)
         self.x = torch.zeros(S, 0, *stream.shape, dtype=learner.dtype, device=learner.device)
         self.y = torch.zeros(S, 0, dtype=torch.int64, device=learner.device)
@@ -69,7 +70,7 @@ class ICaRL(Strategy):
             index = integers(self.random.key(), self.size[:, None], self.batch_size)
             x, y, t = (pick_rows(v, index) for v in (self.x, self.y, self.t))
             held = (self.size / (self.size + learner.stream.tasks[learner.now].nominal)).to(w.dtype)[:, None]
-            batch = cat(batch, learner.make_batch(x, y, t))
+            batch = cat(batch, learner.make_batch(x, y, t)).batch
             w = torch.cat([w * (1 - held), held.expand(-1, self.batch_size) / self.batch_size], 1)
         target = F.one_hot(batch.y, learner.stream.outputs).to(w.dtype)
         before = self.classes(learner, 0, learner.now)
@@ -77,8 +78,7 @@ class ICaRL(Strategy):
             with torch.no_grad():
                 old = replace(self.old, apply=learner.apply)  # a later part of the list may have changed it
                 target = torch.where(before, old(batch.x, batch.t).logits.sigmoid(), target)
-        extra = {**batch.extra, "icarl": (w, target)}
-        return replace(batch, w=torch.zeros_like(batch.w), extra=extra)
+        return replace(batch, w=torch.zeros_like(batch.w)).carry(icarl=(w, target))
 
     def classes(self, learner: Learner, first: int, last: int) -> Tensor:
         """Classes of the tasks first ... last - 1: [S or 1, 1, C]."""

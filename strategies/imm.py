@@ -6,7 +6,7 @@ from harness import tree
 from harness.landscape import paths
 from harness.landscape.fisher import KINDS, diagonal
 from harness.learner import Learner
-from harness.strategy import Strategy
+from harness.strategy import ESTIMATE, WEIGHTS, Strategy
 from harness.toolbox import require
 from harness.types import Net, Task
 
@@ -34,14 +34,14 @@ class IMM(Strategy):
     """
 
     family = "parameter regularization"
-    order = {"end": 50, "deploy": 0}
+    order = {"end": ESTIMATE, "deploy": WEIGHTS}
     grid = {"alpha": (None, 0.2, 0.4, 0.6)}  # 1/K of each of K nets, the paper's untuned setting, and fixed weights
 
     def __init__(self, *, mode: str, alpha: float | None, fisher: str, samples: int | None) -> None:
-        require.one_of(MODES, "imm", mode=mode)
-        require.within("(0, 1]", "imm", null="equal shares", alpha=alpha)
-        require.one_of(KINDS, "imm", fisher=fisher)
-        require.at_least(1, "imm", null="all training rows", samples=samples)
+        require.one_of(MODES, mode=mode)
+        require.within("(0, 1]", null="equal shares", alpha=alpha)
+        require.one_of(KINDS, fisher=fisher)
+        require.at_least(1, null="all training rows", samples=samples)
         self.mode, self.alpha, self.fisher, self.samples = mode, alpha, fisher, samples
         self.count = 0  # tasks merged
 

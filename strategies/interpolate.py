@@ -8,7 +8,7 @@ from torch import Tensor
 from harness import tree
 from harness.landscape import paths
 from harness.learner import Learner
-from harness.strategy import Strategy
+from harness.strategy import EDIT, Strategy
 from harness.toolbox import require
 from harness.types import Params, Task
 
@@ -31,11 +31,11 @@ class Interpolate(Strategy):
     """
 
     family = "optimization-based"
-    order = {"end": 0}
+    order = {"end": EDIT}
     grid = {"weight_new": (0.1, 0.3, 0.5, 0.8)}  # WiSE-FT looks at 0 to 1
 
     def __init__(self, *, weight_new: float) -> None:
-        require.within("[0, 1]", "interpolate", weight_new=weight_new)
+        require.within("[0, 1]", weight_new=weight_new)
         self.weight_new = weight_new
         self.previous: Params | None = None
         self.trained: dict[str, Tensor] = {}  # read-out rows that some earlier task trained; empty: all

@@ -1,20 +1,12 @@
 """Joint training on all tasks so far, from scratch."""
 
-from dataclasses import replace
-from typing import Any
-
 from harness import tree
 from harness.learner import Learner
-from harness.record.costs import Bytes
-from harness.rows import Rows, union
-from harness.strategy import Strategy
-from harness.toolbox import require
+from harness.toolbox.union import Union
 from harness.types import Task
 
-STEPS = ("proportional", "equal")
 
-
-class Joint(Strategy):
+class Joint(Union):
     """Joint training: a fresh net for every task, on all tasks so far; the upper reference (van de Ven 2022).
 
         θ_t ≈ argmin_θ Σ_{i <= t} n_i L_i(θ) / Σ_{i <= t} n_i,   from a new initialisation
@@ -27,7 +19,6 @@ class Joint(Strategy):
         steps=proportional   (t + 1) k for task t, T (T + 1) k / 2 in all: each of its nets sees a row of the union as
                              often as naive sees a row of its task. The last net alone costs as much as naive.
         steps=equal          k for task t, T k in all: as many as naive; the last net sees each row T times less often.
-    `name` says which where it is not the default.
 
     Differences from the paper:
     * It is trained anew for every boundary, not once for the last: its rows are a reference for every t.
@@ -35,33 +26,11 @@ class Joint(Strategy):
     """
 
     family = "control"
-    order = {"begin": 0}
-
-    def __init__(self, *, steps: str) -> None:
-        require.one_of(STEPS, "joint", steps=steps)
-        self.steps = steps
-        self.kept = 0  # bytes of the rows of the tasks so far
-
-    def holds(self) -> Any:
-        return Bytes(self.kept)
-
-    @property
-    def name(self) -> str:
-        return "Joint" if self.steps == "proportional" else f"Joint[{self.steps}]"
-
-    def setup(self, learner: Learner) -> None:
-        if not all(isinstance(t.train, Rows) for t in learner.stream.tasks):
-            raise ValueError(f"joint: rows of {learner.stream.name} are generated, so that no union of them is a task")
 
     def begin(self, learner: Learner, task: Task) -> Task:
-        tasks = learner.stream.tasks[: task.index + 1]
-        train = union([t.train for t in tasks if isinstance(t.train, Rows)])
-        self.kept = train.nbytes
-        if task.index == 0:
-            return task
-        params, buffers = learner.fresh(self.random.key())
-        tree.assign(learner.params, params)
-        tree.assign(learner.buffers, buffers)
-        learner.optimizer.reset()
-        nominal = sum(t.nominal for t in tasks) if self.steps == "proportional" else task.nominal
-        return replace(task, train=train, nominal=nominal, ordered=False)
+        if task.index:
+            params, buffers = learner.fresh(self.random.key())
+            tree.assign(learner.params, params)
+            tree.assign(learner.buffers, buffers)
+            learner.optimizer.reset()
+        return super().begin(learner, task)

@@ -9,7 +9,7 @@ from harness import tree
 from harness.landscape import kronecker
 from harness.landscape.fisher import KINDS
 from harness.learner import Learner
-from harness.strategy import Strategy
+from harness.strategy import ESTIMATE, Strategy
 from harness.toolbox import require
 from harness.toolbox.penalty import quadratic
 from harness.types import Batch, Out, Params, Task
@@ -31,14 +31,15 @@ class KFACEWC(Strategy):
     * No prior precision: before the first boundary there is no penalty.
     """
 
+    name = "kfac_ewc"
     family = "parameter regularization"
-    order = {"end": 50}
+    order = {"end": ESTIMATE}
     grid = {"strength": (0.1, 1.0, 10.0, 100.0)}  # orders of magnitude around the Laplace approximation's 1
 
     def __init__(self, *, strength: float, fisher: str, samples: int | None) -> None:
-        require.at_least(0, "kfac_ewc", strength=strength)
-        require.one_of(KINDS, "kfac_ewc", fisher=fisher)
-        require.at_least(1, "kfac_ewc", null="all training rows", samples=samples)
+        require.at_least(0, strength=strength)
+        require.one_of(KINDS, fisher=fisher)
+        require.at_least(1, null="all training rows", samples=samples)
         self.strength, self.fisher, self.samples = strength, fisher, samples
 
     def setup(self, learner: Learner) -> None:

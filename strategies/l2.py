@@ -4,7 +4,7 @@ from torch import Tensor
 
 from harness import tree
 from harness.learner import Learner
-from harness.strategy import Strategy
+from harness.strategy import ESTIMATE, Strategy
 from harness.toolbox import require
 from harness.toolbox.penalty import distance
 from harness.types import Batch, Out, Params, Task
@@ -23,11 +23,11 @@ class L2(Strategy):
     """
 
     family = "parameter regularization"
-    order = {"end": 50}
+    order = {"end": ESTIMATE}
     grid = {"strength": (0.01, 0.1, 1.0, 10.0)}  # lr * strength must stay below 2
 
     def __init__(self, *, strength: float) -> None:
-        require.at_least(0, "l2", strength=strength)
+        require.at_least(0, strength=strength)
         self.strength = strength
 
     def setup(self, learner: Learner) -> None:

@@ -28,7 +28,7 @@ class L2Init(Strategy):
     grid = {"strength": (1e-5, 1e-4, 1e-3, 1e-2)}  # the paper's best on its streams lie from 1e-5 to 1e-2
 
     def __init__(self, *, strength: float) -> None:
-        require.at_least(0, "l2_init", strength=strength)
+        require.at_least(0, strength=strength)
         self.strength = strength
 
     def setup(self, learner: Learner) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from harness import tree
 from harness.learner import Learner
-from harness.strategy import Strategy
+from harness.strategy import READ, Strategy
 from harness.toolbox import require
 from harness.types import Batch, Net, Out, Params, Task
 
@@ -36,19 +36,20 @@ class LwF(Strategy):
     * Heads of tasks to come share the net from the start; no warm-up phase trains the new head alone.
     """
 
+    name = "lwf"
     family = "functional regularization"
-    order = {"batch": 40}
+    order = {"batch": READ}
     grid = {"strength": (0.3, 1.0, 3.0, 10.0)}  # half orders of magnitude around Li & Hoiem's 1
 
     def __init__(self, *, strength: float, temperature: float, t_squared: bool, weighting: str) -> None:
-        require.at_least(0, "lwf", strength=strength)
-        require.above(0, "lwf", temperature=temperature)
-        require.one_of(WEIGHTINGS, "lwf", weighting=weighting)
+        require.at_least(0, strength=strength)
+        require.above(0, temperature=temperature)
+        require.one_of(WEIGHTINGS, weighting=weighting)
         self.strength, self.temperature, self.t_squared, self.weighting = strength, temperature, t_squared, weighting
 
     def setup(self, learner: Learner) -> None:
         if learner.stream.loss == "mse":
-            raise ValueError("lwf: a regression has no class probabilities to distil; use strategy=fdr")
+            raise ValueError(f"{self.name}: regression has no class probabilities to distil; use strategy=fdr")
         self.teacher = Net(tree.copy(learner.params), tree.copy(learner.buffers), learner.apply)
 
     def batch(self, learner: Learner, batch: Batch) -> Batch:
@@ -57,7 +58,7 @@ class LwF(Strategy):
         with torch.no_grad():
             old = self.teacher(batch.x, batch.t).logits
         w = batch.w / (learner.now + 1) if self.weighting == "share" else batch.w
-        return replace(batch, w=w, extra={**batch.extra, "lwf": old})
+        return replace(batch, w=w).carry(lwf=old)
 
     def loss(self, learner: Learner, params: Params, batch: Batch, out: Out) -> Tensor | float:
         if "lwf" not in batch.extra:

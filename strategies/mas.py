@@ -8,7 +8,7 @@ from torch import Tensor
 from harness import tree
 from harness.landscape.fisher import sensitivity
 from harness.learner import Learner
-from harness.strategy import Strategy
+from harness.strategy import ESTIMATE, Strategy
 from harness.toolbox import require
 from harness.toolbox.penalty import quadratic
 from harness.types import Batch, Out, Params, Task
@@ -32,13 +32,13 @@ class MAS(Strategy):
     """
 
     family = "parameter regularization"
-    order = {"end": 50}
+    order = {"end": ESTIMATE}
     grid = {"strength": (0.001, 0.003, 0.01, 0.03)}  # the authors' 1 is for lr 1e-3 and diverges under lr 0.1
 
     def __init__(self, *, strength: float, alpha: float | None, samples: int | None) -> None:
-        require.at_least(0, "mas", strength=strength)
-        require.within("[0, 1]", "mas", null="a sum", alpha=alpha)
-        require.at_least(1, "mas", null="all training rows", samples=samples)
+        require.at_least(0, strength=strength)
+        require.within("[0, 1]", null="a sum", alpha=alpha)
+        require.at_least(1, null="all training rows", samples=samples)
         self.strength, self.alpha, self.samples = strength, alpha, samples
 
     def setup(self, learner: Learner) -> None:

@@ -10,8 +10,8 @@ from torch import Tensor
 from harness import rows, tree
 from harness.landscape import paths
 from harness.learner import Learner
-from harness.sampling import stratified
-from harness.strategy import Strategy
+from harness.rows import stratified
+from harness.strategy import EDIT, WEIGHTS, Strategy
 from harness.toolbox import require
 from harness.toolbox.memory import Memory
 from harness.types import Batch, Buffers, Net, Params, Task
@@ -48,7 +48,7 @@ class MCSGD(Strategy):
     """
 
     family = "optimization-based"
-    order = {"end": 0, "deploy": 0}
+    order = {"end": EDIT, "deploy": WEIGHTS}
     grid = {"lr": (0.005, 0.015, 0.05, 0.15)}  # factors of three around the default
 
     def __init__(
@@ -65,18 +65,11 @@ class MCSGD(Strategy):
         line_grad: str,
         continue_from: str,
     ) -> None:
-        counts = {"per_task": per_task, "current": current, "batch_size": batch_size, "steps": steps, "points": points}
-        for key, value in counts.items():
-            if value < 1:
-                raise ValueError(f"mcsgd.{key}={value}: must be at least 1")
-        require.above(0, "mcsgd", lr=lr)
-        for key, share in (("momentum", momentum), ("init", init)):
-            if not 0 <= share <= 1:
-                raise ValueError(f"mcsgd.{key}={share}: must be in [0, 1]")
-        names = {"line_grad": (line_grad, LINE_GRADS), "continue_from": (continue_from, CONTINUATIONS)}
-        for key, (name, known) in names.items():
-            if name not in known:
-                raise ValueError(f"mcsgd.{key}={name}: choose one of {', '.join(known)}")
+        require.at_least(1, per_task=per_task, current=current, batch_size=batch_size, steps=steps, points=points)
+        require.above(0, lr=lr)
+        require.within("[0, 1]", momentum=momentum, init=init)
+        require.one_of(LINE_GRADS, line_grad=line_grad)
+        require.one_of(CONTINUATIONS, continue_from=continue_from)
         self.per_task, self.current, self.batch_size, self.steps = per_task, current, batch_size, steps
         self.lr, self.momentum, self.points, self.init = lr, momentum, points, init
         self.line_grad, self.continue_from = line_grad, continue_from

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from harness import tree
 from harness.learner import Learner
-from harness.strategy import Strategy
+from harness.strategy import APPEND, Strategy
 from harness.toolbox import require
 from harness.toolbox.memory import Memory, pick
 from harness.types import Batch, Params, Step, cat
@@ -33,12 +33,12 @@ class MIR(Strategy):
     """
 
     family = "replay"
-    order = {"batch": 50}
+    order = {"batch": APPEND}
 
     def __init__(self, *, capacity: int, batch_size: int, candidates: int) -> None:
-        require.at_least(1, "mir", capacity=capacity, batch_size=batch_size)
+        require.at_least(1, capacity=capacity, batch_size=batch_size)
         if candidates < batch_size:
-            raise ValueError(f"mir.candidates={candidates}: must be at least mir.batch_size={batch_size}")
+            raise ValueError(f"candidates={candidates}: must be at least batch_size={batch_size}")
         self.capacity, self.batch_size, self.candidates = capacity, batch_size, candidates
 
     def setup(self, learner: Learner) -> None:
@@ -51,7 +51,7 @@ class MIR(Strategy):
         if rows["t"].shape[1] > self.batch_size:
             worst = self.interference(learner, batch, learner.make_batch(**rows)).topk(self.batch_size).indices
             rows = pick(rows, worst)
-        return cat(batch, learner.make_batch(**rows))
+        return cat(batch, learner.make_batch(**rows)).batch
 
     def interference(self, learner: Learner, batch: Batch, rows: Batch) -> Tensor:
         """How much the virtual step adds to the loss of each of `rows`: [S, B]."""

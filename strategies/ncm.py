@@ -8,7 +8,7 @@ from torch import Tensor
 
 from harness import rows
 from harness.learner import Learner
-from harness.strategy import Strategy
+from harness.strategy import READOUT, Strategy
 from harness.toolbox import class_means, require
 from harness.toolbox.memory import Memory
 from harness.types import Net, Task
@@ -37,15 +37,15 @@ class NCM(Strategy):
     """
 
     family = "template-based"
-    order = {"deploy": 50}
+    order = {"deploy": READOUT}
 
     def __init__(self, *, means: str, capacity: int, normalise: bool) -> None:
-        require.one_of(MEANS, "ncm", means=means)
-        require.at_least(1, "ncm", capacity=capacity)
+        require.one_of(MEANS, means=means)
+        require.at_least(1, capacity=capacity)
         self.means, self.capacity, self.normalise = means, capacity, normalise
 
     def setup(self, learner: Learner) -> None:
-        self.layer, width = class_means.head_layer(learner, "ncm")
+        self.layer, width = class_means.head_layer(learner, self.name)
         self.memory = Memory(self.capacity, "class_balanced", self.random)
         held = learner.stream.outputs if self.means == "running" else 0
         self.sum = torch.zeros(learner.S, held, width, dtype=torch.float64, device=learner.device)

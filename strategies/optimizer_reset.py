@@ -1,7 +1,7 @@
 """Asadi, Fakoor & Sabach (2023), Resetting the optimizer in deep RL: an empirical study, NeurIPS."""
 
 from harness.learner import Learner
-from harness.strategy import Strategy
+from harness.strategy import RENEW, Strategy
 from harness.types import Task
 
 
@@ -17,7 +17,7 @@ class OptimizerReset(Strategy):
     """
 
     family = "plasticity"
-    order = {"begin": 0}
+    order = {"begin": RENEW}
 
     def begin(self, learner: Learner, task: Task) -> Task:
         if task.index:

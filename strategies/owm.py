@@ -8,10 +8,10 @@ import torch
 
 from harness import rows, tree
 from harness.learner import Learner
-from harness.strategy import Strategy
+from harness.strategy import CONSTRAIN, ESTIMATE, Strategy
 from harness.toolbox import require, solve
 from harness.toolbox.projection import constrain, free, layer_inputs
-from harness.types import Step, Task
+from harness.types import BEFORE, Step, Task
 
 
 class OWM(Strategy):
@@ -38,22 +38,22 @@ class OWM(Strategy):
     """
 
     family = "optimization-based"
-    needs = frozenset({"before"})
-    order = {"step": 0, "end": 50}
+    needs = frozenset({BEFORE})
+    order = {"step": CONSTRAIN, "end": ESTIMATE}
     grid = {"decay": (1e-5, 1e-3, 1e-1, 1.0)}  # what the authors give to one layer or another
 
     def __init__(self, *, alpha: float, decay: float, batch_size: int) -> None:
-        require.above(0, "owm", alpha=alpha)
-        require.within("(0, 1]", "owm", decay=decay)
-        require.at_least(1, "owm", batch_size=batch_size)
+        require.above(0, alpha=alpha)
+        require.within("(0, 1]", decay=decay)
+        require.at_least(1, batch_size=batch_size)
         self.alpha, self.decay, self.batch_size = alpha, decay, batch_size
 
     def setup(self, learner: Learner) -> None:
-        self.allowed = free(learner, "owm", bias=True)  # P
+        self.allowed = free(learner, self.name, bias=True)  # P
         self.inverse = {k: v.double() for k, v in self.allowed.items()}  # I + Σ r rᵀ / α
 
     def step(self, learner: Learner, step: Step) -> None:
-        if learner.now and step.before is not None:
+        if learner.now:
             constrain(learner, step.before, self.allowed)
 
     @torch.no_grad()

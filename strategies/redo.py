@@ -4,7 +4,7 @@ import torch
 
 from harness.learner import Learner
 from harness.rng import integers
-from harness.strategy import Strategy
+from harness.strategy import REPLACE, Strategy
 from harness.toolbox import require, surgery
 from harness.toolbox.surgery import Replacement
 from harness.types import Step
@@ -28,20 +28,21 @@ class ReDo(Strategy):
     * Penalties of other strategies (EWC, L2-Init) still pull a new unit to the old one's anchor.
     """
 
+    name = "redo"
     family = "plasticity"
-    boundaries = True  # it looks at rows of the current task
-    order = {"step": 50}
+    needs_boundaries = True  # it looks at rows of the current task
+    order = {"step": REPLACE}
     grid = {"tau": (0.0, 0.025, 0.1), "period": (250, 1000)}  # thresholds of the paper and of its code
 
     def __init__(self, *, period: int, tau: float, samples: int) -> None:
-        require.at_least(1, "redo", period=period)
-        require.at_least(0, "redo", tau=tau)
-        require.at_least(1, "redo", samples=samples)
+        require.at_least(1, period=period)
+        require.at_least(0, tau=tau)
+        require.at_least(1, samples=samples)
         self.period, self.tau, self.samples = period, tau, samples
         self.count = 0  # optimizer steps
 
     def setup(self, learner: Learner) -> None:
-        surgery.hidden(learner, "redo")
+        surgery.hidden(learner, self.name)
 
     def step(self, learner: Learner, step: Step) -> None:
         self.count += 1

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from harness import rows
 from harness.learner import Learner
-from harness.strategy import Strategy
+from harness.strategy import APPEND, Strategy
 from harness.toolbox import require
 from harness.toolbox.memory import POLICIES, Memory
 from harness.types import Batch, Step, Task, cat
@@ -43,27 +43,26 @@ class Replay(Strategy):
     """
 
     family = "replay"
-    order = {"batch": 50}
+    order = {"batch": APPEND}
     grid = {"weighting": ("sum", "mean", "share")}  # what sources differ in; rows held and replayed are the budget
 
     def __init__(
         self, *, capacity: int, batch_size: int, policy: str, weighting: str, fill: str, replacement: bool
     ) -> None:
-        require.at_least(1, "replay", capacity=capacity, batch_size=batch_size)
-        names = {"policy": (policy, POLICIES), "weighting": (weighting, WEIGHTINGS), "fill": (fill, FILLS)}
-        for key, (name, known) in names.items():
-            if name not in known:
-                raise ValueError(f"replay.{key}={name}: choose one of {', '.join(known)}")
+        require.at_least(1, capacity=capacity, batch_size=batch_size)
+        require.one_of(POLICIES, policy=policy)
+        require.one_of(WEIGHTINGS, weighting=weighting)
+        require.one_of(FILLS, fill=fill)
         self.capacity, self.batch_size, self.policy = capacity, batch_size, policy
         self.weighting, self.fill, self.replacement = weighting, fill, replacement
 
     @property
-    def boundaries(self) -> bool:
+    def needs_boundaries(self) -> bool:
         return self.fill == "end" or self.weighting == "share" or self.policy == "ring"
 
     def setup(self, learner: Learner) -> None:
         if self.policy == "class_balanced" and learner.stream.loss == "mse":
-            raise ValueError("replay.policy=class_balanced: regression has no classes; choose reservoir")
+            raise ValueError("policy=class_balanced: regression has no classes; use policy=reservoir")
         self.memory = Memory(self.capacity, self.policy, self.random)
 
     def batch(self, learner: Learner, batch: Batch) -> Batch:
@@ -73,7 +72,7 @@ class Replay(Strategy):
         a, b = self.weights(batch.w.shape[1], held.w.shape[1], learner.now + 1)
         if a != 1:
             batch = replace(batch, w=batch.w * a)
-        return cat(batch, held if b == 1 else replace(held, w=held.w * b))
+        return cat(batch, held if b == 1 else replace(held, w=held.w * b)).batch
 
     def weights(self, fresh: int, held: int, tasks: int) -> tuple[float, float]:
         """a and b."""

@@ -2,7 +2,7 @@
 
 from harness import tree
 from harness.learner import Learner
-from harness.strategy import Strategy
+from harness.strategy import RENEW, Strategy
 from harness.types import Task
 
 
@@ -18,7 +18,7 @@ class Reset(Strategy):
     """
 
     family = "control"
-    order = {"begin": 0}
+    order = {"begin": RENEW}
 
     def begin(self, learner: Learner, task: Task) -> Task:
         if task.index:

@@ -5,7 +5,7 @@ pre-training in lifelong learning, JMLR 24.
 
 from harness import tree
 from harness.learner import Learner
-from harness.strategy import Strategy
+from harness.strategy import PERTURB, Strategy
 from harness.toolbox import require
 from harness.types import Aux, Batch, GradFn, Params
 
@@ -24,11 +24,11 @@ class SAM(Strategy):
     """
 
     family = "optimization-based"
-    order = {"grad": 20}
+    order = {"grad": PERTURB}
     grid = {"rho": (0.01, 0.05, 0.2, 0.5)}  # the range of Foret et al.'s search
 
     def __init__(self, *, rho: float) -> None:
-        require.at_least(0, "sam", rho=rho)
+        require.at_least(0, rho=rho)
         self.rho = rho
 
     def grad(self, learner: Learner, inner: GradFn) -> GradFn:

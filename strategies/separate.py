@@ -1,5 +1,7 @@
 """Van de Ven, Tuytelaars & Tolias (2022), Three types of incremental learning, Nature Machine Intelligence 4."""
 
+from typing import Unpack
+
 import torch
 from torch import Tensor
 
@@ -7,7 +9,7 @@ from harness import tree
 from harness.learner import Learner
 from harness.rng import fold
 from harness.strategy import Strategy
-from harness.types import Buffers, Net, Out, Params, Task
+from harness.types import Buffers, How, Net, Out, Params, Task
 
 
 class Separate(Strategy):
@@ -46,18 +48,9 @@ class Separate(Strategy):
     def deploy(self, learner: Learner, net: Net) -> Net:
         now = learner.now
 
-        def route(
-            params: Params,
-            buffers: Buffers,
-            x: Tensor,
-            t: Tensor,
-            *,
-            train: bool = False,
-            key: Tensor | None = None,
-            record: bool = False,
-        ) -> Out:
+        def route(params: Params, buffers: Buffers, x: Tensor, t: Tensor, **how: Unpack[How]) -> Out:
             nets = {i: Net(params, buffers, net.apply) if i == now else self.nets[i] for i in t.unique().tolist()}
-            outs = {i: own(x, t, record=record) for i, own in nets.items()}  # most often one
+            outs = {i: own(x, t, record=how.get("record", False)) for i, own in nets.items()}  # most often one
             return next(iter(outs.values())) if len(outs) == 1 else _by_task(t, outs)
 
         return Net(net.params, net.buffers, route)

@@ -7,10 +7,12 @@ import torch
 from harness import tree
 from harness.learner import Learner
 from harness.rng import fold, normal
-from harness.strategy import Strategy
+from harness.strategy import RENEW, REPLACE, Strategy
 from harness.toolbox import require
 from harness.types import Params, Step, Task
 
+MODES = ("boundary", "step")
+NOISES = ("gaussian", "fresh_init", "initial")
 SMALLEST_STEP_SHRINK = 0.9  # 0.6 a boundary is a choice, 0.6 a step a network of zeros
 
 
@@ -21,8 +23,8 @@ class ShrinkPerturb(Strategy):
         p = a new initialisation   noise=fresh_init
         p = θ_0                    noise=initial: a pull to where training began
 
-    mode=boundary acts before every task but the first, mode=step after every update; the two are
-    different algorithms under one name, so that `name` says which.
+    mode=boundary acts before every task but the first, mode=step after every update; these are
+    different algorithms, each with its own random stream.
 
     Differences from the papers:
     * All parameters are moved, biases and norm parameters included; running statistics and the
@@ -34,23 +36,21 @@ class ShrinkPerturb(Strategy):
     """
 
     family = "plasticity"
-    order = {"begin": 0, "step": 50}
+    order = {"begin": RENEW, "step": REPLACE}
     grid = {"shrink": (0.2, 0.4, 0.6, 0.8)}  # Ash & Adams look at 0 to 1
 
     def __init__(self, *, mode: str, shrink: float, sigma: float, noise: str) -> None:
-        if mode not in ("boundary", "step"):
-            raise ValueError(f"shrink_perturb.mode={mode}: must be boundary or step")
-        require.within("[0, 1]", "shrink_perturb", shrink=shrink)
+        require.one_of(MODES, mode=mode)
+        require.within("[0, 1]", shrink=shrink)
         if mode == "step" and shrink < SMALLEST_STEP_SHRINK:
-            raise ValueError(f"shrink_perturb.shrink={shrink}: mode=step applies it at every step; try 0.9999")
-        require.at_least(0, "shrink_perturb", sigma=sigma)
-        if noise not in ("gaussian", "fresh_init", "initial"):
-            raise ValueError(f"shrink_perturb.noise={noise}: must be gaussian, fresh_init or initial")
+            raise ValueError(f"shrink={shrink}: mode=step applies it at every step; try 0.9999")
+        require.at_least(0, sigma=sigma)
+        require.one_of(NOISES, noise=noise)
         self.mode, self.shrink, self.sigma, self.noise = mode, shrink, sigma, noise
         self.initial: Params = {}
 
     @property
-    def name(self) -> str:
+    def purpose(self) -> str:
         return f"{type(self).__name__}[{self.mode}]"
 
     def setup(self, learner: Learner) -> None:
@@ -58,7 +58,7 @@ class ShrinkPerturb(Strategy):
             self.initial = tree.copy(learner.params)
 
     @property
-    def boundaries(self) -> bool:
+    def needs_boundaries(self) -> bool:
         return self.mode == "boundary"
 
     def begin(self, learner: Learner, task: Task) -> Task:

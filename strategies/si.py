@@ -7,10 +7,10 @@ from torch import Tensor
 
 from harness import tree
 from harness.learner import Learner
-from harness.strategy import Strategy
+from harness.strategy import CONSTRAIN, ESTIMATE, RECORD, Strategy
 from harness.toolbox import require
 from harness.toolbox.penalty import quadratic
-from harness.types import Aux, Batch, GradFn, Out, Params, Step, Task
+from harness.types import BEFORE, Aux, Batch, GradFn, Out, Params, Step, Task
 
 GRADIENTS = ("task", "total")
 
@@ -35,16 +35,15 @@ class SI(Strategy):
     """
 
     family = "parameter regularization"
-    needs = frozenset({"before"})
-    order = {"grad": 0, "step": 0, "end": 50}
+    needs = frozenset({BEFORE})
+    order = {"grad": RECORD, "step": CONSTRAIN, "end": ESTIMATE}
     transient = ("seen",)
     grid = {"strength": (0.02, 0.1, 0.5, 2.5)}  # factors of five around Zenke et al.'s 0.1 and Buzzega et al.'s 0.5
 
     def __init__(self, *, strength: float, xi: float, gradient: str) -> None:
-        require.at_least(0, "si", strength=strength)
-        if xi <= 0:
-            raise ValueError(f"si.xi={xi}: must be above 0, since weights that did not move are divided by it")
-        require.one_of(GRADIENTS, "si", gradient=gradient)
+        require.at_least(0, strength=strength)
+        require.above(0, xi=xi)  # what weights that did not move are divided by
+        require.one_of(GRADIENTS, gradient=gradient)
         self.strength, self.xi, self.gradient = strength, xi, gradient
 
     def setup(self, learner: Learner) -> None:
@@ -64,7 +63,6 @@ class SI(Strategy):
         return gradient
 
     def step(self, learner: Learner, step: Step) -> None:
-        assert step.before is not None
         for k, g in self.seen.items():
             before = step.before[k]
             if self.gradient == "task":

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from harness import tree
 from harness.learner import Learner
-from harness.strategy import Strategy
+from harness.strategy import HOLD, READOUT, Strategy
 from harness.toolbox import class_means, require, solve
 from harness.types import Net, Task
 
@@ -42,16 +42,16 @@ class SLDA(Strategy):
     """
 
     family = "template-based"
-    order = {"begin": 90, "deploy": 50}
+    order = {"begin": HOLD, "deploy": READOUT}
     grid = {"shrinkage": (1e-4, 1e-3, 1e-2, 1e-1)}  # from the paper's 1e-4 up
 
     def __init__(self, *, features: str, shrinkage: float) -> None:
-        require.one_of(FEATURES, "slda", features=features)
-        require.within("(0, 1]", "slda", shrinkage=shrinkage)
+        require.one_of(FEATURES, features=features)
+        require.within("(0, 1]", shrinkage=shrinkage)
         self.features, self.shrinkage = features, shrinkage
 
     def setup(self, learner: Learner) -> None:
-        self.layer, width = class_means.head_layer(learner, "slda")
+        self.layer, width = class_means.head_layer(learner, self.name)
         if self.features == "input":
             self.layer, width = class_means.INPUT, math.prod(learner.stream.shape)
         self.mean = torch.zeros(learner.S, learner.stream.outputs, width, dtype=torch.float64, device=learner.device)

@@ -37,14 +37,14 @@ class Spectral(Strategy):
     grid = {"strength": (1e-5, 1e-4, 1e-3, 1e-2)}  # the paper's search
 
     def __init__(self, *, strength: float, k: int) -> None:
-        require.at_least(0, "spectral", strength=strength)
-        require.at_least(1, "spectral", k=k)
+        require.at_least(0, strength=strength)
+        require.at_least(1, k=k)
         self.strength, self.k = strength, k
 
     def setup(self, learner: Learner) -> None:
         layers, units = learner.model.layers, learner.model.units
         if not layers:
-            raise ValueError(f"spectral: {type(learner.model).__name__} declares no layers; use model=mlp")
+            raise ValueError(f"{self.name}: {type(learner.model).__name__} declares no layers; use model=mlp")
         self.weights = [layer.weight for layer in layers]
         self.biases = [layer.bias for layer in layers if layer.bias is not None]
         norms = {s.name for unit in units for s in unit.norm if s.name in learner.params}

@@ -7,9 +7,9 @@ from torch import Tensor
 from harness import tree
 from harness.learner import Learner
 from harness.rng import fold, normal
-from harness.strategy import Strategy
+from harness.strategy import GATE, Strategy
 from harness.toolbox import require
-from harness.types import Params, Step
+from harness.types import BEFORE, Params, Step
 
 UTILITIES = ("global", "local")
 
@@ -38,15 +38,15 @@ class UPGD(Strategy):
     """
 
     family = "plasticity"
-    needs = frozenset({"before"})
-    order = {"step": -10}  # what others see of the update is what was really made
+    needs = frozenset({BEFORE})
+    order = {"step": GATE}  # what others see of the update is what was really made
     grid = {"sigma": (1e-4, 1e-3, 1e-2, 1e-1)}  # the authors' best are 0 to 0.1
 
     def __init__(self, *, utility: str, decay: float, sigma: float, weight_decay: float, scale: float) -> None:
-        require.one_of(UTILITIES, "upgd", utility=utility)
-        require.within("[0, 1)", "upgd", decay=decay)
-        require.at_least(0, "upgd", sigma=sigma, weight_decay=weight_decay)
-        require.above(0, "upgd", scale=scale)
+        require.one_of(UTILITIES, utility=utility)
+        require.within("[0, 1)", decay=decay)
+        require.at_least(0, sigma=sigma, weight_decay=weight_decay)
+        require.above(0, scale=scale)
         self.utility, self.decay, self.sigma = utility, decay, sigma
         self.weight_decay, self.scale = weight_decay, scale
 
@@ -54,7 +54,6 @@ class UPGD(Strategy):
         self.trace = tree.zeros(learner.params)
 
     def step(self, learner: Learner, step: Step) -> None:
-        assert step.before is not None
         lr, key = learner.optimizer.lr, self.random.key()
         for k, u in self.trace.items():
             u.mul_(self.decay).addcmul_(step.grads[k], step.before[k], value=self.decay - 1)

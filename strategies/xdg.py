@@ -30,6 +30,7 @@ class XdG(Strategy):
     * Batch-norm statistics are shared by the tasks.
     """
 
+    name = "xdg"
     family = "context-dependent"
     scenarios = ("task",)
     why = "the gates of a row are those of its task"
@@ -37,7 +38,7 @@ class XdG(Strategy):
     grid = {"share": (0.4, 0.6, 0.8, 0.9)}  # around Masse et al.'s 0.8
 
     def __init__(self, *, share: float) -> None:
-        require.within("[0, 1)", "xdg", share=share)
+        require.within("[0, 1)", share=share)
         self.share = share
 
     def setup(self, learner: Learner) -> None:
@@ -50,4 +51,4 @@ class XdG(Strategy):
         def gating(params: Params, t: Tensor, train: bool) -> Gates:
             return {act: g[rows, t] for act, g in self.gates.items()}
 
-        gate(learner, "xdg", gating)
+        gate(learner, self.name, gating)

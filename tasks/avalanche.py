@@ -19,8 +19,7 @@ from torch import Tensor
 
 from harness import rng
 from harness.config.catalogue import nearest
-from harness.rows import Rows
-from harness.sampling import stratified
+from harness.rows import Rows, stratified
 from harness.toolbox.avalanche_bridge import apart
 from harness.types import Stream, Task
 from tasks.datasets import DataError, Dataset

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from harness import rng
-from harness.rows import Rows, union
-from harness.sampling import stratified
+from harness.rows import Rows, stratified, union
 from harness.toolbox import solve
 from harness.types import Source, Stream, Task
 from tasks.stream import digest

@@ -24,6 +24,7 @@ from harness.optim import SGD
 from harness.strategy import Chain
 from harness.toolbox.avalanche_bridge import apart
 from strategies.avalanche import FAIL, WORK, Avalanche
+from tests.observer import Blind
 from tests.toy import MODELS, stream
 
 PAGE = ROOT / "strategies" / "AVALANCHE.md"
@@ -81,7 +82,7 @@ def outcome(name: str, scenario: str) -> str:
     chain = Chain([part])
     try:
         loop.prepare(learner, chain)
-        loop.train(learner, chain, loop.Blind())
+        loop.train(learner, chain, Blind())
     except Exception as error:
         return "refused" if "lets all outputs compete" in str(error) else said(error)
     finite = all(bool(torch.isfinite(v).all()) for v in learner.params.values())

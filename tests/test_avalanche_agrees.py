@@ -45,6 +45,7 @@ from strategies.si import SI
 from tasks.datasets import Dataset, load
 from tasks.permuted import permuted
 from tasks.split import split
+from tests.observer import Blind
 from tests.toy import OneStage
 
 LR, MOMENTUM = 0.05, 0.9
@@ -137,7 +138,7 @@ def theirs(avalanche: Any, stream: Stream, name: str, train_mb_size: int = 16, *
 def ours(stream: Stream, *parts: Strategy) -> Learner:
     learner, chain = learner_of(stream), Chain(list(parts))
     loop.prepare(learner, chain)
-    loop.train(learner, chain, loop.Blind())
+    loop.train(learner, chain, Blind())
     return learner
 
 
@@ -268,7 +269,7 @@ def inside(name: str, learner: Learner, **options: Any) -> tuple[Learner, Any]:
     part = Avalanche(name=name, options=options)
     chain = Chain([part])
     loop.prepare(learner, chain)
-    loop.train(learner, chain, loop.Blind())
+    loop.train(learner, chain, Blind())
     return learner, part.agents[0]
 
 
@@ -312,7 +313,7 @@ def test_avalanche_s_mas_estimates_in_training_mode_and_ours_does_not(avalanche:
     assert moved > 1e-3
     learner, part = residual(stream), Chain([MAS(strength=0.0, alpha=0.5, samples=None)])
     loop.prepare(learner, part)
-    loop.train(learner, part, loop.Blind())
+    loop.train(learner, part, Blind())
     for k, v in learner.buffers.items():
         torch.testing.assert_close(v, naive.buffers[k])
 
@@ -336,7 +337,7 @@ def test_avalanche_s_teacher_in_lwf_stays_in_training_mode_and_ours_does_not(ava
     learner, part = residual(stream), Avalanche(name="LwF", options={"alpha": 1.0, "temperature": 2.0})
     chain, seen = Chain([part]), []
 
-    class Look(loop.Blind):
+    class Look(Blind):
         def end(self, task: Any) -> None:
             (plugin,) = (p for p in part.agents[0].plugins if type(p).__name__ == "LwFPlugin")
             seen.append(plugin.lwf.prev_model)
@@ -357,7 +358,7 @@ def test_avalanche_s_teacher_in_lwf_stays_in_training_mode_and_ours_does_not(ava
 
     own.batch = watched  # type: ignore[method-assign]
     chain.active["batch"] = [own]
-    loop.train(mine, chain, loop.Blind())
+    loop.train(mine, chain, Blind())
     for k, v in loss[-1].items():  # throughout the second task those of the first task's end
         torch.testing.assert_close(v, first.buffers[k])
 
@@ -391,7 +392,7 @@ def test_cumulative_in_one_batch_ends_at_the_same_weights(avalanche: Any) -> Non
 
     mine, chain = learner(), Chain([Cumulative(steps="proportional")])
     loop.prepare(mine, chain)
-    loop.train(mine, chain, loop.Blind())
+    loop.train(mine, chain, Blind())
     other, _ = inside("Cumulative", learner())
     assert max(float((v - other.params[k]).abs().max()) for k, v in mine.params.items()) < 5e-6
 
@@ -435,7 +436,7 @@ def test_avalanche_s_er_ace_replays_rows_that_the_stream_has_yet_to_show_and_our
     learner, part = Learner(model, stream, SGD(lr=LR), budget), ERACE(capacity=40, batch_size=4)
     chain = Chain([part])
     loop.prepare(learner, chain)
-    loop.train(learner, chain, loop.Blind())
+    loop.train(learner, chain, Blind())
     assert sum(int(c) in new for c in part.memory.rows()["y"][0]) == 4
 
 

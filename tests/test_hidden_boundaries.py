@@ -36,7 +36,7 @@ def stream(cut: int, scenario: str = "domain", **options: Any) -> Stream:
 
     parts = [rows(0, cut * BATCH), rows(cut * BATCH, n)]
     tasks = tuple(Task(i, p, p, p, p.index.shape[1], ordered=True) for i, p in enumerate(parts))
-    settings = {"boundaries": "hidden", **options}
+    settings = {"announced": False, **options}
     return Stream("toy", 1, scenario, tasks, (6,), 2, (3, 4), "", **settings)
 
 
@@ -54,7 +54,7 @@ def trained(name: str, cut: int) -> dict[str, Tensor]:
     return result.learner.params
 
 
-FREE = [name for name in FILES if not make(name).boundaries and "domain" in make(name).scenarios]
+FREE = [name for name in FILES if not make(name).needs_boundaries and "domain" in make(name).scenarios]
 
 
 @pytest.mark.parametrize("name", FREE)
@@ -69,31 +69,31 @@ def test_what_runs_without_boundaries_is_what_is_known_to() -> None:
     assert not {"ewc", "lwf", "reset", "si", "head_reset", "gdumb"} & set(FREE)
 
 
-@pytest.mark.parametrize("name", [name for name in FILES if make(name).boundaries])
+@pytest.mark.parametrize("name", [name for name in FILES if make(name).needs_boundaries])
 def test_what_acts_at_boundaries_is_refused_in_one_sentence(name: str) -> None:
     with pytest.raises(ValueError, match=r"^boundaries=hidden: .* acts at task boundaries") as caught:
         check_boundaries(stream(3), [make(name)], SGD(lr=0.1))
     assert "\n" not in str(caught.value)
-    check_boundaries(stream(3, boundaries="announced"), [make(name)], SGD(lr=0.1))
+    check_boundaries(stream(3, announced=True), [make(name)], SGD(lr=0.1))
 
 
 def test_a_strategy_with_and_without_a_boundary_mode_is_judged_by_its_settings() -> None:
     replay = {"capacity": 5, "batch_size": 2, "policy": "reservoir", "weighting": "sum", "fill": "step"}
-    assert not Replay(**replay, replacement=False).boundaries
+    assert not Replay(**replay, replacement=False).needs_boundaries
     for change in ({"fill": "end"}, {"weighting": "share"}, {"policy": "ring"}):
-        assert Replay(**{**replay, **change}, replacement=False).boundaries, change
+        assert Replay(**{**replay, **change}, replacement=False).needs_boundaries, change
     shrink = {"shrink": 0.9, "sigma": 0.1, "noise": "gaussian"}
-    assert ShrinkPerturb(mode="boundary", **shrink).boundaries
-    assert not ShrinkPerturb(mode="step", **shrink).boundaries
+    assert ShrinkPerturb(mode="boundary", **shrink).needs_boundaries
+    assert not ShrinkPerturb(mode="step", **shrink).needs_boundaries
 
 
 @pytest.mark.parametrize(
     ("scenario", "classes", "optimizer", "said"),
     [
-        ("task", "seen", SGD(lr=0.1), "scenario=task tells each row's task; use scenario=domain or class"),
-        ("class", "seen", SGD(lr=0.1), "classes=seen lets a task's classes in at its boundary; use classes=all"),
+        ("task", "seen", SGD(lr=0.1), "scenario=task reveals the task of each row; use scenario=domain or class"),
+        ("class", "seen", SGD(lr=0.1), "classes=seen adds a task's classes at its boundary; use classes=all"),
         ("domain", "seen", SGD(lr=0.1, reset=True), "optimizer.reset=true"),
-        ("domain", "seen", SGD(lr=0.1, schedule="cosine"), "optimizer.schedule=cosine starts again at each task"),
+        ("domain", "seen", SGD(lr=0.1, schedule="cosine"), "optimizer.schedule=cosine restarts at each task"),
         ("domain", "seen", SGD(lr=0.1, schedule="task", scope="stream"), "optimizer.schedule=task"),
     ],
 )
@@ -111,7 +111,7 @@ def test_a_schedule_over_the_whole_stream_and_all_classes_pass() -> None:
 
 def test_announced_boundaries_call_begin_and_end_and_hidden_ones_do_not() -> None:
     class Listens(Naive):
-        boundaries = False  # says so, falsely
+        needs_boundaries = False  # says so, falsely
         heard: list[str] = []
 
         def begin(self, learner: Any, task: Task) -> Task:
@@ -121,8 +121,8 @@ def test_announced_boundaries_call_begin_and_end_and_hidden_ones_do_not() -> Non
         def end(self, learner: Any, task: Task) -> None:
             self.heard.append("end")
 
-    for boundaries, expected in (("announced", ["begin", "end"] * 2), ("hidden", [])):
+    for announced, expected in ((True, ["begin", "end"] * 2), (False, [])):
         Listens.heard.clear()
-        told = replace(stream(3), boundaries=boundaries)
+        told = replace(stream(3), announced=announced)
         run(told, [Listens()], model=MLP((6,), 2, widths=(3,)), optimizer=SGD(lr=0.1), budget=Budget(batch_size=BATCH))
         assert Listens.heard == expected

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from harness import store
+from harness.boundary import Boundary
 from harness.finished.atlas_options import AtlasOptions
 from harness.finished.measure import Opened, opened
 from harness.landscape import alignment, paths
@@ -25,7 +26,7 @@ from harness.metrics import mixture, objective, spread
 from harness.metrics.connectivity import BARRIERS, scores
 from harness.rng import fold
 from harness.trackers.bar import bar
-from harness.types import Boundary, Net
+from harness.types import Net
 
 Columns = dict[str, list[Any]]
 KINDS = ("loss", "error")

@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 
 from harness import loop, store, tree
+from harness.boundary import Boundary, Metric
 from harness.config.catalogue import CONF
-from harness.jobs.setting import Setting, build, chosen_device, chosen_metrics
+from harness.jobs.setting import Setting, build, build_strategies, chosen_device, chosen_metrics
 from harness.learner import Learner
 from harness.record.clock import Clock
 from harness.record.evaluation import Evaluation, measured
@@ -30,7 +31,7 @@ from harness.record.sinks import InMemory, StoredNets
 from harness.store import provenance
 from harness.strategy import Chain
 from harness.trackers.bar import bar
-from harness.types import Boundary, Metric, Net, Reading, Stream, Task
+from harness.types import Net, Reading, Stream, Task
 from harness.wording import warn
 
 if TYPE_CHECKING:
@@ -110,7 +111,7 @@ def opened(folder: store.RunFolder, changes: Mapping[str, Any]) -> Opened:
         raise ValueError(f"{path}: its stream comes out otherwise now, so that measures would be of other data")
     if manifest["source"] != provenance.source_digest():
         warn(f"{path} was trained by other source code; what is measured now is by today's")
-    strategy = Kept([build(node) for node in cfg["strategy"].values()])
+    strategy = Kept(list(build_strategies(cfg["strategy"]).values()))
     learner = Learner(stream=stream, **setting.parts(stream))
     loop.prepare(learner, strategy)
     return Opened(folder, stream, learner, strategy, setting.evaluation, folder.checkpoint())

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from harness import store
-from harness.jobs.setting import Setting, build, chosen_device, chosen_metrics
+from harness.jobs.setting import Setting, build, build_strategies, chosen_device, chosen_metrics
 from harness.record.sinks import Columns
 from harness.run import check_boundaries, check_scenario, run
 from harness.store import provenance
@@ -37,8 +37,7 @@ def from_config(cfg: DictConfig, progress: bool = True) -> Path:
     threads = int(plain["threads"]) or os.cpu_count() or 1
     torch.set_num_threads(threads)
     setting = Setting(plain, build(plain["dataset"]), chosen_device(plain["device"]), threads)
-    strategies = {name: build(node) for name, node in plain["strategy"].items()}
-    return _one(setting, plain["strategy"], strategies, tuple(plain["seeds"]), progress)
+    return _one(setting, plain["strategy"], build_strategies(plain["strategy"]), tuple(plain["seeds"]), progress)
 
 
 RESET = {"reset": {"_target_": "strategies.reset.Reset"}}  # the control against which plasticity is measured
@@ -48,7 +47,7 @@ def _one(
     setting: Setting, spec: dict[str, Any], strategies: dict[str, Strategy], seeds: tuple[int, ...], progress: bool
 ) -> Path:
     # make everything that can refuse its settings before anything is written
-    cfg, label = setting.cfg, "+".join(part.label or name for name, part in strategies.items())
+    cfg, label = setting.cfg, "+".join(part.label for part in strategies.values())
     stream = setting.stream(seeds)
     parts, evaluation = setting.parts(stream), setting.evaluation
     metrics = chosen_metrics(cfg["metrics"])
@@ -156,7 +155,7 @@ def _control(setting: Setting, seeds: tuple[int, ...], progress: bool) -> Tensor
     known = _known_control(setting)
     missing = tuple(s for s in seeds if s not in known)
     if missing:
-        stream = replace(setting.stream(missing), boundaries="announced")  # the control needs them
+        stream = replace(setting.stream(missing), announced=True)  # the control needs them
         identity = {**setting.identity, "strategy": RESET, "seeds": list(missing), "purpose": "control"}
         with _open(setting, stream, "reset", identity, wait=3600.0) as folder:
             if not folder.done:
@@ -165,7 +164,7 @@ def _control(setting: Setting, seeds: tuple[int, ...], progress: bool) -> Tensor
                     print(f"training the control first: a fresh net on each task, seeds {list(missing)}", flush=True)
                 run(
                     stream,
-                    [build(node) for node in RESET.values()],
+                    list(build_strategies(RESET).values()),
                     evaluation=replace(setting.evaluation, tasks=1, every=None),
                     is_control=True,
                     gap=False,

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
+from harness.boundary import Metric
 from harness.learner import Budget
 from harness.models.module import Module
 from harness.record.evaluation import Evaluation
-from harness.types import Metric, Stream
+from harness.strategy import Strategy, full_key
+from harness.types import Stream
 from tasks.stream import on_validation
 
 
@@ -65,7 +67,7 @@ class Setting:
             raise ValueError(
                 f"dataset.augment={augment}: {made.name} generates its own examples; use dataset.augment=[]"
             )
-        made = replace(made, boundaries=cfg["boundaries"])
+        made = replace(made, announced=cfg["boundaries"] == "announced")
         return made if self.split == "test" else on_validation(made)
 
     def parts(self, stream: Stream) -> dict[str, Any]:
@@ -92,6 +94,22 @@ def build(node: Any, **given: Any) -> Any:
         return instantiate(node, _convert_="all")
     # as call arguments: Hydra would turn a given dataclass into configuration
     return instantiate(node, _convert_="all", _partial_=True)(**given)
+
+
+def build_strategies(spec: Mapping[str, Any]) -> dict[str, Strategy]:
+    """The strategies of a configuration by their keys, which become their names."""
+    from hydra.errors import InstantiationException
+
+    made: dict[str, Strategy] = {}
+    for key, node in spec.items():
+        try:
+            made[key] = build(node)
+        except InstantiationException as error:
+            if said := full_key(key, node, error.__cause__):
+                raise ValueError(said) from error
+            raise
+        made[key].name = key
+    return made
 
 
 def chosen_metrics(node: dict[str, Any]) -> dict[str, Metric]:

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from harness import tree
+from harness.boundary import Boundary
 from harness.learner import mask_logits, row_loss
 from harness.rng import fold
-from harness.types import Batch, Boundary, Column, Loss, Net, Reading, cat
+from harness.types import Batch, Column, Loss, Net, Reading, cat
 
 Readings = dict[str, Tensor | Reading]
 PROBES = {"first": "first task", "current": "task just trained", "joint": "mean over the tasks seen"}
@@ -51,7 +52,8 @@ def shares(tasks: Sequence[int], t: int) -> tuple[float, ...]:
 def mixture(b: Boundary, tasks: Sequence[int], size: int) -> Batch:
     """One batch whose loss is the mean over all seen tasks, from `size` rows split evenly over `tasks`."""
     parts = [replace(b.probe(i, max(1, size // len(tasks))), mask=None) for i in tasks]
-    return reduce(cat, [replace(p, w=p.w * c) for p, c in zip(parts, shares(tasks, b.t))])
+    weighted = [replace(p, w=p.w * c) for p, c in zip(parts, shares(tasks, b.t))]
+    return reduce(lambda joined, part: cat(joined, part).batch, weighted)
 
 
 def probed(

@@ -12,10 +12,11 @@ import math
 
 import torch
 
+from harness.boundary import Boundary
 from harness.landscape import paths
 from harness.metrics import Readings, blank, crossed, spread
 from harness.metrics.connectivity import BARRIERS, scores
-from harness.types import Boundary, Column, Reading
+from harness.types import Column, Reading
 
 COLUMNS: dict[str, Column] = {
     "anchor_loss": Column("", "nat", "loss of the old task along the line from the net just after it", "train"),

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
+from harness.boundary import Boundary
 from harness.learner import mask_logits
 from harness.metrics import Readings, blank, shares, spread
-from harness.types import Boundary, Column, Reading
+from harness.types import Column, Reading
 
 NET = "deployed"  # whose probabilities these are
 BINS = 15

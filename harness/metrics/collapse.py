@@ -13,11 +13,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from harness.boundary import Boundary
 from harness.landscape.curvature import rowwise
 from harness.metrics import Readings, blank, spread
 from harness.toolbox import class_means
 from harness.toolbox.memory import pick_rows
-from harness.types import Boundary, Column, Reading
+from harness.types import Column, Reading
 
 COLUMNS: dict[str, Column] = {
     "nc1_task": Column("", "", "tr(S_W pinv(S_B)) / C: spread within classes over spread between them", "train"),

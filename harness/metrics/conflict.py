@@ -11,9 +11,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from harness.boundary import Boundary
 from harness.landscape.curvature import flatten, value_and_grad
 from harness.metrics import Readings, blank, crossed, objective, spread
-from harness.types import Boundary, Column, Reading
+from harness.types import Column, Reading
 
 COLUMNS: dict[str, Column] = {
     "gradient_cosine": Column("", "cosine", "between the loss gradients of two measured tasks", "train"),

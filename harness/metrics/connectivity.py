@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from harness import tree
+from harness.boundary import Boundary
 from harness.landscape import paths
 from harness.metrics import Readings, blank, crossed, score, shares, spread
-from harness.types import Batch, Boundary, Column, Net, Params, Reading
+from harness.types import Batch, Column, Net, Params, Reading
 
 BARRIERS: dict[str, Callable[[Tensor, Sequence[float]], Tensor]] = {
     "barrier_entezari": paths.entezari,

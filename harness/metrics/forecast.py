@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from harness.boundary import Boundary
 from harness.landscape import edge_of_stability
 from harness.landscape.curvature import (
     Hessian,
@@ -22,7 +23,7 @@ from harness.landscape.curvature import (
 from harness.metrics import Readings, blank, objective, on_train, own_key
 from harness.metrics.sharpness import logit_norm
 from harness.rng import fold
-from harness.types import Boundary, Column, Reading
+from harness.types import Column, Reading
 
 COLUMNS: dict[str, Column] = on_train(
     {

@@ -24,9 +24,10 @@ import torch
 from torch import Tensor
 
 from harness import tree
+from harness.boundary import Boundary
 from harness.landscape.curvature import Hessian, lanczos
 from harness.metrics import Readings, blank, score, spread
-from harness.types import Boundary, Column, Loss, Net, Params, Reading
+from harness.types import Column, Loss, Net, Params, Reading
 
 COLUMNS: dict[str, Column] = {
     "ledger_loss": Column("lower", "nat", "loss of the old task now minus just after it", "train"),

@@ -9,9 +9,10 @@ from __future__ import annotations
 import torch
 
 from harness import tree
+from harness.boundary import Boundary
 from harness.landscape.curvature import value_and_grad
 from harness.metrics import Readings, blank, dormancy, objective, ranks, unmeasured
-from harness.types import Boundary, Column
+from harness.types import Column
 
 COLUMNS: dict[str, Column] = {
     **dormancy.COLUMNS,

@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
+from harness.boundary import Boundary
 from harness.landscape.curvature import rowwise
 from harness.metrics import Readings, blank, spread
 from harness.toolbox import class_means, solve
-from harness.types import Batch, Boundary, Column, Net, Reading
+from harness.types import Batch, Column, Net, Reading
 
 COLUMNS: dict[str, Column] = {
     "linear_probe_task": Column("higher", "accuracy", "of a ridge read-out fitted to the task's features", "test"),

@@ -11,10 +11,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from harness.boundary import Boundary
 from harness.landscape.rises import average_rise, normalised, worst_rise
 from harness.metrics import Readings, blank, by_probe, objective, probed
 from harness.rng import fold
-from harness.types import Batch, Boundary, Column, Reading
+from harness.types import Batch, Column, Reading
 
 VARIANTS = {
     "plain": "||e|| <= rho",

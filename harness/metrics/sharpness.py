@@ -15,13 +15,14 @@ import torch
 from torch import Tensor
 
 from harness import tree
+from harness.boundary import Boundary
 from harness.landscape import edge_of_stability
 from harness.landscape.curvature import Hessian, krylov, moments, random_signs, ritz, scaled, top_of
 from harness.landscape.fisher import diagonal_on
 from harness.learner import mask_logits
 from harness.metrics import Readings, blank, by_probe, objective, on_train, own_key, probed
 from harness.rng import fold
-from harness.types import Batch, Boundary, Column, Reading
+from harness.types import Batch, Column, Reading
 
 LOWEST_STEPS = 40  # after 20 the smallest eigenvalue of a digits MLP was a fifth of the true one, after 40 within 1 %
 

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from harness.boundary import Boundary
 from harness.landscape.curvature import Hessian, curvature_rank, density, negative_mass, quadrature
 from harness.metrics import Readings, blank, by_probe, objective, probed
-from harness.types import Batch, Boundary, Column, Reading
+from harness.types import Batch, Column, Reading
 
 REACH = 1.05  # of the grid, in units of the spectral radius
 

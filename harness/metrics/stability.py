@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from harness.boundary import Boundary
 from harness.metrics import Readings
-from harness.types import Boundary, Column, Reading
+from harness.types import Column, Reading
 
 NET = "deployed"  # whose scores these are
 

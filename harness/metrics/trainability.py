@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from harness import rng, rows, tree
+from harness.boundary import Boundary
 from harness.learner import mask_logits
 from harness.metrics import Readings, blank
 from harness.toolbox.memory import pick_rows
-from harness.types import Batch, Boundary, Column, Net
+from harness.types import Batch, Column, Net
 
 COLUMNS: dict[str, Column] = {
     "random_label_loss": Column(

@@ -10,8 +10,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from harness.boundary import Boundary
 from harness.metrics import Readings
-from harness.types import Boundary, Column, Reading
+from harness.types import Column, Reading
 
 NET = "deployed"  # whose accuracy this is
 

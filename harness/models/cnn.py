@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Unpack
 
 from torch import Tensor
 
 from harness.models import layers
 from harness.models.mlp import MLP
-from harness.types import Buffers, Gates, Layer, Out, Params, Slice, Unit
+from harness.types import Buffers, Gates, How, Layer, Out, Params, Slice, Unit
 
 
 class CNN:
@@ -78,17 +79,9 @@ class CNN:
         return params | self.fc.init(key)[0], {}
 
     def __call__(
-        self,
-        params: Params,
-        buffers: Buffers,
-        x: Tensor,
-        t: Tensor,
-        *,
-        train: bool = False,
-        key: Tensor | None = None,
-        record: bool = False,
-        gates: Gates | None = None,
+        self, params: Params, buffers: Buffers, x: Tensor, t: Tensor, *, gates: Gates | None = None, **how: Unpack[How]
     ) -> Out:
+        record = how.get("record", False)
         acts: dict[str, Tensor] = {}
         inputs: dict[str, Tensor] = {}
         preacts: dict[str, Tensor] = {}
@@ -101,5 +94,5 @@ class CNN:
                 z = layers.group_norm(z, params[f"{name}.norm.gain"], params[f"{name}.norm.shift"], 1)
             acts[name] = layers.gate(self.act(z), gates, name)
             h = layers.max_pool(acts[name], 2)
-        out = self.fc(params, buffers, h, t, train=train, key=key, record=record, gates=gates)
+        out = self.fc(params, buffers, h, t, gates=gates, **how)
         return Out(out.logits, acts | out.acts, buffers, inputs | out.inputs, preacts | out.preacts)

@@ -119,15 +119,15 @@ class VAE:
         return Out(self.decode(params, self.encode(params, x)[0]), {}, buffers)
 
 
-def vae_for(stream: Stream, method: str, latent: int, widths: Sequence[int], likelihood: str) -> VAE:
-    """A VAE of the stream's inputs. Raises ValueError, naming the method, where pixels are no frequencies."""
+def vae_for(stream: Stream, latent: int, widths: Sequence[int], likelihood: str) -> VAE:
+    """A VAE of the stream's inputs. Raises ValueError if its pixels are not frequencies."""
     vae, train = VAE(stream.shape, latent, widths, likelihood), stream.tasks[0].train
     count = min(1000, int(train.size.min()))  # the first rows will show it
     x = train.take(torch.arange(count, device=train.size.device).expand(len(train.size), -1))[0]
     low, high = float(x.min()), float(x.max())
     if likelihood == "bernoulli" and not 0 <= low <= high <= 1:
         raise ValueError(
-            f"{method}.likelihood=bernoulli: inputs range over {low:.2g} ... {high:.2g}, not 0 ... 1;"
-            f" use dataset.normalise=unit, or {method}.likelihood=gaussian"
+            f"likelihood=bernoulli: inputs range over {low:.2g} ... {high:.2g}, not 0 ... 1; "
+            "use dataset.normalise=unit or likelihood=gaussian"
         )
     return vae

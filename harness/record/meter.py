@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from harness import counting
+from harness.boundary import Boundary, Metric
 from harness.learner import Learner
 from harness.record.clock import Clock
 from harness.record.layout import reading_rows
 from harness.record.sinks import Sink
-from harness.types import Boundary, Column, Metric, Reading
+from harness.types import Column, Reading
 
 
 class Meter:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from harness.boundary import Boundary, Inside, Metric
 from harness.learner import Learner
 from harness.record import costs
 from harness.record.clock import Clock
@@ -19,7 +20,7 @@ from harness.record.meter import Meter
 from harness.record.online import Online
 from harness.record.sinks import Sink, StoredNets
 from harness.strategy import Chain
-from harness.types import Aux, Boundary, Column, Inside, Metric, Step, Task
+from harness.types import Aux, Column, Step, Task
 
 IDLE = 1e-4  # share of the loss: a penalty or replay that stays below it for a whole task has no effect
 COLUMNS = {

@@ -7,13 +7,13 @@ MLP, the pooled maps of a residual net, the inputs themselves where the model is
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Unpack
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from harness.types import Buffers, Layer, Model, Net, Out, Params
+from harness.types import Buffers, How, Layer, Model, Net, Out, Params
 
 if TYPE_CHECKING:
     from harness.learner import Learner
@@ -77,17 +77,10 @@ def readout(net: Net, layer: str, logits: Callable[[Tensor], Tensor], *, probabi
     `probabilistic`: whether their softmax is a posterior, as it is for log-likelihoods and not for distances.
     """
 
-    def apply(
-        params: Params,
-        buffers: Buffers,
-        x: Tensor,
-        t: Tensor,
-        *,
-        train: bool = False,
-        key: Tensor | None = None,
-        record: bool = False,
-    ) -> Out:
-        out = net.apply(params, buffers, x, t, train=train, key=key, record=record or layer != INPUT)
+    def apply(params: Params, buffers: Buffers, x: Tensor, t: Tensor, **how: Unpack[How]) -> Out:
+        record = how.get("record", False)
+        how["record"] = record or layer != INPUT
+        out = net.apply(params, buffers, x, t, **how)
         z = out.inputs[layer] if layer else x.flatten(2).to(out.logits.dtype)
         out = out._replace(logits=logits(z))
         return out if record else out._replace(inputs={}, preacts={})

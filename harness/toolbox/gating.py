@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Unpack
 
 from torch import Tensor
 
-from harness.types import Buffers, Gates, Out, Params
+from harness.types import Buffers, Gates, How, Out, Params
 
 if TYPE_CHECKING:
     from harness.learner import Learner
@@ -23,20 +23,11 @@ class Gated:
         self.inner, self.gating = inner, gating
 
     def __call__(
-        self,
-        params: Params,
-        buffers: Buffers,
-        x: Tensor,
-        t: Tensor,
-        *,
-        train: bool = False,
-        key: Tensor | None = None,
-        record: bool = False,
-        gates: Gates | None = None,
+        self, params: Params, buffers: Buffers, x: Tensor, t: Tensor, *, gates: Gates | None = None, **how: Unpack[How]
     ) -> Out:
-        own = self.gating(params, t, train)
+        own = self.gating(params, t, how.get("train", False))
         both = {k: v * gates[k] if gates and k in gates else v for k, v in own.items()}
-        return self.inner(params, buffers, x, t, train=train, key=key, record=record, gates={**(gates or {}), **both})
+        return self.inner(params, buffers, x, t, gates={**(gates or {}), **both}, **how)
 
 
 def gate(learner: Learner, method: str, gating: Gating) -> None:

@@ -1,7 +1,7 @@
-"""Ranges of a strategy's settings, checked where it is made.
+"""Checks of a strategy's arguments, for its `__init__`.
 
-Each raises ValueError for the first setting out of range, one line with key, value and what it must be. `of` is the
-name that stands before the key in the configuration; None passes where `null` says what it means.
+Each raises ValueError for the first argument out of range, one line with key, value and what it must be; the full key
+(`strategy.ewc.strength`) is added by whoever knows it. None passes if `null` says what it means.
 """
 
 from __future__ import annotations
@@ -10,54 +10,54 @@ from collections.abc import Iterable
 from typing import Any
 
 
-def at_least(least: float, of: str, *, null: str = "", **given: Any) -> None:
+def at_least(least: float, *, null: str = "", **given: Any) -> None:
     """value >= least.
 
-    >>> at_least(1, "replay", capacity=200, batch_size=0)
+    >>> at_least(1, capacity=200, batch_size=0)
     Traceback (most recent call last):
-    ValueError: replay.batch_size=0: must be at least 1
-    >>> at_least(1, "ewc", null="all training rows", samples=None)
+    ValueError: batch_size=0: must be at least 1
+    >>> at_least(1, null="all training rows", samples=None)
     """
     for key, value in given.items():
-        _hold(value is not None and value >= least, of, key, value, f"must be at least {least}", null)
+        _hold(value is not None and value >= least, key, value, f"must be at least {least}", null)
 
 
-def above(bound: float, of: str, *, null: str = "", **given: Any) -> None:
+def above(bound: float, *, null: str = "", **given: Any) -> None:
     """value > bound.
 
-    >>> above(0, "si", xi=0)
+    >>> above(0, xi=0)
     Traceback (most recent call last):
-    ValueError: si.xi=0: must be above 0
+    ValueError: xi=0: must be above 0
     """
     for key, value in given.items():
-        _hold(value is not None and value > bound, of, key, value, f"must be above {bound}", null)
+        _hold(value is not None and value > bound, key, value, f"must be above {bound}", null)
 
 
-def within(interval: str, of: str, *, null: str = "", **given: Any) -> None:
+def within(interval: str, *, null: str = "", **given: Any) -> None:
     """value in an interval that is written as such, [0, 1] or [0, 1) or (0, 1].
 
-    >>> within("[0, 1)", "cbp", decay=1)
+    >>> within("[0, 1)", decay=1)
     Traceback (most recent call last):
-    ValueError: cbp.decay=1: must be in [0, 1)
+    ValueError: decay=1: must be in [0, 1)
     """
     low, high = (float(end) for end in interval[1:-1].split(","))
     for key, value in given.items():
         inside = value is not None and low <= value <= high
         open_end = (value == low and interval[0] == "(") or (value == high and interval[-1] == ")")
-        _hold(inside and not open_end, of, key, value, f"must be in {interval}", null)
+        _hold(inside and not open_end, key, value, f"must be in {interval}", null)
 
 
-def one_of(known: Iterable[str], of: str, **given: Any) -> None:
+def one_of(known: Iterable[str], **given: Any) -> None:
     """value is one of the names.
 
-    >>> one_of(("separate", "online"), "ewc", mode="offline")
+    >>> one_of(("separate", "online"), mode="offline")
     Traceback (most recent call last):
-    ValueError: ewc.mode=offline: choose one of separate, online
+    ValueError: mode=offline: choose one of separate, online
     """
     for key, value in given.items():
-        _hold(value in known, of, key, value, f"choose one of {', '.join(known)}")
+        _hold(value in known, key, value, f"choose one of {', '.join(known)}")
 
 
-def _hold(holds: bool, of: str, key: str, value: Any, rule: str, null: str = "") -> None:
+def _hold(holds: bool, key: str, value: Any, rule: str, null: str = "") -> None:
     if not holds and not (null and value is None):
-        raise ValueError(f"{of}.{key}={value}: {rule}{f', or null for {null}' if null else ''}")
+        raise ValueError(f"{key}={value}: {rule}{f', or null for {null}' if null else ''}")

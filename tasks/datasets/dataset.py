@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from harness.rng import keys
-from harness.sampling import stratified
+from harness.rows import stratified
 from tasks.datasets.images import Augment, Images, Scale, resized
 
 FITS = 2**30  # bytes that images may take as floats; above, they stay uint8 and are converted batch by batch

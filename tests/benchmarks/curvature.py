@@ -28,7 +28,7 @@ import torch
 from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import Tensor, nn
 
-from harness import loop, rng
+from harness import rng
 from harness.landscape.curvature import (
     Hessian,
     density,
@@ -45,9 +45,7 @@ from harness.landscape.fisher import diagonal_on
 from harness.learner import Budget, Learner
 from harness.models.mlp import MLP
 from harness.optim import SGD
-from harness.strategy import Chain
 from harness.types import Batch, Loss, Params
-from strategies.naive import Naive
 from tasks.datasets import load
 from tasks.permuted import permuted
 
@@ -102,9 +100,10 @@ def trained(name: str, seeds: int, steps: int, rows: int) -> Case:
     dataset = load("digits" if inputs == 64 else "fashion_mnist")
     stream = permuted(dataset=dataset, seeds=range(seeds), n_tasks=1, fixed=True, scenario="domain")
     learner = Learner(MLP(stream.shape, 10, widths), stream, SGD(lr=0.05), Budget(steps=steps, batch_size=128))
-    chain = Chain([Naive()])
-    loop.prepare(learner, chain)
-    loop.train(learner, chain, loop.Blind())
+    (task,) = stream.tasks
+    learner.plan(task)
+    for _ in learner.descend(learner.batches(task)):
+        pass
     batch = learner.probe(stream.tasks[0], rows)
     return Case(f"{name}-10", learner, batch, learner.objective([batch], stream, 0))
 

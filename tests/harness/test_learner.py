@@ -20,10 +20,11 @@ from harness.models.resnet18 import ResNet18
 from harness.optim import SGD, Adam
 from harness.rows import Rows
 from harness.strategy import Chain
-from harness.types import Aux, Batch, Out, Params, Source, Step, Stream, Task, cat
+from harness.types import BEFORE, INPUTS, Aux, Batch, Out, Params, Source, Step, Stream, Task, cat
 from tasks.datasets import Dataset
 from tasks.permuted import permuted
 from tasks.split import split
+from tests.observer import Blind
 
 CLASSES = 6
 SEEDS = (0, 1, 2)
@@ -116,14 +117,15 @@ def test_loss_and_gradient_are_those_of_a_torch_net_per_seed_on_fresh_and_replay
     weight = rng.uniform(rng.keys(SEEDS, "w"), 3, dtype=torch.float64)
     fresh = learner.make_batch(*s.tasks[1].train.take(position), weight)
     replayed = learner.make_batch(*s.tasks[0].train.take(position[:, :2]))
-    batch = cat(fresh, replayed)
+    batch, rows = cat(fresh, replayed)
+    assert rows == slice(3, 5) and torch.equal(batch.x[:, rows], replayed.x)
     grads, aux = learner.value_and_grad(lambda *_: 0.0)(learner.params, batch)
     task = [1, 1, 1, 0, 0]  # of each row
     for i in range(3):
         net = net_of(learner.params, i)
         z = net(batch.x[i].double())
-        rows = [nll(z[b], int(batch.y[i, b]), own(scenario, task[b], 1)) for b in range(5)]
-        loss = sum(w * row for w, row in zip([*weight[i], 0.5, 0.5], rows))
+        losses = [nll(z[b], int(batch.y[i, b]), own(scenario, task[b], 1)) for b in range(5)]
+        loss = sum(w * row for w, row in zip([*weight[i], 0.5, 0.5], losses))
         loss.backward()
         torch.testing.assert_close(aux.loss[i], loss.detach(), rtol=1e-12, atol=0)
         for (name, g), p in zip(grads.items(), net.parameters()):
@@ -173,7 +175,7 @@ def test_training_is_a_torch_loop_per_seed(momentum: float) -> None:
     nets = [net_of(learner.params, i) for i in range(3)]
     optimizers = [torch.optim.SGD(net.parameters(), lr=0.1, momentum=momentum) for net in nets]
 
-    class Shadow(loop.Blind):
+    class Shadow(Blind):
         """Trains the torch nets on the batches that the loop saw."""
 
         def step(self, step: Step, aux: Aux) -> None:
@@ -199,7 +201,7 @@ def test_layer_inputs_are_recorded_only_where_a_strategy_asks() -> None:
     learner = make(s)
     batch = learner.make_batch(*s.tasks[0].train.take(torch.zeros(3, 2, dtype=torch.int64)))
     assert not learner.task_loss(learner.params, batch)[1].inputs
-    learner.needs = frozenset({"inputs"})
+    learner.needs = frozenset({INPUTS})
     assert learner.task_loss(learner.params, batch)[1].inputs.keys() == {"fc1", "fc2", "head"}
     assert not learner.task_loss(learner.params, batch, train=False)[1].inputs
 
@@ -396,7 +398,7 @@ def test_a_probe_is_frozen_stratified_without_repeats_and_the_seed_s_own() -> No
     first = learner.probe(s.tasks[1], 30)
     chain = Chain([])
     loop.prepare(learner, chain)
-    loop.train(learner, chain, loop.Blind())
+    loop.train(learner, chain, Blind())
     again = learner.probe(s.tasks[1], 30)
     assert torch.equal(first.x, again.x) and torch.equal(first.y, again.y)
     share = 30 * data().y[data().train].bincount() / len(data().train)
@@ -569,11 +571,10 @@ def test_parameters_before_the_update_are_kept_only_where_a_strategy_asks() -> N
     run_steps(learner, s.tasks[0], 1)
     grads = tree.zeros(learner.params)
     out = Out(torch.empty(0), {}, {})
-    assert learner.update(grads, out) is None
-    learner.needs = frozenset({"before"})
+    assert learner.update(grads, out) == {}
+    learner.needs = frozenset({BEFORE})
     old = tree.copy(learner.params)
     before = learner.update({k: torch.ones_like(v) for k, v in grads.items()}, out)
-    assert before is not None
     assert all(torch.equal(v, old[k]) for k, v in before.items())
     torch.testing.assert_close(learner.params["head.bias"], old["head.bias"] - 0.1)
 

@@ -10,12 +10,13 @@ from torch import Tensor, nn
 
 from harness import tree
 from harness.learner import Budget, Learner
-from harness.loop import Blind, prepare, train
+from harness.loop import prepare, train
 from harness.models.mlp import MLP
 from harness.optim import SGD
 from harness.rows import Rows
 from harness.strategy import Chain, Strategy
 from harness.types import Batch, Out, Params, Step, Task
+from tests.observer import Blind
 from tests.toy import stream
 
 LR = 0.05

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from harness import tree
 from harness.learner import Learner
-from harness.loop import Blind, prepare, train
+from harness.loop import prepare, train
 from harness.models.mlp import MLP
 from harness.optim import SGD
 from harness.strategy import Chain
@@ -19,6 +19,7 @@ from harness.types import Aux, Batch, Params, Step
 from strategies import agem, gem
 from strategies.agem import AGEM
 from strategies.gem import GEM
+from tests.observer import Blind
 from tests.toy import gaussian
 
 
@@ -230,10 +231,10 @@ def test_dropout_on_the_memory_has_masks_of_its_own_drawn_once_a_step(make: Any)
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda: AGEM(per_task=0, batch_size=1), "agem.per_task=0"),
-        (lambda: AGEM(per_task=1, batch_size=0), "agem.batch_size=0"),
-        (lambda: GEM(per_task=0, margin=0.5), "gem.per_task=0"),
-        (lambda: GEM(per_task=1, margin=-0.5), "gem.margin=-0.5"),
+        (lambda: AGEM(per_task=0, batch_size=1), "per_task=0"),
+        (lambda: AGEM(per_task=1, batch_size=0), "batch_size=0"),
+        (lambda: GEM(per_task=0, margin=0.5), "per_task=0"),
+        (lambda: GEM(per_task=1, margin=-0.5), "margin=-0.5"),
     ],
 )
 def test_bad_values_are_named(make: Any, said: str) -> None:

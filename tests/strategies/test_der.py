@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy, mse_loss
 
-from harness.loop import Blind, prepare, train
+from harness.loop import prepare, train
 from harness.strategy import Chain, Strategy
 from strategies.der import DER
 from strategies.replay import Replay
+from tests.observer import Blind
 from tests.strategies.by_hand import LR, allowed, learner_of, module, run, same_weights
 
 B = 8
@@ -116,15 +117,15 @@ def test_it_finds_its_rows_beside_others_that_replay() -> None:
     fresh = next(learner.batches(learner.stream.tasks[0]))
     batch = chain.batch(learner, fresh)
     _, out = learner.task_loss(learner.params, batch)
-    start, z = batch.extra["der"]
-    assert start == B + 3
-    expected = 0.7 * (learner.net(batch.x[:, start:], batch.t[:, start:]).logits - z).square().mean((1, 2))
+    rows, z = batch.extra["der"]
+    assert rows == slice(B + 3, B + 3 + z.shape[1]) and rows.stop == batch.w.shape[1]
+    expected = 0.7 * (learner.net(batch.x[:, rows], batch.t[:, rows]).logits - z).square().mean((1, 2))
     torch.testing.assert_close(torch.as_tensor(part.loss(learner, learner.params, batch, out)), expected)
 
 
 @pytest.mark.parametrize(
     ("changed", "said"),
-    [({"capacity": 0}, "der.capacity=0"), ({"batch_size": 0}, "der.batch_size=0"), ({"alpha": -1.0}, "der.alpha=-1")],
+    [({"capacity": 0}, "capacity=0"), ({"batch_size": 0}, "batch_size=0"), ({"alpha": -1.0}, "alpha=-1")],
 )
 def test_bad_values_are_named(changed: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):

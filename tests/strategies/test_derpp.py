@@ -94,10 +94,10 @@ def test_at_the_stored_outputs_the_distance_is_zero() -> None:
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        ({"capacity": 0}, "derpp.capacity=0"),
-        ({"batch_size": 0}, "derpp.batch_size=0"),
-        ({"alpha": -1.0}, "derpp.alpha=-1"),
-        ({"beta": -1.0}, "derpp.beta=-1"),
+        ({"capacity": 0}, "capacity=0"),
+        ({"batch_size": 0}, "batch_size=0"),
+        ({"alpha": -1.0}, "alpha=-1"),
+        ({"beta": -1.0}, "beta=-1"),
     ],
 )
 def test_bad_values_are_named(changed: dict[str, Any], said: str) -> None:

@@ -177,5 +177,5 @@ def test_it_is_defined_where_classes_accumulate() -> None:
 
 @pytest.mark.parametrize("key", ["capacity", "batch_size"])
 def test_bad_values_are_named(key: str) -> None:
-    with pytest.raises(ValueError, match=f"er_ace.{key}=0"):
+    with pytest.raises(ValueError, match=f"^{key}=0"):
         er_ace(**{key: 0})

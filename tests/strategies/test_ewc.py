@@ -12,13 +12,14 @@ from torch import Tensor
 from harness import tree
 from harness.landscape.fisher import diagonal
 from harness.learner import Budget, Learner
-from harness.loop import Blind, prepare, train
+from harness.loop import prepare, train
 from harness.models.mlp import MLP
 from harness.optim import SGD
 from harness.rows import Rows
 from harness.strategy import Chain
 from harness.types import Params, Stream, Task
 from strategies.ewc import EWC, OnlineEWC
+from tests.observer import Blind
 
 DEFAULT: dict[str, Any] = {"strength": 3.0, "mode": "separate", "gamma": 1.0, "fisher": "exact", "samples": None}
 
@@ -203,11 +204,11 @@ def test_online_ewc_is_ewc_with_mode_online() -> None:
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        ({"strength": -1.0}, "ewc.strength=-1.0"),
-        ({"mode": "offline"}, "ewc.mode=offline"),
-        ({"gamma": 1.5}, "ewc.gamma=1.5"),
-        ({"fisher": "batch"}, "ewc.fisher=batch"),
-        ({"samples": 0}, "ewc.samples=0"),
+        ({"strength": -1.0}, "strength=-1.0"),
+        ({"mode": "offline"}, "mode=offline"),
+        ({"gamma": 1.5}, "gamma=1.5"),
+        ({"fisher": "batch"}, "fisher=batch"),
+        ({"samples": 0}, "samples=0"),
     ],
 )
 def test_bad_values_are_named(changed: dict[str, Any], said: str) -> None:

@@ -10,11 +10,12 @@ from torch import Tensor
 
 from harness import tree
 from harness.learner import Budget, Learner, mask_logits
-from harness.loop import Blind, prepare, train
+from harness.loop import prepare, train
 from harness.optim import SGD
 from harness.strategy import Chain
 from harness.types import Batch, Net
 from strategies.fdr import FDR
+from tests.observer import Blind
 from tests.strategies.test_ewc import learner as regression
 from tests.toy import MODELS, stream
 
@@ -153,9 +154,9 @@ def test_a_regression_remembers_its_outputs() -> None:
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        ({"strength": -1.0}, "fdr.strength=-1.0"),
-        ({"capacity": 0}, "fdr.capacity=0"),
-        ({"batch_size": 0}, "fdr.batch_size=0"),
+        ({"strength": -1.0}, "strength=-1.0"),
+        ({"capacity": 0}, "capacity=0"),
+        ({"batch_size": 0}, "batch_size=0"),
     ],
 )
 def test_bad_values_are_named(changed: dict[str, Any], said: str) -> None:
@@ -164,5 +165,5 @@ def test_bad_values_are_named(changed: dict[str, Any], said: str) -> None:
 
 
 def test_a_memory_of_fewer_rows_than_tasks_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"^fdr\.capacity=2: must be at least a row for each of the 3 tasks"):
+    with pytest.raises(ValueError, match=r"^strategy\.fdr\.capacity=2: must be at least 3, one row for each task"):
         prepare(learner(), Chain([fdr(capacity=2)]))

@@ -9,13 +9,14 @@ import torch
 
 from harness import tree
 from harness.learner import Learner
-from harness.loop import Blind, prepare, train
+from harness.loop import prepare, train
 from harness.models.mlp import MLP
 from harness.models.module import Module
 from harness.optim import SGD, Adam, AdamW
 from harness.strategy import Chain, Strategy
-from harness.types import Aux, Params, Step, Task
+from harness.types import BEFORE, Aux, Params, Step, Task
 from strategies.frozen import Frozen
+from tests.observer import Blind
 from tests.toy import OneStage, gaussian
 
 OPTIMIZERS: dict[str, Any] = {
@@ -75,11 +76,10 @@ def test_the_head_alone_moves_as_its_own_gradient_says() -> None:
     class Keep(Blind):
         def step(self, step: Step, aux: Aux) -> None:
             if learner.now:
-                assert step.before is not None
                 seen.append((tree.copy(learner.params), tree.sub(step.before, tree.scale(step.grads, 0.1))))
 
     prepare(learner, chain)
-    learner.needs = frozenset({"before"})
+    learner.needs = frozenset({BEFORE})
     train(learner, chain, Keep())
     assert len(seen) == 8
     for after, plain in seen:
@@ -129,11 +129,11 @@ def test_the_body_stays_behind_strategies_that_change_it(head: str) -> None:
 
 def test_a_model_without_a_head_is_refused() -> None:
     learner = gaussian(lambda s: Module(lambda: torch.nn.Linear(4, 2), 2), SGD(lr=0.1))
-    with pytest.raises(ValueError, match=r"^frozen: Module declares no head; use frozen\.head=frozen$"):
+    with pytest.raises(ValueError, match=r"^strategy\.frozen\.head=trained: Module declares no head; use head=frozen$"):
         prepare(learner, Chain([Frozen(head="trained")]))
     prepare(learner, Chain([Frozen(head="frozen")]))
 
 
 def test_bad_values_are_named() -> None:
-    with pytest.raises(ValueError, match=r"^frozen\.head=none: choose one of trained, frozen$"):
+    with pytest.raises(ValueError, match=r"^head=none: choose one of trained, frozen$"):
         Frozen(head="none")

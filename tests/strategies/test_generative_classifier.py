@@ -128,17 +128,17 @@ def test_what_it_cannot_do_is_refused() -> None:
     assert GenerativeClassifier.scenarios == ("class",)
     learner: Learner = learner_of()
     object.__setattr__(learner.stream, "loss", "mse")
-    with pytest.raises(ValueError, match="generative_classifier: models classes"):
+    with pytest.raises(ValueError, match="generative_classifier: regression has no classes"):
         prepare(learner, Chain([classifier()]))
 
 
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        ({"steps": 0}, "generative_classifier.steps=0"),
-        ({"batch_size": 0}, "generative_classifier.batch_size=0"),
-        ({"samples": 0}, "generative_classifier.samples=0"),
-        ({"lr": 0.0}, "generative_classifier.lr=0"),
+        ({"steps": 0}, "steps=0"),
+        ({"batch_size": 0}, "batch_size=0"),
+        ({"samples": 0}, "samples=0"),
+        ({"lr": 0.0}, "lr=0"),
         ({"latent": 0}, "latent=0"),
         ({"likelihood": "poisson"}, "likelihood=poisson"),
     ],

@@ -12,11 +12,12 @@ from torch.nn.functional import kl_div
 
 from harness import rng, tree
 from harness.learner import Budget, Learner
-from harness.loop import Blind, prepare, train
+from harness.loop import prepare, train
 from harness.optim import SGD
 from harness.strategy import Chain, Strategy
 from harness.types import Batch, Params, Step
 from strategies.generative_replay import GenerativeReplay
+from tests.observer import Blind
 from tests.strategies.by_hand import learner_of, module, run
 from tests.toy import MODELS, stream
 
@@ -204,10 +205,10 @@ def test_the_previous_net_answers_in_evaluation_mode() -> None:
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        ({"batch_size": 0}, "generative_replay.batch_size=0"),
-        ({"targets": "warm"}, "generative_replay.targets=warm"),
-        ({"temperature": 0.0}, "generative_replay.temperature=0"),
-        ({"lr": 0.0}, "generative_replay.lr=0"),
+        ({"batch_size": 0}, "batch_size=0"),
+        ({"targets": "warm"}, "targets=warm"),
+        ({"temperature": 0.0}, "temperature=0"),
+        ({"lr": 0.0}, "lr=0"),
         ({"latent": 0}, "latent=0"),
         ({"likelihood": "poisson"}, "likelihood=poisson"),
     ],
@@ -220,5 +221,5 @@ def test_bad_values_are_named(changed: dict[str, Any], said: str) -> None:
 def test_what_it_cannot_do_is_refused() -> None:
     learner = learner_of()
     object.__setattr__(learner.stream, "loss", "mse")
-    with pytest.raises(ValueError, match="generative_replay: labels dreamt inputs"):
+    with pytest.raises(ValueError, match="generative_replay: regression has no classes"):
         prepare(learner, Chain([dreaming()]))

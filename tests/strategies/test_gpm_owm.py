@@ -11,7 +11,7 @@ from torch import Tensor
 
 from harness import rng, rows, tree
 from harness.learner import Budget, Learner
-from harness.loop import Blind, prepare, train
+from harness.loop import prepare, train
 from harness.models.cnn import CNN
 from harness.models.mlp import MLP
 from harness.models.resnet18 import ResNet18
@@ -22,6 +22,7 @@ from harness.toolbox.projection import layer_inputs
 from harness.types import Stream, Task
 from strategies.gpm import GPM
 from strategies.owm import OWM
+from tests.observer import Blind
 from tests.toy import begin
 
 ROWS = 6
@@ -244,12 +245,12 @@ def test_owm_is_the_paper_s_recursion(kind: str) -> None:
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda: GPM(threshold=1.1, growth=0.0, samples=1), "gpm.threshold=1.1"),
-        (lambda: GPM(threshold=0.9, growth=-0.1, samples=1), "gpm.growth=-0.1"),
-        (lambda: GPM(threshold=0.9, growth=0.0, samples=0), "gpm.samples=0"),
-        (lambda: OWM(alpha=0.0, decay=0.5, batch_size=1), "owm.alpha=0.0"),
-        (lambda: OWM(alpha=1.0, decay=0.0, batch_size=1), "owm.decay=0.0"),
-        (lambda: OWM(alpha=1.0, decay=0.5, batch_size=0), "owm.batch_size=0"),
+        (lambda: GPM(threshold=1.1, growth=0.0, samples=1), "threshold=1.1"),
+        (lambda: GPM(threshold=0.9, growth=-0.1, samples=1), "growth=-0.1"),
+        (lambda: GPM(threshold=0.9, growth=0.0, samples=0), "samples=0"),
+        (lambda: OWM(alpha=0.0, decay=0.5, batch_size=1), "alpha=0.0"),
+        (lambda: OWM(alpha=1.0, decay=0.0, batch_size=1), "decay=0.0"),
+        (lambda: OWM(alpha=1.0, decay=0.5, batch_size=0), "batch_size=0"),
     ],
 )
 def test_bad_values_are_named(make: Any, said: str) -> None:

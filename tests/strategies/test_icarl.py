@@ -13,7 +13,7 @@ from torch import Tensor
 
 from harness import tree
 from harness.learner import Learner
-from harness.loop import Blind, prepare, train
+from harness.loop import prepare, train
 from harness.models.mlp import MLP
 from harness.optim import SGD
 from harness.rng import keys, normal
@@ -21,6 +21,7 @@ from harness.strategy import Chain, Strategy
 from harness.toolbox.class_means import herd
 from harness.types import Batch, Task
 from strategies.icarl import ICaRL
+from tests.observer import Blind
 from tests.toy import begin, gaussian, go
 
 M = 13  # exemplars: 6, 3, 2 a class after 1, 2, 3 tasks of two classes
@@ -188,14 +189,14 @@ def test_herding_is_avalanches() -> None:
 
 def test_classes_that_come_back_are_refused() -> None:
     learner = gaussian(lambda s: MLP(s.shape, 2, (3,)), SGD(lr=0.1), tasks=2)
-    with pytest.raises(ValueError, match=r"^icarl: classes of toy come back in later tasks"):
+    with pytest.raises(ValueError, match=r"^icarl: classes of toy recur in later tasks"):
         prepare(learner, Chain([icarl()]))
     learner, _ = begin((), "class", "mlp", SGD(lr=0.05), (0,), torch.float64, 1)
-    with pytest.raises(ValueError, match=r"^icarl\.capacity=9: must be at least one row for 10 classes$"):
+    with pytest.raises(ValueError, match=r"^strategy\.icarl\.capacity=9: must be at least 10, one row for each class$"):
         prepare(learner, Chain([icarl(capacity=9)]))
 
 
 @pytest.mark.parametrize("key", ["capacity", "batch_size"])
 def test_bad_values_are_named(key: str) -> None:
-    with pytest.raises(ValueError, match=f"^icarl.{key}=0: must be at least 1$"):
+    with pytest.raises(ValueError, match=f"^{key}=0: must be at least 1$"):
         icarl(**{key: 0})

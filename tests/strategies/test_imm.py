@@ -12,7 +12,7 @@ from torch import Tensor
 from harness import tree
 from harness.landscape.fisher import diagonal
 from harness.learner import Learner
-from harness.loop import Blind, prepare, train
+from harness.loop import prepare, train
 from harness.models.mlp import MLP
 from harness.optim import SGD
 from harness.strategy import Chain, Strategy
@@ -20,6 +20,7 @@ from harness.types import Params, Task
 from strategies.cofima import CoFiMA
 from strategies.imm import IMM
 from strategies.interpolate import Interpolate
+from tests.observer import Blind
 from tests.toy import MODELS, gaussian
 
 
@@ -215,14 +216,14 @@ def test_batch_norm_statistics_are_those_of_the_merged_net(part: Any) -> None:
 @pytest.mark.parametrize(
     ("make", "changed", "said"),
     [
-        (imm, {"mode": "median"}, "imm.mode=median"),
-        (imm, {"alpha": 0.0}, "imm.alpha=0.0"),
-        (imm, {"fisher": "true"}, "imm.fisher=true"),
-        (imm, {"samples": 0}, "imm.samples=0"),
-        (cofima, {"weight_new": 2.0}, "cofima.weight_new=2.0"),
-        (cofima, {"fisher": "true"}, "cofima.fisher=true"),
-        (cofima, {"samples": 0}, "cofima.samples=0"),
-        (cofima, {"clip": 0.0}, "cofima.clip=0.0"),
+        (imm, {"mode": "median"}, "mode=median"),
+        (imm, {"alpha": 0.0}, "alpha=0.0"),
+        (imm, {"fisher": "true"}, "fisher=true"),
+        (imm, {"samples": 0}, "samples=0"),
+        (cofima, {"weight_new": 2.0}, "weight_new=2.0"),
+        (cofima, {"fisher": "true"}, "fisher=true"),
+        (cofima, {"samples": 0}, "samples=0"),
+        (cofima, {"clip": 0.0}, "clip=0.0"),
     ],
 )
 def test_bad_values_are_named(make: Any, changed: dict[str, Any], said: str) -> None:

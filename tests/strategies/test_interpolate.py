@@ -11,7 +11,7 @@ from torch import Tensor
 
 from harness import tree
 from harness.learner import Budget, Learner
-from harness.loop import Blind, prepare, train
+from harness.loop import prepare, train
 from harness.models.mlp import MLP
 from harness.models.resnet18 import ResNet18
 from harness.optim import SGD
@@ -19,6 +19,7 @@ from harness.rows import Rows
 from harness.strategy import Chain, Strategy
 from harness.types import Params, Stream, Task
 from strategies.interpolate import Interpolate
+from tests.observer import Blind
 
 
 def learner(x: Tensor, model: object, tasks: int = 3, n: int = 16) -> Learner:
@@ -105,5 +106,5 @@ def test_read_out_rows_that_compete_for_the_first_time_are_kept() -> None:
 
 @pytest.mark.parametrize("weight", [-0.1, 1.1])
 def test_bad_values_are_named(weight: float) -> None:
-    with pytest.raises(ValueError, match=f"interpolate.weight_new={weight}"):
+    with pytest.raises(ValueError, match=f"weight_new={weight}"):
         Interpolate(weight_new=weight)

@@ -9,7 +9,7 @@ import torch
 
 from harness import tree
 from harness.learner import Budget, Learner
-from harness.loop import Blind, prepare, train
+from harness.loop import prepare, train
 from harness.models.mlp import MLP
 from harness.optim import SGD, Optimizer
 from harness.record import costs
@@ -20,6 +20,7 @@ from harness.toolbox.memory import Memory
 from harness.types import Batch, Params, Stream, Task
 from strategies.cumulative import Cumulative
 from strategies.joint import Joint
+from tests.observer import Blind
 
 SIZES = (12, 6, 18)
 
@@ -117,8 +118,8 @@ def test_every_row_so_far_is_memory(kind: Any) -> None:
     assert costs.held(again.holds()) == held[-1]
 
 
-def test_the_variant_stands_in_the_name() -> None:
-    names = [kind(steps=s).name for kind in (Joint, Cumulative) for s in ("proportional", "equal")]
+def test_each_variant_has_its_own_random_stream() -> None:
+    names = [kind(steps=s).purpose for kind in (Joint, Cumulative) for s in ("proportional", "equal")]
     assert names == ["Joint", "Joint[equal]", "Cumulative", "Cumulative[equal]"]
 
 
@@ -126,7 +127,7 @@ def test_the_variant_stands_in_the_name() -> None:
 def test_generated_rows_are_refused(kind: Any) -> None:
     made = learner()
     object.__setattr__(made.stream.tasks[1], "train", object())
-    with pytest.raises(ValueError, match=rf"^{kind.__name__.lower()}: rows of toy are generated"):
+    with pytest.raises(ValueError, match=rf"^{kind.__name__.lower()}: toy generates its rows"):
         prepare(made, Chain([kind(steps="equal")]))
 
 
@@ -170,5 +171,5 @@ def test_joint_clears_the_optimizer() -> None:
 
 @pytest.mark.parametrize("kind", [Joint, Cumulative])
 def test_bad_values_are_named(kind: Any) -> None:
-    with pytest.raises(ValueError, match=rf"^{kind.__name__.lower()}\.steps=double: choose one of"):
+    with pytest.raises(ValueError, match=r"^steps=double: choose one of"):
         kind(steps="double")

@@ -11,13 +11,14 @@ from harness import tree
 from harness.landscape import kronecker
 from harness.landscape.fisher import diagonal
 from harness.learner import Learner
-from harness.loop import Blind, prepare, train
+from harness.loop import prepare, train
 from harness.models.mlp import MLP
 from harness.optim import SGD
 from harness.strategy import Chain
 from harness.types import Params
 from strategies.ewc import EWC
 from strategies.kfac_ewc import KFACEWC
+from tests.observer import Blind
 from tests.toy import gaussian
 
 
@@ -112,9 +113,9 @@ def test_strength_zero_and_the_first_task_are_naive() -> None:
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        ({"strength": -1.0}, "kfac_ewc.strength=-1.0"),
-        ({"fisher": "batch"}, "kfac_ewc.fisher=batch"),
-        ({"samples": 0}, "kfac_ewc.samples=0"),
+        ({"strength": -1.0}, "strength=-1.0"),
+        ({"fisher": "batch"}, "fisher=batch"),
+        ({"samples": 0}, "samples=0"),
     ],
 )
 def test_bad_values_are_named(changed: dict[str, Any], said: str) -> None:

@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from harness import tree
-from harness.loop import Blind, prepare, train
+from harness.loop import prepare, train
 from harness.models.mlp import MLP
 from harness.optim import SGD
 from harness.strategy import Chain
 from strategies.l2 import L2
+from tests.observer import Blind
 from tests.toy import gaussian
 
 
@@ -50,5 +51,5 @@ def test_the_penalty_is_half_the_strength_times_the_squared_distance() -> None:
 
 
 def test_a_negative_strength_is_named() -> None:
-    with pytest.raises(ValueError, match=r"^l2\.strength=-1: must be at least 0$"):
+    with pytest.raises(ValueError, match=r"^strength=-1: must be at least 0$"):
         L2(strength=-1)

@@ -5,12 +5,13 @@ import torch
 
 from harness import tree
 from harness.learner import Learner
-from harness.loop import Blind, prepare, train
+from harness.loop import prepare, train
 from harness.models.mlp import MLP
 from harness.optim import SGD
 from harness.strategy import Chain
 from harness.types import Params
 from strategies.l2_init import L2Init
+from tests.observer import Blind
 from tests.toy import gaussian
 
 
@@ -80,5 +81,5 @@ def test_at_strength_zero_the_run_is_naive_bit_for_bit() -> None:
 
 
 def test_a_negative_strength_is_named() -> None:
-    with pytest.raises(ValueError, match=r"^l2_init\.strength=-1: must be at least 0$"):
+    with pytest.raises(ValueError, match=r"^strength=-1: must be at least 0$"):
         L2Init(strength=-1)

@@ -11,7 +11,7 @@ import torch
 
 from harness import tree
 from harness.learner import Learner
-from harness.loop import Blind, prepare, train
+from harness.loop import prepare, train
 from harness.models.mlp import MLP
 from harness.models.resnet18 import ResNet18
 from harness.optim import SGD
@@ -19,6 +19,7 @@ from harness.strategy import Chain
 from harness.types import Params
 from strategies.mas import MAS
 from tests import test_avalanche_agrees as bridge
+from tests.observer import Blind
 from tests.toy import gaussian
 
 
@@ -122,7 +123,7 @@ def test_strength_zero_is_naive() -> None:
 
 @pytest.mark.parametrize(
     ("changed", "said"),
-    [({"strength": -1.0}, "mas.strength=-1.0"), ({"alpha": 2.0}, "mas.alpha=2.0"), ({"samples": 0}, "mas.samples=0")],
+    [({"strength": -1.0}, "strength=-1.0"), ({"alpha": 2.0}, "alpha=2.0"), ({"samples": 0}, "samples=0")],
 )
 def test_bad_values_are_named(changed: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):

@@ -10,13 +10,14 @@ from torch import Tensor
 
 from harness import tree
 from harness.learner import Budget, Learner
-from harness.loop import Blind, prepare, train
+from harness.loop import prepare, train
 from harness.models.mlp import MLP
 from harness.optim import SGD
 from harness.rows import Rows
 from harness.strategy import Chain, Strategy
 from harness.types import Batch, Params, Stream, Task
 from strategies.mcsgd import MCSGD
+from tests.observer import Blind
 
 DEFAULT: dict[str, Any] = {
     "per_task": 3,
@@ -212,13 +213,13 @@ def test_the_merge_descends_its_objective_from_init() -> None:
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        ({"per_task": 0}, "mcsgd.per_task=0"),
-        ({"points": 0}, "mcsgd.points=0"),
-        ({"lr": 0.0}, "mcsgd.lr=0.0"),
-        ({"momentum": 1.5}, "mcsgd.momentum=1.5"),
-        ({"init": -0.5}, "mcsgd.init=-0.5"),
-        ({"line_grad": "true"}, "mcsgd.line_grad=true"),
-        ({"continue_from": "bar"}, "mcsgd.continue_from=bar"),
+        ({"per_task": 0}, "per_task=0"),
+        ({"points": 0}, "points=0"),
+        ({"lr": 0.0}, "lr=0.0"),
+        ({"momentum": 1.5}, "momentum=1.5"),
+        ({"init": -0.5}, "init=-0.5"),
+        ({"line_grad": "true"}, "line_grad=true"),
+        ({"continue_from": "bar"}, "continue_from=bar"),
     ],
 )
 def test_bad_values_are_named(changed: dict[str, Any], said: str) -> None:

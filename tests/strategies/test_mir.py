@@ -12,13 +12,14 @@ from torch.nn.functional import cross_entropy
 
 from harness import tree
 from harness.learner import Budget, Learner
-from harness.loop import Blind, prepare, train
+from harness.loop import prepare, train
 from harness.models.mlp import MLP
 from harness.optim import SGD, Adam
 from harness.strategy import Chain
 from harness.toolbox.memory import Memory
 from harness.types import Aux, Batch, Step
 from strategies.mir import MIR
+from tests.observer import Blind
 from tests.strategies.by_hand import LR, allowed, learner_of, module, run, same_weights
 from tests.toy import MODELS, stream
 
@@ -171,9 +172,9 @@ def test_every_fresh_row_is_offered_after_its_step() -> None:
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        ({"capacity": 0}, "mir.capacity=0"),
-        ({"batch_size": 0}, "mir.batch_size=0"),
-        ({"candidates": 4}, "mir.candidates=4: must be at least mir.batch_size=5"),
+        ({"capacity": 0}, "capacity=0"),
+        ({"batch_size": 0}, "batch_size=0"),
+        ({"candidates": 4}, "candidates=4: must be at least batch_size=5"),
     ],
 )
 def test_bad_values_are_named(changed: dict[str, Any], said: str) -> None:

@@ -10,12 +10,13 @@ from torch import Tensor
 
 from harness import tree
 from harness.learner import Learner
-from harness.loop import Blind, prepare, train
+from harness.loop import prepare, train
 from harness.strategy import Chain
 from harness.toolbox import class_means
 from harness.types import Net
 from strategies.ncm import NCM
 from strategies.replay import Replay
+from tests.observer import Blind
 from tests.toy import SEEDS, go
 
 
@@ -123,5 +124,5 @@ def test_training_is_untouched_and_the_head_answers_before_there_is_a_mean() -> 
 @pytest.mark.parametrize("changed", [{"means": "median"}, {"capacity": 0}])
 def test_bad_values_are_named(changed: dict[str, Any]) -> None:
     (key, value), *_ = changed.items()
-    with pytest.raises(ValueError, match=f"^ncm.{key}={value}: "):
+    with pytest.raises(ValueError, match=f"^{key}={value}: "):
         ncm(**changed)

@@ -5,12 +5,13 @@ import torch
 
 from harness import tree
 from harness.learner import Learner
-from harness.loop import Blind, prepare, train
+from harness.loop import prepare, train
 from harness.models.mlp import MLP
 from harness.optim import SGD, Adam, Optimizer
 from harness.strategy import Chain, Strategy
 from harness.types import Params, Task
 from strategies.optimizer_reset import OptimizerReset
+from tests.observer import Blind
 from tests.toy import gaussian
 
 

@@ -8,13 +8,14 @@ from torch import Tensor
 
 from harness import tree
 from harness.learner import Learner
-from harness.loop import Blind, prepare, train
+from harness.loop import prepare, train
 from harness.models.mlp import MLP
 from harness.optim import Adam
 from harness.rows import Rows
 from harness.strategy import Chain
 from harness.types import Step, Task
 from strategies.redo import ReDo
+from tests.observer import Blind
 from tests.toy import gaussian
 
 
@@ -116,7 +117,7 @@ def test_the_rows_are_those_of_the_current_task() -> None:
 
 @pytest.mark.parametrize(("key", "value"), [("period", 0), ("tau", -0.1), ("samples", 0)])
 def test_a_value_out_of_range_is_named(key: str, value: Any) -> None:
-    with pytest.raises(ValueError, match=rf"^redo\.{key}={value}: must be"):
+    with pytest.raises(ValueError, match=rf"^{key}={value}: must be"):
         ReDo(**{**{"period": 1, "tau": 0.0, "samples": 1}, key: value})
 
 

@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from harness.learner import Budget, Learner
-from harness.loop import Blind, prepare, train
+from harness.loop import prepare, train
 from harness.models.mlp import MLP
 from harness.optim import SGD
 from harness.rows import Rows
 from harness.strategy import Chain, Strategy
 from harness.types import Batch, Stream, Task
 from strategies.replay import Replay
+from tests.observer import Blind
 
 DEFAULT: dict[str, Any] = {
     "capacity": 12,
@@ -177,18 +178,18 @@ def test_a_ring_has_a_queue_for_each_task_of_a_regression() -> None:
 def test_class_balanced_refuses_regression() -> None:
     made = learner()
     object.__setattr__(made.stream, "loss", "mse")
-    with pytest.raises(ValueError, match=r"replay\.policy=class_balanced"):
+    with pytest.raises(ValueError, match=r"policy=class_balanced"):
         prepare(made, Chain([replay(policy="class_balanced")]))
 
 
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        ({"capacity": -3}, "replay.capacity=-3: must be at least 1"),
-        ({"batch_size": 0}, "replay.batch_size=0"),
-        ({"policy": "queue"}, "replay.policy=queue"),
-        ({"weighting": "half"}, "replay.weighting=half"),
-        ({"fill": "never"}, "replay.fill=never"),
+        ({"capacity": -3}, "capacity=-3: must be at least 1"),
+        ({"batch_size": 0}, "batch_size=0"),
+        ({"policy": "queue"}, "policy=queue"),
+        ({"weighting": "half"}, "weighting=half"),
+        ({"fill": "never"}, "fill=never"),
     ],
 )
 def test_bad_values_are_named(changed: dict[str, Any], said: str) -> None:

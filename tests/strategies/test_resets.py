@@ -6,13 +6,14 @@ from torch import Tensor
 
 from harness import tree
 from harness.learner import Learner
-from harness.loop import Blind, prepare, train
+from harness.loop import prepare, train
 from harness.models.mlp import MLP
 from harness.optim import SGD, Adam, Optimizer
 from harness.strategy import Chain, Strategy
 from harness.types import Params, Task
 from strategies.head_reset import HeadReset
 from strategies.reset import Reset
+from tests.observer import Blind
 from tests.toy import OneStage, gaussian
 
 
@@ -117,5 +118,5 @@ def test_separate_heads_have_nothing_to_reset() -> None:
 
 
 def test_a_wrong_option_is_named() -> None:
-    with pytest.raises(ValueError, match=r"^head_reset\.init=ones: must be fresh or zero$"):
+    with pytest.raises(ValueError, match=r"^init=ones: choose one of fresh, zero$"):
         HeadReset(init="ones", optimizer=True)

@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy, linear
 
 from harness import tree
 from harness.learner import Learner
-from harness.loop import Blind, prepare, train
+from harness.loop import prepare, train
 from harness.models.mlp import MLP
 from harness.models.resnet18 import ResNet18
 from harness.optim import SGD
@@ -22,6 +22,7 @@ from strategies.asam import ASAM
 from strategies.cflat import CFlat
 from strategies.l2_init import L2Init
 from strategies.sam import SAM
+from tests.observer import Blind
 from tests.toy import gaussian
 
 PULL = 0.3
@@ -209,11 +210,11 @@ def test_rescaling_two_layers_of_a_relu_net_changes_asam_s_loss_nowhere_and_sam_
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda: SAM(rho=-0.1), "sam.rho=-0.1"),
-        (lambda: ASAM(rho=-0.1, eta=0.0), "asam.rho=-0.1"),
-        (lambda: ASAM(rho=0.1, eta=-1.0), "asam.eta=-1.0"),
-        (lambda: CFlat(rho=-0.1, strength=0.2), "cflat.rho=-0.1"),
-        (lambda: CFlat(rho=0.1, strength=-0.2), "cflat.strength=-0.2"),
+        (lambda: SAM(rho=-0.1), "rho=-0.1"),
+        (lambda: ASAM(rho=-0.1, eta=0.0), "rho=-0.1"),
+        (lambda: ASAM(rho=0.1, eta=-1.0), "eta=-1.0"),
+        (lambda: CFlat(rho=-0.1, strength=0.2), "rho=-0.1"),
+        (lambda: CFlat(rho=0.1, strength=-0.2), "strength=-0.2"),
     ],
 )
 def test_bad_values_are_named(make: Any, said: str) -> None:

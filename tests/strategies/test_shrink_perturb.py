@@ -7,12 +7,13 @@ import torch
 
 from harness import tree
 from harness.learner import Learner
-from harness.loop import Blind, prepare, train
+from harness.loop import prepare, train
 from harness.models.mlp import MLP
 from harness.optim import SGD
 from harness.strategy import Chain
 from harness.types import Params, Task
 from strategies.shrink_perturb import ShrinkPerturb
+from tests.observer import Blind
 from tests.toy import gaussian
 
 DEFAULTS: dict[str, Any] = {"mode": "boundary", "shrink": 0.6, "sigma": 0.01, "noise": "gaussian"}
@@ -97,20 +98,20 @@ def test_without_shrinking_and_noise_the_run_is_naive_bit_for_bit(mode: str) -> 
 
 
 def test_its_name_says_which_of_the_two_algorithms_it_is() -> None:
-    assert ShrinkPerturb(**DEFAULTS).name == "ShrinkPerturb[boundary]"
-    assert ShrinkPerturb(**{**DEFAULTS, "mode": "step", "shrink": 1.0}).name == "ShrinkPerturb[step]"
+    assert ShrinkPerturb(**DEFAULTS).purpose == "ShrinkPerturb[boundary]"
+    assert ShrinkPerturb(**{**DEFAULTS, "mode": "step", "shrink": 1.0}).purpose == "ShrinkPerturb[step]"
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"mode": "often"}, r"mode=often: must be boundary or step"),
+        ({"mode": "often"}, r"mode=often: choose one of boundary, step"),
         ({"shrink": 1.2}, r"shrink=1.2: must be in \[0, 1\]"),
         ({"mode": "step"}, r"shrink=0.6: mode=step applies it at every step; try 0.9999"),
         ({"sigma": -1}, r"sigma=-1: must be at least 0"),
-        ({"noise": "pink"}, r"noise=pink: must be gaussian, fresh_init or initial"),
+        ({"noise": "pink"}, r"noise=pink: choose one of gaussian, fresh_init, initial"),
     ],
 )
 def test_a_value_out_of_range_is_named(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=rf"^shrink_perturb\.{message}$"):
+    with pytest.raises(ValueError, match=rf"^{message}$"):
         ShrinkPerturb(**{**DEFAULTS, **options})

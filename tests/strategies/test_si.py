@@ -9,12 +9,13 @@ import torch
 
 from harness import tree
 from harness.learner import Budget, Learner
-from harness.loop import Blind, prepare, train
+from harness.loop import prepare, train
 from harness.models.mlp import MLP
 from harness.optim import SGD, Adam, Optimizer
 from harness.strategy import Chain, Strategy
-from harness.types import Aux, Batch, GradFn, Params, Step, Task
+from harness.types import BEFORE, Aux, Batch, GradFn, Params, Step, Task
 from strategies.si import SI
+from tests.observer import Blind
 from tests.strategies.test_ewc import learner as quadratic_learner
 from tests.toy import gaussian
 
@@ -36,7 +37,7 @@ class Watch(Strategy):
 class Ledger(Strategy):
     """-g Δθ of every step, from a gradient of its own."""
 
-    needs = frozenset({"before"})
+    needs = frozenset({BEFORE})
 
     def __init__(self, gradient: str) -> None:
         self.gradient, self.sums = gradient, list[Params]()
@@ -46,7 +47,6 @@ class Ledger(Strategy):
         return task
 
     def step(self, learner: Learner, step: Step) -> None:
-        assert step.before is not None
         g = step.grads if self.gradient == "total" else learner.task_grad(step.before, step.batch)
         moved = tree.sub(learner.params, step.before)
         self.sums[-1] = tree.add(self.sums[-1], tree.mul(g, moved), -1.0)
@@ -151,7 +151,7 @@ def test_strength_zero_is_naive() -> None:
 
 @pytest.mark.parametrize(
     ("changed", "said"),
-    [({"strength": -1.0}, "si.strength=-1.0"), ({"xi": 0.0}, "si.xi=0.0"), ({"gradient": "x"}, "si.gradient=x")],
+    [({"strength": -1.0}, "strength=-1.0"), ({"xi": 0.0}, "xi=0.0"), ({"gradient": "x"}, "gradient=x")],
 )
 def test_bad_values_are_named(changed: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):

@@ -12,12 +12,13 @@ from torch import Tensor
 
 from harness import rng, tree
 from harness.learner import Learner
-from harness.loop import Blind, prepare, train
+from harness.loop import prepare, train
 from harness.models.mlp import MLP
 from harness.optim import SGD
 from harness.strategy import Chain
 from harness.types import Params, Task
 from strategies.slda import SLDA
+from tests.observer import Blind
 from tests.toy import gaussian, go
 
 S, N, D, C = 2, 60, 5, 3
@@ -135,5 +136,5 @@ def test_order_of_the_tasks_does_not_matter_on_raw_inputs() -> None:
 @pytest.mark.parametrize("changed", [{"features": "imagenet"}, {"shrinkage": 0}, {"shrinkage": 1.5}])
 def test_bad_values_are_named(changed: dict[str, Any]) -> None:
     (key, value), *_ = changed.items()
-    with pytest.raises(ValueError, match=f"^slda.{key}={value}: "):
+    with pytest.raises(ValueError, match=f"^{key}={value}: "):
         SLDA(**{"features": "input", "shrinkage": 1e-4, **changed})

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from harness import tree
 from harness.learner import Learner
-from harness.loop import Blind, prepare, train
+from harness.loop import prepare, train
 from harness.models.cnn import CNN
 from harness.models.mlp import MLP
 from harness.models.module import Module
@@ -18,6 +18,7 @@ from harness.optim import SGD
 from harness.strategy import Chain
 from harness.types import Params
 from strategies.spectral import Spectral
+from tests.observer import Blind
 from tests.toy import OneStage, gaussian
 
 MODELS: dict[str, Any] = {
@@ -128,5 +129,5 @@ def test_a_model_without_layers_is_refused() -> None:
 @pytest.mark.parametrize("changed", [{"strength": -1.0}, {"k": 0}])
 def test_bad_values_are_named(changed: dict[str, Any]) -> None:
     (key, value), *_ = changed.items()
-    with pytest.raises(ValueError, match=f"^spectral.{key}={value}: "):
+    with pytest.raises(ValueError, match=f"^{key}={value}: "):
         Spectral(**{"strength": 1.0, "k": 2, **changed})

@@ -11,13 +11,14 @@ from torch import Tensor
 
 from harness import tree
 from harness.learner import Learner
-from harness.loop import Blind, prepare, train
+from harness.loop import prepare, train
 from harness.models.cnn import CNN
 from harness.models.mlp import MLP
 from harness.optim import SGD, Adam, Optimizer
 from harness.strategy import Chain
 from harness.types import Aux, Params, Step
 from strategies.upgd import UPGD
+from tests.observer import Blind
 from tests.toy import gaussian
 
 LR = 0.1
@@ -136,5 +137,5 @@ def test_scale_two_without_utility_is_the_optimizers_step() -> None:
 )
 def test_bad_values_are_named(changed: dict[str, Any]) -> None:
     (key, value), *_ = changed.items()
-    with pytest.raises(ValueError, match=f"^upgd.{key}={value}: "):
+    with pytest.raises(ValueError, match=f"^{key}={value}: "):
         upgd(**changed)

@@ -9,7 +9,7 @@ import torch
 
 from harness import tree
 from harness.learner import Budget, Learner
-from harness.loop import Blind, prepare, train
+from harness.loop import prepare, train
 from harness.models.cnn import CNN
 from harness.models.mlp import MLP
 from harness.optim import SGD, Adam
@@ -17,6 +17,7 @@ from harness.strategy import Chain, Strategy
 from harness.types import Net, Params, Task
 from strategies.separate import Separate
 from strategies.xdg import XdG
+from tests.observer import Blind
 from tests.toy import MODELS, stream
 
 
@@ -155,5 +156,5 @@ def test_the_current_tasks_net_is_the_one_handed_in() -> None:
 
 def test_share_is_checked() -> None:
     for share in (-0.1, 1.0):
-        with pytest.raises(ValueError, match=f"xdg.share={share}"):
+        with pytest.raises(ValueError, match=f"share={share}"):
             XdG(share=share)

@@ -15,7 +15,7 @@ from PIL import Image
 
 from harness import rng
 from harness.learner import Budget, Learner
-from harness.loop import Blind, prepare, train
+from harness.loop import prepare, train
 from harness.models.mlp import MLP
 from harness.optim import SGD
 from harness.strategy import Chain
@@ -27,6 +27,7 @@ from tasks.datasets.images import Augment, Images, Scale
 from tasks.permuted import permuted
 from tasks.rotated import rotated
 from tasks.split import split
+from tests.observer import Blind
 
 
 @pytest.fixture(autouse=True)

@@ -355,6 +355,20 @@ def test_a_constructors_complaint_is_told_under_the_key_that_is_typed(command):
         assert (done.code, done.err) == (2, f"harness: {line}\n")
 
 
+def test_a_strategys_value_out_of_range_is_told_by_its_full_key(tmp_path):
+    """Through the real command line: nothing is stubbed."""
+    done = subprocess.run(
+        [sys.executable, "-m", "harness", "strategy=online_ewc", "strategy.online_ewc.gamma=2", f"results={tmp_path}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "harness: strategy.online_ewc.gamma=2: must be in [0, 1]\n"
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_target_that_is_not_there_is_named(command):
     from hydra.utils import instantiate
 

@@ -13,11 +13,12 @@ from hydra import compose, initialize_config_dir
 from torch import Tensor
 
 from harness import cli, store
+from harness.boundary import Boundary
 from harness.config.catalogue import CONF
 from harness.finished.measure import KEY, measure, merged
 from harness.jobs.job import from_config
 from harness.store import files
-from harness.types import Boundary, Reading
+from harness.types import Reading
 
 SMALL = ("tasks.n_tasks=3", "train.steps=8", "seeds=[0,1]", "tracker.mode=disabled", "threads=1", "model.widths=[12]")
 CHEAP = ("metrics=standard", "metrics.sharpness.steps=6", "metrics.rises.ascent=2", "metrics.connectivity.points=3")
@@ -64,7 +65,7 @@ def test_measured_afterwards_is_bit_for_bit_what_the_run_records(tmp_path: Path,
     whole, after, said = both(tmp_path, *overrides)
     started = whole.index.get_level_values("phase") == "start"
     if "strategy=reset" in overrides:  # what it begins a task with is not kept
-        assert "phase start: Reset" in said
+        assert "phase start: reset" in said
         assert not (after.index.get_level_values("phase") == "start").any()
         whole = whole[~started]
     else:
@@ -85,7 +86,7 @@ def test_measured_afterwards_is_bit_for_bit_what_the_run_records(tmp_path: Path,
 def test_a_net_of_its_own_that_was_not_kept_is_named_and_the_last_boundary_is_whole(tmp_path: Path) -> None:
     """XdG's forward pass reads gates; what only the accuracy matrix needs is there at every boundary."""
     whole, after, said = both(tmp_path, "strategy=xdg", "scenario=task")
-    assert "missing: sharpness: needs the forward pass of XdG, whose state is kept of the last boundary only" in said
+    assert "missing: sharpness: needs the forward pass of xdg, whose state is kept of the last boundary only" in said
     last = whole.index.get_level_values("boundary") == 2
     end = whole.index.get_level_values("phase") == "end"
     pd.testing.assert_frame_equal(whole[last & end], after.loc[whole[last & end].index], check_exact=True)
@@ -102,7 +103,7 @@ def test_the_deployed_net_of_a_strategy_is_known_of_the_last_boundary_only(tmp_p
     path = trained(tmp_path, "strategy=ema", "metrics=off", "control=false", "gap=false")
     node = {"mass": {"_target_": f"{__name__}.deployed_mass", "_partial_": True}}
     said = measure(path, node)
-    assert "missing: mass: needs the net that EMA deploys, which is kept of the last boundary only" in said
+    assert "missing: mass: needs the net that ema deploys, which is kept of the last boundary only" in said
     found = rows(path).loc[lambda r: r.index.get_level_values("metric") == "mass"]
     state = files.load(path / "checkpoint.pt")["state"]["strategy"]["EMA"]
     assert found.index.get_level_values("boundary").unique() == [2]

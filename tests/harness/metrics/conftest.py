@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from harness import rng, tree
+from harness.boundary import Boundary
 from harness.learner import Budget, Learner
 from harness.models.mlp import MLP
 from harness.optim import SGD
 from harness.rows import Rows
-from harness.types import Boundary, Model, Net, Stream, Task
+from harness.types import Model, Net, Stream, Task
 
 TASKS = 4
 Make = Callable[..., Boundary]

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from harness.boundary import Boundary
 from harness.landscape.curvature import flatten, unflatten
 from harness.models.layers import batch_norm
-from harness.types import Apply, Batch, Boundary, Net, Out, Params
+from harness.types import Apply, Batch, Net, Out, Params
 
 
 @dataclass

@@ -8,11 +8,12 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from harness import tree
+from harness.boundary import Boundary
 from harness.landscape import paths
 from harness.metrics.anchors import COLUMNS, anchors
 from harness.metrics.ledger import ledger
 from harness.models.mlp import MLP
-from harness.types import Boundary, Net, Reading
+from harness.types import Net, Reading
 from tests.harness.metrics.nets import holding, normed, relabelled
 
 SETTINGS: dict[str, Any] = {"size": 30, "tasks": 5, "points": 5}

@@ -11,9 +11,10 @@ from sklearn.metrics import brier_score_loss, log_loss
 from torch import Tensor
 
 from harness import tree
+from harness.boundary import Boundary
 from harness.metrics import shares
 from harness.metrics.calibration import COLUMNS, Answers, brier, calibration, ece, nll, temperature
-from harness.types import Boundary, Net, Reading
+from harness.types import Net, Reading
 
 SETTINGS = {"size": 40, "tasks": 5}
 F64 = torch.float64

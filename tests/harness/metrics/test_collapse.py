@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from harness import tree
+from harness.boundary import Boundary
 from harness.metrics.collapse import COLUMNS, cdnv, classes, collapse, geometry, nc1
 from harness.metrics.representation import features
-from harness.types import Boundary, Net, Reading
+from harness.types import Net, Reading
 
 SETTINGS = {"size": 48, "tasks": 5}
 F64 = torch.float64

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from harness import tree
+from harness.boundary import Boundary
 from harness.landscape.curvature import flatten
 from harness.metrics.conflict import COLUMNS, conflict, cosines
 from harness.models.mlp import MLP
-from harness.types import Boundary, Reading
+from harness.types import Reading
 from tests.harness.metrics.nets import normed, relabelled, seed_loss
 
 SETTINGS: dict[str, Any] = {"size": 30, "tasks": 5}

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from harness import tree
+from harness.boundary import Boundary
 from harness.metrics.connectivity import COLUMNS, connectivity
 from harness.models.layers import batch_norm
-from harness.types import Boundary, Net, Out, Reading
+from harness.types import Net, Out, Reading
 
 SETTINGS: dict[str, Any] = {"size": 30, "tasks": 5, "points": 5, "by_task": True}
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from harness.boundary import Boundary
 from harness.metrics.forecast import forecast
 from harness.metrics.rises import rises
 from harness.metrics.sharpness import sharpness
@@ -15,7 +16,7 @@ from harness.metrics.spectrum import spectrum
 from harness.models.cnn import CNN
 from harness.models.module import Module
 from harness.optim import Adam
-from harness.types import Boundary, Reading
+from harness.types import Reading
 from tests.toy import OneStage, gaussian, same
 
 ROWS = {"probes": ["current"], "size": 12, "tasks": 2}

@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from harness.boundary import Boundary
 from harness.metrics.dormancy import alike, dormancy, dormant, duplicates, strength
 from harness.models.mlp import MLP
-from harness.types import Boundary, Reading, Unit
+from harness.types import Reading, Unit
 
 
 def value(r: Tensor | Reading) -> Tensor:

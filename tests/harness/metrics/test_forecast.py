@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 
 from harness import tree
+from harness.boundary import Boundary
 from harness.landscape.curvature import flatten, unflatten
 from harness.metrics.forecast import COLUMNS, forecast
 from harness.optim import SGD
-from harness.types import Boundary, Reading
+from harness.types import Reading
 
 F64 = torch.float64
 SETTINGS: dict[str, Any] = {

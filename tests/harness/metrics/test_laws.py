@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from harness import tree
+from harness.boundary import Boundary
 from harness.metrics.calibration import calibration
 from harness.metrics.collapse import collapse
 from harness.metrics.plasticity import plasticity
@@ -19,7 +20,7 @@ from harness.models.cnn import CNN
 from harness.models.mlp import MLP
 from harness.models.resnet18 import ResNet18
 from harness.rows import Rows
-from harness.types import Batch, Boundary, Net, Reading, Stream
+from harness.types import Batch, Net, Reading, Stream
 
 METRICS: dict[str, Callable[..., Any]] = {
     "plasticity": partial(plasticity, size=40, duplicates=True, rank=True, gradient=True),

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from harness import tree
+from harness.boundary import Boundary
 from harness.landscape.curvature import flatten
 from harness.metrics.ledger import COLUMNS, account, ledger
 from harness.models.mlp import MLP
-from harness.types import Boundary, Net, Reading
+from harness.types import Net, Reading
 from tests.harness.metrics.nets import holding, normed, relabelled, seed_loss
 
 F64 = torch.float64

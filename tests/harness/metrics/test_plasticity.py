@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from harness import tree
+from harness.boundary import Boundary
 from harness.metrics import ranks
 from harness.metrics.plasticity import COLUMNS, plasticity
 from harness.models.mlp import MLP
-from harness.types import Boundary, Net, Reading
+from harness.types import Net, Reading
 
 SETTINGS = {"size": 40, "duplicates": True, "rank": True, "gradient": True}
 SATURATED = {"saturated_0.9", "saturated_0.9_layer"}  # relu does not

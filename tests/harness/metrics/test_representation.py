@@ -11,8 +11,9 @@ from sklearn.linear_model import Ridge, RidgeClassifier
 from torch import Tensor
 
 from harness import tree
+from harness.boundary import Boundary
 from harness.metrics.representation import COLUMNS, features, linear_cka, probe_accuracy, representation
-from harness.types import Batch, Boundary, Net, Reading
+from harness.types import Batch, Net, Reading
 from tests.harness.metrics.nets import holding
 
 SETTINGS = {"size": 40, "test_size": 50, "tasks": 5, "ridge": 0.1}

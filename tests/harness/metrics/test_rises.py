@@ -7,11 +7,12 @@ import torch
 from torch import Tensor
 
 from harness import tree
+from harness.boundary import Boundary
 from harness.landscape.rises import average_rise, worst_rise
 from harness.metrics import own_key
 from harness.metrics.rises import COLUMNS, VARIANTS, rises
 from harness.rng import fold
-from harness.types import Boundary, Loss, Net, Params, Reading
+from harness.types import Loss, Net, Params, Reading
 
 SETTINGS: dict[str, Any] = {
     "probes": ["first", "current", "joint"], "size": 48, "tasks": 4, "variants": list(VARIANTS),

@@ -10,13 +10,14 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from harness import tree
+from harness.boundary import Boundary
 from harness.landscape.curvature import flatten, unflatten
 from harness.metrics import mixture, shares, spread
 from harness.metrics.sharpness import COLUMNS, sharpness
 from harness.models.mlp import MLP
 from harness.optim import Adam
 from harness.rng import fold
-from harness.types import Batch, Boundary, Net, Reading
+from harness.types import Batch, Net, Reading
 
 F64 = torch.float64
 SETTINGS = {

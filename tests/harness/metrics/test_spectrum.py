@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 
 from harness import tree
+from harness.boundary import Boundary
 from harness.landscape.curvature import Hessian, curvature_rank, density, negative_mass, quadrature
 from harness.metrics import own_key
 from harness.metrics.spectrum import COLUMNS, spectrum
-from harness.types import Boundary, Reading
+from harness.types import Reading
 
 SETTINGS: dict[str, Any] = {
     "probes": ["first", "current", "joint"], "size": 48, "tasks": 4, "vectors": 3, "steps": 12, "points": 43,

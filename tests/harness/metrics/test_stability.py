@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from harness import loop
+from harness.boundary import Boundary, Inside
 from harness.learner import Budget, Learner
-from harness.loop import Blind
 from harness.metrics.stability import COLUMNS, stability
 from harness.models.mlp import MLP
 from harness.optim import SGD
@@ -21,9 +21,10 @@ from harness.record.evaluation import Evaluation
 from harness.record.sinks import InMemory
 from harness.run import Result, run
 from harness.strategy import Chain, Strategy
-from harness.types import Aux, Boundary, Inside, Net, Reading, Step, Stream
+from harness.types import Aux, Net, Reading, Step, Stream
 from tasks.datasets import load
 from tasks.permuted import permuted
+from tests.observer import Blind
 
 F64 = torch.float64
 

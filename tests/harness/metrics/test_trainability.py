@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 
 from harness import rng, tree
+from harness.boundary import Boundary
 from harness.metrics.trainability import COLUMNS, random_labels, shuffled
 from harness.models.mlp import MLP
 from harness.optim import SGD, Adam
-from harness.types import Boundary, Net, Reading
+from harness.types import Net, Reading
 
 SETTINGS = {"size": 30, "steps": 6, "batch_size": 64}
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from harness import loop, tree
+from harness.boundary import Boundary
 from harness.landscape.curvature import Hessian
 from harness.learner import Budget, Learner
 from harness.metrics import crossed
@@ -25,9 +26,10 @@ from harness.record.recorder import Recorder
 from harness.record.sinks import InMemory
 from harness.run import Result, fresh_accuracy, run
 from harness.strategy import Chain, Strategy
-from harness.types import Batch, Boundary, Net, Out, Params, Reading, Step, Stream, Task, cat
+from harness.types import Batch, Net, Out, Params, Reading, Step, Stream, Task, cat
 from tasks.datasets import load
 from tasks.split import split
+from tests.observer import Blind
 
 SEEDS = (0, 1)
 
@@ -55,7 +57,7 @@ class Pull(Strategy):
 
     def batch(self, learner: Learner, batch: Batch) -> Batch:
         self.jitter = self.random.key() % 7
-        return batch if self.held is None else cat(batch, learner.make_batch(**self.held))
+        return batch if self.held is None else cat(batch, learner.make_batch(**self.held)).batch
 
     def loss(self, learner: Learner, params: Params, batch: Batch, out: Out) -> Tensor:
         shift = tree.sub(params, self.anchor)
@@ -281,7 +283,7 @@ def test_replayed_rows_do_not_count_as_online() -> None:
 
         def batch(self, learner: Learner, batch: Batch) -> Batch:
             wrong = Batch(batch.x, (batch.y + 1) % 2, batch.t, 0 * batch.w, batch.mask)
-            return cat(batch, wrong)
+            return cat(batch, wrong).batch
 
     s = stream("domain")
     shown = [Seen(lambda b: b.online) for _ in range(2)]
@@ -366,7 +368,7 @@ def test_measuring_changes_nothing_of_the_run() -> None:
     pull = Pull()
     pull.random = learner.random("strategy/Pull")
     loop.prepare(learner, pull)
-    loop.train(learner, pull, loop.Blind())
+    loop.train(learner, pull, Blind())
 
     def draws(b: Boundary) -> dict[str, Tensor | Reading]:
         b.random.key()
@@ -470,7 +472,7 @@ class Weak(Pull):
         self.size, self.weight = size, weight
 
     def batch(self, learner: Learner, batch: Batch) -> Batch:
-        return cat(batch, replace(batch, w=batch.w * self.weight)) if self.weight else batch
+        return cat(batch, replace(batch, w=batch.w * self.weight)).batch if self.weight else batch
 
     def loss(self, learner: Learner, params: Params, batch: Batch, out: Out) -> Tensor:
         return self.size * learner.task_loss(params, batch)[0].detach()
@@ -491,7 +493,7 @@ def test_a_penalty_or_replay_that_does_nothing_is_warned_about_once(size: float,
     loop.train(learner, chain, recorder)
     assert len(said) == idle
     if idle:
-        assert said[0].startswith("task 1: Weak contributed less than 0.0001 of the loss")
+        assert said[0].startswith("task 1: weak contributed less than 0.0001 of the loss")
 
 
 def test_a_task_of_no_rows_takes_no_step_and_is_still_measured() -> None:

@@ -1,0 +1,66 @@
+"""What a metric may read at a task boundary."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+from torch import Tensor
+
+from harness.learner import Learner
+from harness.rng import RandomStream
+from harness.types import Batch, Loss, Net, Reading, Stream
+
+
+class Inside(NamedTuple):
+    """Scores of the deployed net while it trains on a task, on a fixed subset of each task's test rows."""
+
+    steps: tuple[int, ...]  # K optimizer steps done in this task, its last one among them
+    score: Tensor  # [S, K, T]; NaN: not measured
+    least: Tensor  # [S, T] lowest score of each old task so far, over all steps since it was learnt
+
+
+class Nets(Protocol):
+    """The net after each task, loaded when asked for: nets[i], nets.initial; `i in nets` says whether it was kept."""
+
+    @property
+    def initial(self) -> Net: ...
+
+    def __contains__(self, task: int) -> bool: ...
+
+    def __getitem__(self, task: int) -> Net: ...
+
+
+@dataclass(frozen=True)
+class Boundary:
+    """All that a metric may read at a task boundary. Read-only."""
+
+    t: int
+    phase: str  # "start": after begin, before the first step; "end": after the task
+    stream: Stream
+    learner: Learner  # for its model, device and optimizer settings; never changed
+    trained: Net  # for curvature and paths
+    deployed: Net  # for accuracy
+    nets: Nets  # nets at earlier boundaries
+    accuracy: Tensor  # R [S, T + 1, T]: row 0 the initialisation, row i + 1 after task i; NaN: not measured
+    online: Tensor  # [S, steps] accuracy on each fresh batch before its update
+    random: RandomStream  # its own: a metric never moves the training randomness
+    control: Tensor | None = None  # [S, T] a fresh net's accuracy on each task just after training on it
+    gap: Tensor | None = None  # [S] test accuracy of the learner's copy after plain training on task t
+    alive: Tensor | None = None  # [S] False where the seed has diverged
+    inside: Inside | None = None  # None unless eval.every asks for it
+
+    def probe(self, task: int, size: int = 512, split: str = "train") -> Batch:
+        """A frozen, class-stratified sample of task's train, val or test rows, the same for the whole run."""
+        return self.learner.probe(self.stream.tasks[task], size, split)
+
+    def loss(self, tasks: Sequence[int], size: int = 512) -> Loss:
+        """Mean loss over the probes of `tasks` in evaluation mode, under this boundary's mask."""
+        return self.learner.objective([self.probe(i, size) for i in tasks], self.stream, self.t)
+
+
+class Metric(Protocol):
+    """A pure function of a boundary: name -> [S], or a Reading."""
+
+    def __call__(self, b: Boundary) -> dict[str, Tensor | Reading]: ...
