@@ -272,7 +272,8 @@ def _explain(argv: Sequence[str]) -> int:
     given = _given("explain", argv, "folders", {"--out": None})
     folders = _folders("explain", given.folders or ["results"])
     out = Path(given.out) if given.out else folders[0] / "explain"
-    from harness.geometry.claims import explain, text, write
+    from harness.geometry.claims import explain
+    from harness.geometry.texts import text, write
     from harness.store import reporting
 
     found = explain(folders)
