@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import cache
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,13 +21,19 @@ RESAMPLES = 2000
 LEVEL = 0.95
 
 
-def student(x: Array) -> tuple[Array, Array]:
-    """Mean and half width of its 95 % Student interval over the last axis; NaN if a value is, half also for n < 2.
+def student(x: Array, nan: Literal["keep", "skip"] = "keep") -> tuple[Array, Array]:
+    """Mean and half width of its 95 % Student interval over the last axis: t(0.975, n - 1) s / sqrt(n).
 
-    >>> mean, half = student(np.array([[1.0, 2.0, 3.0], [1.0, 2.0, np.nan]]))  # t(0.975, 2) = 4.3027, s = 1
-    >>> mean, half.round(4)
-    (array([ 2., nan]), array([2.4841,    nan]))
+    nan="keep": both are NaN if a value is NaN. nan="skip": only finite values count. Half is NaN for n < 2.
+
+    >>> x = np.array([[1.0, 2.0, 3.0, 4.0], [1.0, 2.0, 3.0, np.nan]])  # t(0.975, 2) = 4.3027, s = 1
+    >>> [v.round(4) for v in student(x)], [v.round(4) for v in student(x, nan="skip")]
+    ([array([2.5, nan]), array([2.0543,    nan])], [array([2.5, 2. ]), array([2.0543, 2.4841])])
     """
+    if nan == "skip":
+        rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+        each = np.array([student(row[np.isfinite(row)]) for row in rows]).reshape(*x.shape[:-1], 2)
+        return each[..., 0], each[..., 1]
     n = x.shape[-1]
     if n < 2:
         return (x.mean(-1) if n else np.full(x.shape[:-1], math.nan)), np.full(x.shape[:-1], math.nan)
@@ -34,6 +41,18 @@ def student(x: Array) -> tuple[Array, Array]:
 
     with np.errstate(invalid="ignore"):  # a mean of minus infinity has no interval
         return x.mean(-1), stdtrit(n - 1, (1 + LEVEL) / 2) * x.std(-1, ddof=1) / math.sqrt(n)
+
+
+def finite_mean(x: Array) -> Array:
+    """Mean of the finite values over the last axis; NaN if there are none.
+
+    >>> finite_mean(np.array([[1.0, np.nan, 3.0], [np.nan, np.nan, np.nan]]))
+    array([ 2., nan])
+    """
+    finite = np.isfinite(x)
+    count = finite.sum(-1)
+    total = np.where(finite, x, 0.0).sum(-1)
+    return np.where(count > 0, total / np.maximum(count, 1), math.nan)
 
 
 def iqm(x: Array) -> Array:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from harness import store
-from harness.trackers import interval
+from harness.stats import student
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -79,7 +79,8 @@ def card(path: Path, out: Path | None = None) -> list[Path]:
     """
     from matplotlib import rc_context
 
-    from harness.finished import atlas_figures
+    from harness.finished.atlas_figures import path_card
+    from harness.plotting import STYLE, save
 
     with store.RunFolder.reopen(path) as folder:
         manifest = folder.manifest
@@ -104,11 +105,11 @@ def card(path: Path, out: Path | None = None) -> list[Path]:
         beside=table(each, "boundary", BESIDE, "after task"),
     )
     out = path if out is None else out
-    with rc_context(atlas_figures.STYLE), store.reporting(out, "out=FOLDER"):
+    with rc_context(STYLE), store.reporting(out, "out=FOLDER"):
         out.mkdir(parents=True, exist_ok=True)
-        figure = atlas_figures.path_card(frame)
+        figure = path_card(frame)
         for kind in ("png", "svg"):
-            atlas_figures.save(figure, out / f"card.{kind}")
+            save(figure, out / f"card.{kind}")
         store.write_text(out / "card.md", text)
     return [out / f"card.{kind}" for kind in ("md", "png", "svg")]
 
@@ -130,5 +131,6 @@ def cell(values: np.ndarray, form: str) -> str:
     >>> cell(np.array([1.0, 2.0, 3.0]), ".1f"), cell(np.array([np.nan]), ".1f")
     ('2.0 ± 2.5', '-')
     """
-    mean, half, n = interval(values)
+    mean, half = map(float, student(values, nan="skip"))
+    n = np.isfinite(values).sum()
     return "-" if n == 0 else f"{mean:{form}}" + (f" ± {half:{form}}" if n > 1 else "")

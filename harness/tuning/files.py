@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness import store
-from harness.finished.atlas_figures import COLOURS, STYLE, save
 from harness.jobs.trials import written
 from harness.leaderboard.texts import piped
+from harness.plotting import COLOURS, STYLE, save
 from harness.tuning import Setting
 from harness.tuning.choice import Tried, numeric
 from harness.tuning.preset import scored, worded
