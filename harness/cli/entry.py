@@ -316,9 +316,10 @@ def _show(argv: Sequence[str]) -> int:
     runs = _given("show", argv, "runs", {}).runs
     if not runs:
         raise ValueError("show: name a run by its folder or the beginning of its id")
-    from harness.finished.show import find_run, show
+    from harness.finished.show import show
+    from harness.store.readers import find_run
 
-    for path in [find_run(name) for name in runs]:
+    for path in [find_run(name, command="show") for name in runs]:
         show(path)
     return 0
 
@@ -396,7 +397,7 @@ def _measure(argv: Sequence[str]) -> int:
     paths = [a for a in args if "=" not in a and not a.startswith(("-", "~", "+"))]
     overrides = [a for a in args if a not in paths]
     if not paths:
-        raise ValueError("measure: name the folder of a finished run, as in measure results/runs/... metrics=standard")
+        raise ValueError("measure: name a finished run by its folder or the beginning of its id, then metrics=NAME")
     for one in overrides:
         key = one.lstrip("+~").partition("=")[0]
         if key not in CHANGED and not key.startswith("metrics."):
@@ -404,10 +405,11 @@ def _measure(argv: Sequence[str]) -> int:
     values = composed(overrides, config_dir)
     changes = {k: _at(values, k) for k in CHANGED[2:] if any(o.startswith(f"{k}=") for o in overrides)}
     from harness.finished.measure import measure
+    from harness.store.readers import find_run
 
-    for path in paths:
+    for path in [find_run(name, command="measure") for name in paths]:
         try:
-            print(measure(Path(path), values["metrics"], every=values["metrics_every"], changes=changes), flush=True)
+            print(measure(path, values["metrics"], every=values["metrics_every"], changes=changes), flush=True)
         except KeyboardInterrupt as stop:
             _say(f"interrupted: {path} is as it was")
             return _stopped(stop)
@@ -419,9 +421,10 @@ def _atlas(argv: Sequence[str]) -> int:
 
     paths = [a for a in argv if "=" not in a]
     if not paths:
-        raise ValueError("atlas: name the folder of a finished run, as in atlas results/runs/...")
+        raise ValueError("atlas: name a finished run by its folder or the beginning of its id")
     from harness.finished.atlas import Settings, atlas
     from harness.finished.atlas_figures import draw
+    from harness.store.readers import find_run
 
     given = dict(a.split("=", 1) for a in argv if "=" in a)
     known = [f.name for f in dataclasses.fields(Settings)]
@@ -435,7 +438,7 @@ def _atlas(argv: Sequence[str]) -> int:
         if key != "force" and not value.isdigit():
             raise ValueError(f"atlas {key}={value}: must be a whole number")
     settings = Settings(**{k: int(v) for k, v in given.items() if k != "force"})
-    for path in map(Path, paths):
+    for path in [find_run(name, command="atlas") for name in paths]:
         try:
             parts, remarks = atlas(path, settings, force=given.get("force") == "true")
         except KeyboardInterrupt as stop:
@@ -450,14 +453,15 @@ def _atlas(argv: Sequence[str]) -> int:
 
 def _card(argv: Sequence[str]) -> int:
     from harness.finished.card import card
+    from harness.store.readers import find_run
 
     paths = [a for a in argv if "=" not in a]
     given = dict(a.split("=", 1) for a in argv if "=" in a)
     if unknown := sorted(given.keys() - {"out"}):
         raise ValueError(f"card {unknown[0]}={given[unknown[0]]}: no such setting; there is out=FOLDER")
     if len(paths) != 1:
-        raise ValueError("card: name the folder of one finished run, as in card results/runs/... out=FOLDER")
-    for file in card(Path(paths[0]), Path(given["out"]) if "out" in given else None):
+        raise ValueError("card: name one finished run by its folder or the beginning of its id")
+    for file in card(find_run(paths[0], command="card"), Path(given["out"]) if "out" in given else None):
         print(file)
     return 0
 

@@ -14,18 +14,6 @@ from harness.trackers import About, summaries
 from harness.trackers.console import Console
 
 
-def find_run(name: str, root: Path = Path("results"), command: str = "show") -> Path:
-    """The folder of a run, by its path or by the beginning of its id among the results. ValueError if there is none."""
-    if (Path(name) / "manifest.json").is_file():
-        return Path(name)
-    found = sorted(path.parent for path in root.glob("runs/*/*/*/manifest.json") if path.parent.name.startswith(name))
-    if len(found) == 1:
-        return found[0]
-    if found:
-        raise ValueError(f"{command} {name}: begins the ids of {len(found)} runs; write more of it")
-    raise ValueError(f"{command} {name}: neither the folder of a run nor the beginning of an id in {root}/runs")
-
-
 def show(path: Path) -> None:
     """Print a run, finished or not, as `python -m harness strategy=...` does at its end, and what is known of it."""
     facts = json.loads((path / "manifest.json").read_text("utf-8"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from harness import store
 from harness.leaderboard.naming import labels
 from harness.leaderboard.records import ACCURACIES, SCORES, Entry, Place
 from harness.stats import Array
+from harness.store.costs import by_key, costs_of
 from harness.store.readers import Wanted, snapshot, unfinished
 
 if TYPE_CHECKING:
@@ -95,36 +96,7 @@ def seed_scores(runs: Sequence[store.Run], metrics: pd.DataFrame) -> dict[tuple[
         keys = [rows.run_id, rows.seed]
         mean = value.groupby(keys).mean()
         made[score.name] = mean.mask(value.isna().groupby(keys).any())
-    # a dict from here on: looking thousands of runs up one by one in a frame takes a hundred times as long
-    return _by_key(pd.DataFrame(made))
-
-
-def _by_key(frame: pd.DataFrame) -> dict[Any, Array]:
-    return dict(zip(frame.index, frame.to_numpy(dtype=np.float64)))
-
-
-def costs_of(tables: Mapping[str, pd.DataFrame]) -> dict[str, Array]:
-    """Of a run: time of a step over that of a plain step on the same task, median over tasks; bytes; seconds."""
-    import pandas as pd
-
-    timing, metrics = tables["timing"], tables["metrics"]
-    parts = {part: rows.set_index(["run_id", "boundary"]).seconds for part, rows in timing.groupby("part")}
-    step = parts.get("step", pd.Series(dtype=float))
-    plain = parts.get("plain step", step)
-    plain = plain.reindex(step.index)
-    known = plain.notna().groupby(level=0).transform("any") if len(step) else plain.astype(bool)
-    ratio = step / plain.where(known, step)  # a run of plain training has no plain step beside it: 1
-    held = metrics[metrics.metric == "memory"]
-    last = held[held.boundary == held.groupby("run_id").boundary.transform("max")]
-    return _by_key(
-        pd.DataFrame(
-            {
-                "step": ratio.groupby(level=0).median() if len(ratio) else ratio,
-                "memory": last.groupby("run_id").value.mean(),
-                "seconds": timing[timing.part == "train"].groupby("run_id").seconds.sum(),
-            }
-        )
-    )
+    return by_key(pd.DataFrame(made))
 
 
 def _entry(

@@ -137,3 +137,15 @@ def _broken(runs: Sequence[Run], wanted: Mapping[str, Wanted]) -> Path:
             except (OSError, ValueError):
                 return run.path / f"{name}.parquet"
     return runs[0].path
+
+
+def find_run(name: str, root: Path = Path("results"), *, command: str) -> Path:
+    """The folder of a run, given its path or the beginning of its id under `root`. ValueError if there is none."""
+    if (Path(name) / "manifest.json").is_file():
+        return Path(name)
+    found = sorted(path.parent for path in root.glob("runs/*/*/*/manifest.json") if path.parent.name.startswith(name))
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise ValueError(f"{command} {name}: matches {len(found)} run ids; type more of the id")
+    raise ValueError(f"{command} {name}: not the folder of a run, and no run id in {root}/runs starts with it")

@@ -15,8 +15,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 from harness import store
-from harness.finished.show import find_run
-from harness.store.readers import snapshot, unfinished
+from harness.store.readers import find_run, snapshot, unfinished
 from harness.trackers import About, Summary, bar, published, summaries
 from harness.trackers.wandb import Record, Target, environment, first_line, require_server
 

@@ -235,7 +235,7 @@ def cost(path: Path, files: Sequence[Path]) -> dict[str, float]:
     """Of a run with its times: of a step, a plain one being 1, and seconds of training for a seed."""
     if not {"timing.parquet", "metrics.parquet"} <= {file.name for file in files}:
         return {}
-    from harness.leaderboard.entries import costs_of
+    from harness.store.costs import costs_of
 
     tables = {name: read_table(path, name).to_pandas() for name in ("timing", "metrics")}
     seeds = tables["metrics"].seed.nunique()

@@ -166,9 +166,9 @@ def test_what_cannot_be_measured_is_said_in_one_line(
     assert said(str(path), "metrics=fast") == (2, line)
     assert said(str(tmp_path), "metrics=fast") == (
         2,
-        f"{tmp_path}: no run; name the folder that a run said its results are in\n",
+        f"measure {tmp_path}: not the folder of a run, and no run id in results/runs starts with it\n",
     )
-    assert said("metrics=fast")[1].startswith("measure: name the folder of a finished run")
+    assert said("metrics=fast")[1].startswith("measure: name a finished run by its folder or the beginning of its id")
     assert said(str(path), "metrics=sharp")[1] == "metrics=sharp: no such metrics; did you mean metrics=sharpness?\n"
     assert said(str(path), "strategy=ewc")[1].startswith("measure strategy=ewc: the run stays as it is")
     unfinished = tmp_path / "unfinished"

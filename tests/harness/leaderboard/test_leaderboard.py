@@ -23,7 +23,7 @@ from tests.harness.folders import copies, edit, write
 
 @pytest.fixture(autouse=True)
 def unsynced(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "_sync", lambda path: None)
+    monkeypatch.setattr("os.fsync", lambda descriptor: None)
 
 
 def only(root: Path, **options: Any) -> Board:

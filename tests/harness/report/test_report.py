@@ -36,7 +36,7 @@ class Page(HTMLParser):
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("report") / "results"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(store, "_sync", lambda path: None)
+        patch.setattr("os.fsync", lambda descriptor: None)
         for i, name in enumerate(("naive", "replay", NASTY)):
             shape = {
                 "lambda_max_joint": [[5.0 + i, 6.0 + i]] * 3,
@@ -128,7 +128,7 @@ def test_the_leaderboard_page_is_the_same_without_figures(folder: Path) -> None:
 
 
 def test_twenty_runs_stay_under_two_megabytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "_sync", lambda path: None)
+    monkeypatch.setattr("os.fsync", lambda descriptor: None)
     draw = np.random.default_rng(0)
     for i in range(20):
         names = [f"measure_{k}" for k in range(80)]  # what metrics=standard has of them
