@@ -370,20 +370,10 @@ def _sendable() -> str:
 
 
 def _catalogue(argv: Sequence[str]) -> int:
-    if list(argv) == ["metrics"]:
-        from harness.pages import metrics
+    from harness.pages import PAGES, page
 
-        print(metrics.page(), end="")
-        return 0
-    if list(argv) == ["tasks"]:
-        from harness.pages import streams
-
-        print(streams.page(), end="")
-        return 0
-    folders = _folders("catalogue", argv)
-    from harness.pages.strategies import page
-
-    print(page(folders))
+    what = argv[0] if len(argv) == 1 and argv[0] in PAGES else "strategies"
+    print(page(what, [] if [what] == list(argv) else _folders("catalogue", argv)), end="")
     return 0
 
 

@@ -26,19 +26,19 @@ backward pass, and forward passes include those of gradients. NaN stands where a
 """
 
 
-def page() -> str:
+def text() -> str:
     """The whole page as Markdown."""
     return "\n".join([HEAD, tiers(), *(section(name) for name in names())])
 
 
 def names() -> list[str]:
     """Every metric, in the order in which the tiers name them; those of no tier last."""
-    ordered = [name for tier in reversed(TIERS) for name in composed(tier)]
+    ordered = [name for tier in reversed(TIERS) for name in settings_of(tier)]
     return list(dict.fromkeys([*ordered, *(set(catalogue.options("metrics")) - set(TIERS))]))
 
 
 @cache
-def composed(option: str) -> dict[str, Any]:
+def settings_of(option: str) -> dict[str, Any]:
     """The metrics of `metrics=option` with their settings."""
     from hydra import compose, initialize_config_dir
     from omegaconf import OmegaConf
@@ -52,16 +52,16 @@ def composed(option: str) -> dict[str, Any]:
 def tiers() -> str:
     lines = ["| tier | metrics | cost of a boundary |", "| --- | --- | --- |"]
     for tier in TIERS:
-        links = ", ".join(f"[{name}](#{name})" for name in composed(tier)) or "-"
-        lines.append(f"| {tier} | {links} | {cost(tier)} |")
+        links = ", ".join(f"[{name}](#{name})" for name in settings_of(tier)) or "-"
+        lines.append(f"| {tier} | {links} | {cost_of(tier)} |")
     return "\n".join([*lines, ""])
 
 
-def cost(option: str) -> str:
+def cost_of(option: str) -> str:
     """What the opening comment of its file says that it costs."""
     comment = re.match(r"(?:#.*\n)+", catalogue.options("metrics")[option].read_text(encoding="utf-8"))
-    text = " ".join(line.lstrip("# ") for line in comment[0].splitlines()) if comment else ""
-    found = re.search(r"Cost of a boundary: (.*?)\.(?: |$)", text)
+    said = " ".join(line.lstrip("# ") for line in comment[0].splitlines()) if comment else ""
+    found = re.search(r"Cost of a boundary: (.*?)\.(?: |$)", said)
     return found[1] if found else "not stated"
 
 
@@ -69,15 +69,15 @@ def section(name: str) -> str:
     """A metric's text, tier, cost and columns."""
     from hydra.utils import get_method
 
-    node = composed(name)[name]
+    node = settings_of(name)[name]
     function = get_method(node["_target_"])
     module = importlib.import_module(function.__module__)
-    tier = next((t for t in TIERS if name in composed(t)), "none, named by itself")
-    settings = ", ".join(f"`{k}={shown(v)}`" for k, v in node.items() if not k.startswith("_"))
+    tier = next((t for t in TIERS if name in settings_of(t)), "none, named by itself")
+    settings = ", ".join(f"`{k}={typed(v)}`" for k, v in node.items() if not k.startswith("_"))
     lines = [
         f"## {name}",
         "",
-        f"{catalogue.describe('metrics')[name]} From tier: {tier}. Cost of a boundary: {cost(name)}.",
+        f"{catalogue.describe('metrics')[name]} From tier: {tier}. Cost of a boundary: {cost_of(name)}.",
         *([f"Settings: {settings}."] if settings else []),
         "",
         inspect.getdoc(function) or "",
@@ -86,11 +86,13 @@ def section(name: str) -> str:
         "| --- | --- | --- | --- | --- |",
     ]
     of = getattr(module, "NET", "trained")
-    for column, (better, unit, text, data) in module.COLUMNS.items():
+    for column, (better, unit, meaning, data) in module.COLUMNS.items():
         where = f"{of} net, {data} rows" if data else f"{of} net"
-        lines.append(f"| {column} | {better or '-'} | {unit or '-'} | {where} | {text.replace('|', chr(92) + '|')} |")
+        lines.append(
+            f"| {column} | {better or '-'} | {unit or '-'} | {where} | {meaning.replace('|', chr(92) + '|')} |"
+        )
     return "\n".join([*lines, ""])
 
 
-def shown(value: Any) -> str:
+def typed(value: Any) -> str:
     return f"[{','.join(map(str, value))}]" if isinstance(value, list) else str(value)

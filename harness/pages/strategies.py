@@ -33,9 +33,9 @@ the same task, memory what is held between tasks for one seed.
 """
 
 
-def page(folders: Sequence[Path]) -> str:
+def text(folders: Sequence[Path]) -> str:
     """The whole page as Markdown."""
-    return "\n".join([HEAD, overview(), *measured(folders), methods()])
+    return "\n".join([HEAD, overview(), *boards(folders), methods()]) + "\n"
 
 
 def overview() -> str:
@@ -48,7 +48,7 @@ def overview() -> str:
     return "\n".join([*rows, ""])
 
 
-def measured(folders: Sequence[Path]) -> Iterator[str]:
+def boards(folders: Sequence[Path]) -> Iterator[str]:
     """A table for every setting in which more than one strategy was run; nothing where there is none."""
     tables = [_table(board) for board in leaderboard(folders).boards if len(board.rows) > 1]
     if tables:

@@ -22,7 +22,7 @@ on digits with a small net, training and testing, on one thread of the machine t
 """
 
 
-def page(seconds: Callable[[str], str] | None = None) -> str:
+def text(seconds: Callable[[str], str] | None = None) -> str:
     """The whole page as Markdown; `seconds` of a stream's name, by default those of a tiny run."""
     names = list(catalogue.options("tasks"))
     if seconds is None:
@@ -30,32 +30,32 @@ def page(seconds: Callable[[str], str] | None = None) -> str:
         tiny(names[0])  # what is imported for the first run is not that stream's
     rows = ["| stream | scenarios | needs | seconds | lines |", "| --- | --- | --- | ---: | ---: |"]
     for name in names:
-        function, text = _target(name)
+        function, doc = _target(name)
         lines = len(Path(inspect.getfile(function)).read_text(encoding="utf-8").splitlines())
-        needs = text.get("Needs", "").rstrip(".")
+        needs = doc.get("Needs", "").rstrip(".")
         rows.append(f"| [{name}](#{name}) | {', '.join(_scenarios(function))} | {needs} | {seconds(name)} | {lines} |")
-    return "\n".join([HEAD, *rows, "", *(line for name in names for line in entry(name))])
+    return "\n".join([HEAD, *rows, "", *(line for name in names for line in section(name))])
 
 
-def entry(name: str) -> Iterator[str]:
+def section(name: str) -> Iterator[str]:
     """What one stream is, its source, its scenarios and its settings."""
-    function, text = _target(name)
-    yield from (f"## {name}", "", text["what"], "")
+    function, doc = _target(name)
+    yield from (f"## {name}", "", doc["what"], "")
     refused = [s for s in ("task", "domain", "class") if s not in _scenarios(function)]
     why = getattr(inspect.getmodule(function), "WHY", "")
     no = f"; not {' or '.join(refused)}, since {why}" if refused else ""
     yield f"* Scenarios: {', '.join(_scenarios(function))}{no}"
-    yield from (f"* {key}: {text[key]}" for key in ("Differs", "Needs") if key in text)
+    yield from (f"* {key}: {doc[key]}" for key in ("Differs", "Needs") if key in doc)
     yield from ("", "| setting | default | meaning |", "| --- | --- | --- |")
-    for key, value, meaning in options(name):
+    for key, value, meaning in settings_of(name):
         yield f"| `tasks.{key}` | {value} | {meaning} |"
     yield ""
 
 
-def options(name: str) -> list[tuple[str, str, str]]:
+def settings_of(name: str) -> list[tuple[str, str, str]]:
     """Keys of a stream's file, their defaults and the comments above them.
 
-    >>> options("same")
+    >>> settings_of("same")
     [('n_tasks', '10', 'Number of tasks.')]
     """
     found, comment = [], []

@@ -42,10 +42,10 @@ def report(folders: Sequence[Path], *, by: str = "average_accuracy", baseline: s
         ids = {run.manifest["run_id"] for row in board.rows for run in row.entry.runs}
         metrics, accuracy = (read.tables[name][read.tables[name].run_id.isin(ids)] for name in wanted)
         by_board.append(groups(board, metrics, accuracy))
-    return page(found, by_board)
+    return html(found, by_board)
 
 
-def page(found: Leaderboard, figures: Sequence[Sequence[Group]] = ()) -> str:
+def html(found: Leaderboard, figures: Sequence[Sequence[Group]] = ()) -> str:
     """The page as text; `figures` are the groups of each board."""
     from jinja2 import Environment
 

@@ -69,10 +69,10 @@ def write(found: Leaderboard, out: Path) -> None:
     """leaderboard.md, .html, .csv and .parquet, and what the means are of as leaderboard_seeds.csv and .parquet."""
     import pandas as pd
 
-    from harness.report import page
+    from harness.report import html
 
     tables = {"leaderboard": pd.DataFrame(flat(found)), "leaderboard_seeds": pd.DataFrame(flat_seeds(found))}
-    texts = {"leaderboard.md": markdown(found), "leaderboard.html": page(found)}
+    texts = {"leaderboard.md": markdown(found), "leaderboard.html": html(found)}
     out.mkdir(parents=True, exist_ok=True)
     for name, content in texts.items():
         store.write_text(out / name, content)

@@ -12,7 +12,8 @@ from PIL import Image
 
 from harness import cli, store
 from harness.leaderboard import leaderboard
-from harness.report import page, report, svg
+from harness.report import html as rendered
+from harness.report import report, svg
 from harness.report.figures import columns
 from tests.harness.browser import CHROMIUM, browser
 from tests.harness.folders import write
@@ -123,7 +124,7 @@ def test_a_single_run_has_a_page(folder: Path) -> None:
 
 
 def test_the_leaderboard_page_is_the_same_without_figures(folder: Path) -> None:
-    text = page(leaderboard([folder]))
+    text = rendered(leaderboard([folder]))
     assert "<figure>" not in text and text.count("<tr") > 3
 
 
