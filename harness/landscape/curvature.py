@@ -195,18 +195,12 @@ def ritz(space: Krylov, *, vectors: bool = False) -> Ritz:
     return pairs._replace(vectors=space.basis.mT @ s.to(space.basis)) if vectors else pairs
 
 
-def top_eigenvalues(
-    loss: Loss, params: Params, key: Tensor, *, k: int = 5, steps: int = 20, vectors: bool = False
-) -> Ritz:
-    """The k largest eigenvalues of each seed's Hessian from `steps` products: values [S, k] with residuals.
-
-    A lower bound that only counts as converged where the residual is small. ValueError if steps < k.
-    """
-    return top_of(Hessian(loss, params), params, key, k=k, steps=steps, vectors=vectors)
-
-
 def top_of(matvec: Matvec, like: Params, key: Tensor, *, k: int, steps: int, vectors: bool = False) -> Ritz:
-    """`top_eigenvalues` of any symmetric product; the start is a Rademacher vector drawn from `key` [S]."""
+    """The k largest eigenvalues of each seed's matrix from `steps` products: values [S, k] with residuals.
+
+    Lower bounds, converged only where the residual is small. The start is a Rademacher vector drawn from `key` [S].
+    ValueError if steps < k.
+    """
     if steps < k:
         raise ValueError(f"steps={steps}: fewer than k={k} Lanczos steps cannot give {k} eigenvalues; raise steps")
     values, residuals, basis, _ = lanczos(matvec, random_signs(key, like), steps, vectors=vectors)

@@ -48,8 +48,8 @@ def average_accuracy(r: Tensor, t: int) -> Tensor:
     """Mean over j <= t of R[t+1, j]: [S].
 
     >>> r = torch.tensor([[[0.1, 0.2], [0.9, 0.3], [0.5, 0.8]]])
-    >>> average_accuracy(r, 1), learning_accuracy(r, 1), forgetting(r, 1)
-    (tensor([0.6500]), tensor([0.8000]), tensor([0.4000]))
+    >>> average_accuracy(r, 1), learning_accuracy(r, 1), forgetting_of_tasks(r, 1)
+    (tensor([0.6500]), tensor([0.8000]), tensor([[0.4000]]))
     >>> backward_transfer(r, 1), forward_transfer(r, 1)
     (tensor([-0.4000]), tensor([0.1000]))
     """
@@ -69,11 +69,6 @@ def forgetting_of_tasks(r: Tensor, t: int) -> Tensor:
     if t == 0:
         return r[:, 0, :0]
     return torch.stack([r[:, j + 1 : t + 1, j].amax(1) - r[:, t + 1, j] for j in range(t)], 1)
-
-
-def forgetting(r: Tensor, t: int) -> Tensor:
-    """Mean over j < t of `forgetting_of_tasks`: [S], in [-1, 1] for accuracies; NaN at t = 0."""
-    return forgetting_of_tasks(r, t).mean(1)
 
 
 def backward_transfer(r: Tensor, t: int) -> Tensor:
