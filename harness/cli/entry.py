@@ -298,7 +298,7 @@ def _page(argv: Sequence[str]) -> int:
         changes = _target("report --wandb", overrides)
         from harness.report import wandb_report
 
-        print(wandb_report.report([Path(name) for name in names], changes, by=given.by, baseline=given.baseline))
+        print(wandb_report.publish([Path(name) for name in names], changes, by=given.by, baseline=given.baseline))
         return 0
     from harness.report import report
     from harness.store import reporting, write_text
@@ -412,12 +412,12 @@ def _atlas(argv: Sequence[str]) -> int:
     paths = [a for a in argv if "=" not in a]
     if not paths:
         raise ValueError("atlas: name a finished run by its folder or the beginning of its id")
-    from harness.finished.atlas import Settings, atlas
+    from harness.finished.atlas import AtlasOptions, atlas
     from harness.finished.atlas_figures import draw
     from harness.store.readers import find_run
 
     given = dict(a.split("=", 1) for a in argv if "=" in a)
-    known = [f.name for f in dataclasses.fields(Settings)]
+    known = [f.name for f in dataclasses.fields(AtlasOptions)]
     for key, value in given.items():
         if key not in (*known, "force"):
             close = nearest(key, [*known, "force"])
@@ -427,10 +427,10 @@ def _atlas(argv: Sequence[str]) -> int:
             raise ValueError(f"atlas force={value}: must be true or false")
         if key != "force" and not value.isdigit():
             raise ValueError(f"atlas {key}={value}: must be a whole number")
-    settings = Settings(**{k: int(v) for k, v in given.items() if k != "force"})
+    options = AtlasOptions(**{k: int(v) for k, v in given.items() if k != "force"})
     for path in [find_run(name, command="atlas") for name in paths]:
         try:
-            parts, remarks = atlas(path, settings, force=given.get("force") == "true")
+            parts, remarks = atlas(path, options, force=given.get("force") == "true")
         except KeyboardInterrupt as stop:
             _say("interrupted: the same command again goes on after the last part that is done")
             return _stopped(stop)

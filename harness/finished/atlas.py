@@ -1,7 +1,7 @@
 """The landscape of a finished run, drawn from its boundary nets: barriers, planes, seeds, the joint net, spectra.
 
 Every part is a table RUN/atlas/<part>.parquet, from which harness/figures.py draws. A part whose table was made under
-the same settings is there already and is not made again. A row is one number of one seed; losses are means over frozen
+the same options is there already and is not made again. A row is one number of one seed; losses are means over frozen
 probes, in nat or the stream's unit, in evaluation mode and without any strategy's penalty.
 """
 
@@ -20,19 +20,19 @@ from harness import store
 from harness.finished.measure import Opened, opened
 from harness.landscape import alignment, paths
 from harness.landscape.curvature import Hessian, density, quadrature
-from harness.metrics import mixture, objective, spread
-from harness.metrics.connectivity import BARRIERS, scores
+from harness.metrics import mixture, objective, spaced
+from harness.metrics.connectivity import BARRIERS, losses_and_errors
 from harness.rng import fold
 from harness.trackers.bar import bar
 from harness.types import Boundary, Net
 
-Columns = dict[str, list[Any]]
+LongTable = dict[str, list[Any]]
 KINDS = ("loss", "error")
 ALIGNED = ("as they are", "weights", "activations")  # how seed b's units are ordered before the line to seed a
 
 
 @dataclass(frozen=True)
-class Settings:
+class AtlasOptions:
     """How fine. The defaults take about a minute for five seeds of 64-100-100-10 on ten tasks of digits."""
 
     tasks: int = 10  # anchors, evenly spread over the stream, the first and the last among them
@@ -54,7 +54,7 @@ class View:
     """A finished run with the anchors that are looked at."""
 
     run: Opened
-    settings: Settings
+    options: AtlasOptions
 
     @property
     def last(self) -> int:
@@ -62,7 +62,7 @@ class View:
 
     @property
     def anchors(self) -> tuple[int, ...]:
-        return spread(self.last, self.settings.tasks)
+        return spaced(self.last, self.options.tasks)
 
     @property
     def three(self) -> tuple[int, ...]:
@@ -80,10 +80,10 @@ class View:
 
 
 Tick = Callable[[], None]
-Part = Callable[[View, Tick], Columns]
+Part = Callable[[View, Tick], LongTable]
 
 
-def atlas(path: Path, settings: Settings, *, force: bool = False) -> tuple[list[str], list[str]]:
+def atlas(path: Path, options: AtlasOptions, *, force: bool = False) -> tuple[list[str], list[str]]:
     """Make the tables of the run at `path` that are not there; names of all its parts, and remarks, a line each.
 
     ValueError where the run is not done, did not keep its nets, or reads them through state that was not kept.
@@ -91,7 +91,7 @@ def atlas(path: Path, settings: Settings, *, force: bool = False) -> tuple[list[
     remarks: list[str] = []
     with store.RunFolder.reopen(path) as folder:
         folder.needs_nets()
-        about = {**asdict(settings), "run": folder.manifest["run_id"], "ended": folder.manifest["ended_at"]}
+        about = {**asdict(options), "run": folder.manifest["run_id"], "ended": folder.manifest["ended_at"]}
         made = dict.fromkeys(PARTS, about)
         if (other := companion(path, folder.manifest)) is not None:
             made["joint"] = {**about, "joint": other.manifest["run_id"], "joint_ended": other.manifest["ended_at"]}
@@ -100,7 +100,7 @@ def atlas(path: Path, settings: Settings, *, force: bool = False) -> tuple[list[
             run = opened(folder, {})
             if run.learner.apply != run.learner.model.__call__:
                 raise ValueError(f"{path}: its nets are read through state of the strategy's that was not kept")
-            view = View(run, settings)
+            view = View(run, options)
             for name, (what, why_not) in ABSENT.items():
                 if name in todo and (reason := why_not(view)):
                     remarks.append(f"no {what}: {reason}")
@@ -114,26 +114,26 @@ def atlas(path: Path, settings: Settings, *, force: bool = False) -> tuple[list[
     return [name for name in PARTS if (path / "atlas" / f"{name}.parquet").exists()], remarks
 
 
-def rows(seeds: Sequence[int], values: Tensor, **where: Sequence[Any]) -> Columns:
+def long_table(seeds: Sequence[int], values: Tensor, **where: Sequence[Any]) -> LongTable:
     """Values [S, A, B, ...] as columns: seed, one column for each further axis (its coordinates), value.
 
-    >>> rows([7, 8], torch.tensor([[1.0, 2.0], [3.0, 4.0]]), alpha=(0, 1))
+    >>> long_table([7, 8], torch.tensor([[1.0, 2.0], [3.0, 4.0]]), alpha=(0, 1))
     {'seed': [7, 7, 8, 8], 'alpha': [0, 1, 0, 1], 'value': [1.0, 2.0, 3.0, 4.0]}
     """
     axes = {"seed": list(seeds), **{k: list(v) for k, v in where.items()}}
     if tuple(map(len, axes.values())) != tuple(values.shape):
         raise ValueError(f"values of shape {tuple(values.shape)} for axes {', '.join(axes)}")
     index = torch.cartesian_prod(*(torch.arange(n) for n in values.shape)).view(-1, values.dim())
-    columns: Columns = {k: [v[i] for i in index[:, a].tolist()] for a, (k, v) in enumerate(axes.items())}
+    columns: LongTable = {k: [v[i] for i in index[:, a].tolist()] for a, (k, v) in enumerate(axes.items())}
     return {**columns, "value": values.detach().cpu().double().flatten().tolist()}
 
 
-def stack(tables: Sequence[Columns]) -> Columns:
+def stack(tables: Sequence[LongTable]) -> LongTable:
     """Tables of the same columns, one below the other."""
     return {k: [x for table in tables for x in table[k]] for k in tables[0]}
 
 
-def labelled(table: Columns, **constant: Any) -> Columns:
+def labelled(table: LongTable, **constant: Any) -> LongTable:
     n = len(table["value"])
     return {**{k: [v] * n for k, v in constant.items()}, **table}
 
@@ -145,63 +145,63 @@ def pairs(view: View) -> Iterator[tuple[int, int]]:
     return ((i, j) for j in view.anchors for i in view.anchors if i < j)
 
 
-def barriers(view: View, tick: Tick) -> Columns:
+def barriers(view: View, tick: Tick) -> LongTable:
     """The line between every two anchors i < j, under task i's loss, task j's and their mean: path and barriers.
 
     `of` says which: earlier, later, both. Rows of measure loss and error, with a number for alpha, are the path; the
     others are its barriers, as harness/paths.py defines and metrics/connectivity.py names them, and have alpha NaN.
     """
     tables = []
-    alphas = paths.grid(view.settings.points)
+    alphas = paths.grid(view.options.points)
     for i, j in pairs(view):
         tick()
         b, start = view.boundary(j), view.run.net(i).params
-        batches = [b.probe(k, view.settings.size) for k in (i, j)]
-        path = paths.line(start, b.trained.params, lambda p: scores(b, p, batches), alphas)  # noqa: B023  [S, K, 2, 2]
+        batches = [b.probe(k, view.options.size) for k in (i, j)]
+        path = paths.line(start, b.trained.params, lambda p: losses_and_errors(b, p, batches), alphas)  # noqa: B023  [S, K, 2, 2]
         path = torch.cat([path, path.mean(2, keepdim=True)], 2)
         tables += walked(view, path, ("earlier", "later", "both"), start=i, end=j)
     return stack(tables)
 
 
-def walked(view: View, path: Tensor, of: Sequence[str], **where: Any) -> list[Columns]:
+def walked(view: View, path: Tensor, of: Sequence[str], **where: Any) -> list[LongTable]:
     """A path [S, K, len(of), 2] of losses and errors, and its barriers, whose alpha is NaN."""
-    tables, alphas, seeds = [], paths.grid(view.settings.points), view.run.stream.seeds
+    tables, alphas, seeds = [], paths.grid(view.options.points), view.run.stream.seeds
     for k, kind in enumerate(KINDS):
-        tables.append(labelled(rows(seeds, path[..., k], alpha=alphas, of=of), **where, measure=kind))
+        tables.append(labelled(long_table(seeds, path[..., k], alpha=alphas, of=of), **where, measure=kind))
         for name, barrier in BARRIERS.items():
             each = torch.stack([barrier(path[:, :, m, k], alphas) for m in range(len(of))], 1)[:, None]
-            tables.append(labelled(rows(seeds, each, alpha=[math.nan], of=of), **where, measure=f"{name}_{kind}"))
+            tables.append(labelled(long_table(seeds, each, alpha=[math.nan], of=of), **where, measure=f"{name}_{kind}"))
     return tables
 
 
-def planes(view: View, tick: Tick) -> Columns:
+def planes(view: View, tick: Tick) -> LongTable:
     """Losses of the first, the middle and the last task on the plane through the nets after them."""
     if len(view.three) < 3:
-        return labelled(rows([], torch.empty(0, 0, 0), x=[], y=[]), of=0, corner=-1)
+        return labelled(long_table([], torch.empty(0, 0, 0), x=[], y=[]), of=0, corner=-1)
     b = view.boundary(view.last)
     flat = paths.plane(*(view.run.net(t).params for t in view.three))
     return on_plane(view, b, flat, {f"{t}": [t] for t in view.three}, tick)
 
 
-def random_planes(view: View, tick: Tick) -> Columns:
+def random_planes(view: View, tick: Tick) -> LongTable:
     """Mean loss of the tasks seen, around the first and the last net, along filter-normalised random directions."""
     tables = []
     for t in sorted({0, view.last}):
         b = view.boundary(t)
         flat = paths.random_plane(b.trained.params, fold(b.random.base, "plane"))
-        tables.append(on_plane(view, b, flat, {f"{t}": list(spread(t, 5))}, tick))
+        tables.append(on_plane(view, b, flat, {f"{t}": list(spaced(t, 5))}, tick))
     return stack(tables)
 
 
-def on_plane(view: View, b: Boundary, flat: paths.Plane, of: dict[str, list[int]], tick: Tick) -> Columns:
+def on_plane(view: View, b: Boundary, flat: paths.Plane, of: dict[str, list[int]], tick: Tick) -> LongTable:
     """Mean loss of each group of tasks at every point of a plane, and where its corners lie (corner 0, 1, 2)."""
-    x, y = paths.axes(flat, view.settings.grid)
+    x, y = paths.axes(flat, view.options.grid)
     seeds, tables = view.run.stream.seeds, []
     for name, tasks in of.items():
         tick()
-        batches = [b.probe(t, view.settings.size) for t in tasks]
-        values = paths.surface(flat, lambda p: scores(b, p, batches)[..., 0].mean(1), x, y)  # noqa: B023
-        tables.append(labelled(rows(seeds, values, x=x, y=y), of=name, corner=-1))
+        batches = [b.probe(t, view.options.size) for t in tasks]
+        values = paths.surface(flat, lambda p: losses_and_errors(b, p, batches)[..., 0].mean(1), x, y)  # noqa: B023
+        tables.append(labelled(long_table(seeds, values, x=x, y=y), of=name, corner=-1))
         for c in range(flat.corners.shape[1]):
             at = flat.corners[:, c].tolist()
             found = {"seed": list(seeds), "x": [a for a, _ in at], "y": [a for _, a in at]}
@@ -228,28 +228,28 @@ def strangers(view: View) -> str:
     return ""
 
 
-def seeds(view: View, tick: Tick) -> Columns:
+def seeds(view: View, tick: Tick) -> LongTable:
     """The line from each seed's last net to the next seed's, under the last task; units as they are and aligned.
 
     `seed` is the one at alpha = 0, on whose probe rows the line is measured. Only the last task is one that both nets
     know well: of what is half forgotten, a mean of two nets may be less wrong than either.
     """
     b = view.boundary(view.last)
-    batch, here = b.probe(view.last, view.settings.size), b.trained
+    batch, here = b.probe(view.last, view.options.size), b.trained
     params, buffers = ({k: v.roll(-1, 0) for k, v in part.items()} for part in (here.params, here.buffers))
     there = Net(params, buffers, here.apply)
-    alphas, tables = paths.grid(view.settings.points), []
+    alphas, tables = paths.grid(view.options.points), []
     for how in ALIGNED:
         tick()
         moved = there
         if how != ALIGNED[0]:
             moved, orders = alignment.align(here, there, b.learner.model.units, batch.x, batch.t, by=how)
             share = alignment.moved_share(orders)[:, None]
-            found = rows(view.run.stream.seeds, share, alpha=[math.nan])
+            found = long_table(view.run.stream.seeds, share, alpha=[math.nan])
             tables.append(labelled(found, aligned=how, measure="moved share"))
-        path = paths.line(here.params, moved.params, lambda p: scores(b, p, [batch])[:, 0], alphas)
+        path = paths.line(here.params, moved.params, lambda p: losses_and_errors(b, p, [batch])[:, 0], alphas)
         for k, kind in enumerate(KINDS):
-            found = rows(view.run.stream.seeds, path[..., k], alpha=alphas)
+            found = long_table(view.run.stream.seeds, path[..., k], alpha=alphas)
             tables.append(labelled(found, aligned=how, measure=kind))
     return stack(tables)
 
@@ -271,7 +271,7 @@ def unaccompanied(view: View) -> str:
     return ""
 
 
-def joint(view: View, tick: Tick) -> Columns:
+def joint(view: View, tick: Tick) -> LongTable:
     """The line from each anchor to the net that was trained on all tasks together: `of` its own task, or all anchors.
 
     The joint net has an initialisation of its own, so the line is also walked with its units matched by weights to
@@ -282,7 +282,7 @@ def joint(view: View, tick: Tick) -> Columns:
     with store.RunFolder.reopen(other.path) as folder:
         there = view.run.loaded(folder.net(view.last))
     b, tables = view.boundary(view.last), []
-    batches = [b.probe(t, view.settings.size) for t in view.anchors]
+    batches = [b.probe(t, view.options.size) for t in view.anchors]
     for i, t in enumerate(view.anchors):
         tick()
         here = view.run.net(t)
@@ -290,14 +290,16 @@ def joint(view: View, tick: Tick) -> Columns:
             moved = there
             if how != ALIGNED[0]:
                 moved, _ = alignment.align(here, there, b.learner.model.units, batches[i].x, batches[i].t, by=how)
-            alphas = paths.grid(view.settings.points)
-            path = paths.line(here.params, moved.params, lambda p: scores(b, p, batches), alphas)  # [S, K, A, 2]
+            alphas = paths.grid(view.options.points)
+            path = paths.line(
+                here.params, moved.params, lambda p: losses_and_errors(b, p, batches), alphas
+            )  # [S, K, A, 2]
             path = torch.stack([path[:, :, i], path.mean(2)], 2)
             tables += walked(view, path, ("own", "all"), start=t, aligned=how)
     return stack(tables)
 
 
-def spectra(view: View, tick: Tick) -> Columns:
+def spectra(view: View, tick: Tick) -> LongTable:
     """Spectral density of the Hessian of the mean loss over the tasks seen, after the first, middle and last task.
 
     By stochastic Lanczos quadrature; `eigenvalue` is at multiples of the largest absolute node of each seed.
@@ -307,12 +309,12 @@ def spectra(view: View, tick: Tick) -> Columns:
     for t in view.three:
         tick()
         b = view.boundary(t)
-        batch = mixture(b, spread(t, 5), view.settings.size)
+        batch = mixture(b, spaced(t, 5), view.options.size)
         hessian = Hessian(objective(b, batch), b.trained.params)
-        how = {"vectors": view.settings.vectors, "steps": view.settings.steps}
+        how = {"vectors": view.options.vectors, "steps": view.options.steps}
         q = quadrature(hessian, b.trained.params, fold(fold(b.random.base, "spectrum"), t), **how)
         value, radius = density(q, grid.to(q.nodes.device), 0.01)
-        found = rows(view.run.stream.seeds, value / radius[:, None], share=grid.tolist())
+        found = long_table(view.run.stream.seeds, value / radius[:, None], share=grid.tolist())
         found["eigenvalue"] = (grid * radius[:, None].cpu()).flatten().tolist()
         tables.append(labelled(found, after=t))
     return stack(tables)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import store
-from harness.leaderboard import described, size
+from harness.leaderboard import setting_in_words, size
 from harness.trackers import About, summaries
 from harness.trackers.console import Console
 
@@ -21,7 +21,7 @@ def show(path: Path) -> None:
     seeds, metrics = tuple(facts["seeds"]), store.read_table(path, "metrics")
     accuracy = store.read_table(path, "accuracy")
     tasks = 1 + max([*accuracy["task"].to_pylist(), *accuracy["boundary"].to_pylist(), 0])
-    title = f"{facts['strategy']} on {facts['stream']}: {described(facts)}, seeds {list(seeds)}"
+    title = f"{facts['strategy']} on {facts['stream']}: {setting_in_words(facts)}, seeds {list(seeds)}"
     if not (path / "DONE").exists():
         title += f"\n{facts['status']}: these are the boundaries so far"
     timing = store.read_table(path, "timing").to_pylist()

@@ -16,7 +16,7 @@ import numpy as np
 
 from harness import store
 from harness.geometry.association import Association, Labels, associate, thirds
-from harness.geometry.design import Design, design, place_of
+from harness.geometry.design import Design, design, stream_and_strategy
 from harness.stats import LEVEL, RESAMPLES, holm
 from harness.store.readers import Wanted, snapshot
 
@@ -146,8 +146,8 @@ def grid_rows(runs: Sequence[store.Run], metrics: pd.DataFrame, where: str) -> p
     by_id = {run.manifest["run_id"]: run for run in runs}
     means = means[means.run_id.isin(list(by_id))]
     strata = {
-        "stream": [place_of(by_id[i])[0] for i in means.run_id],
-        "strategy": [place_of(by_id[i])[1] for i in means.run_id],
+        "stream": [stream_and_strategy(by_id[i])[0] for i in means.run_id],
+        "strategy": [stream_and_strategy(by_id[i])[1] for i in means.run_id],
         "lr": [by_id[i].manifest["config"]["optimizer"]["lr"] for i in means.run_id],
     }
     return pd.concat([pd.DataFrame(strata), means.reset_index(drop=True)], axis=1)

@@ -16,8 +16,8 @@ FIXED = ("tasks", "scenario", "classes", "boundaries", "dataset", "model", "opti
          "seeds", "dtype", "pin")  # fmt: skip
 REMEDY = "`python -m harness experiment=geometry results=FOLDER` makes one"
 
-Place = tuple[str, str]  # stream, strategy
-Values = Mapping[str, Any]  # dotted key -> value of one run's configuration
+Block = tuple[str, str]  # stream, strategy
+Leaves = Mapping[str, Any]  # dotted key -> value of one run's configuration
 
 
 class Design(NamedTuple):
@@ -29,14 +29,14 @@ class Design(NamedTuple):
     seeds: list[int]
 
 
-def place_of(run: store.Run) -> Place:
+def stream_and_strategy(run: store.Run) -> Block:
     return run.path.parent.parent.name, run.manifest["strategy"]
 
 
 def design(runs: Sequence[store.Run], where: str) -> Design:
     """The grid that these runs form. ValueError if a knob is not crossed or anything else differs."""
     configs = [dict(leaves({k: run.manifest["config"].get(k) for k in FIXED})) for run in runs]
-    places = [place_of(run) for run in runs]
+    blocks = [stream_and_strategy(run) for run in runs]
     levels = {knob: sorted({c[knob] for c in configs if knob in c}) for knob in KNOBS}
     levels = {knob: values for knob, values in levels.items() if len(values) > 1}
     if len(levels.keys() - {RATE}) < 2:
@@ -44,23 +44,23 @@ def design(runs: Sequence[store.Run], where: str) -> Design:
             f"explain {where}: not a designed grid: fewer than two of {', '.join(KNOBS[1:])} vary within a strategy, "
             f"so geometry is confounded with method; {REMEDY}"
         )
-    for place in sorted(set(places)):
-        _refuse_other_differences([c for c, p in zip(configs, places) if p == place], place, where)
-    streams, strategies = (sorted({place[i] for place in places}) for i in (0, 1))
+    for block in sorted(set(blocks)):
+        _refuse_other_differences([c for c, p in zip(configs, blocks) if p == block], block, where)
+    streams, strategies = (sorted({block[i] for block in blocks}) for i in (0, 1))
     _refuse_missing(
         itertools.product(streams, strategies, *levels.values()),
-        {(*place, *(c.get(knob) for knob in levels)) for place, c in zip(places, configs)},
+        {(*block, *(c.get(knob) for knob in levels)) for block, c in zip(blocks, configs)},
         list(levels),
         where,
     )
     return Design(levels, streams, strategies, list(runs[0].manifest["seeds"]))
 
 
-def _refuse_other_differences(configs: Sequence[Values], place: Place, where: str) -> None:
+def _refuse_other_differences(configs: Sequence[Leaves], block: Block, where: str) -> None:
     for key in sorted({key for c in configs for key in c} - set(KNOBS)):
         if len({json.dumps(c.get(key)) for c in configs}) > 1:
             raise ValueError(
-                f"explain {where}: not a designed grid: {key} differs between runs of {place[1]} on {place[0]}, and "
+                f"explain {where}: not a designed grid: {key} differs between runs of {block[1]} on {block[0]}, and "
                 f"its effect would be attributed to geometry; {REMEDY}"
             )
 

@@ -89,7 +89,7 @@ def _reorder(value: Tensor, s: Slice, order: Tensor) -> Tensor:
     return value.gather(s.axis, index.view(shape).expand_as(value))
 
 
-def identity(units: Sequence[Unit], like: Params) -> Orders:
+def identity_orders(units: Sequence[Unit], like: Params) -> Orders:
     """Every unit in its own place."""
     some = next(iter(like.values()))
     return {u.act: torch.arange(u.size, device=some.device).repeat(len(some), 1) for u in units}
@@ -118,7 +118,7 @@ def match_weights(a: Params, b: Params, units: Sequence[Unit]) -> Orders:
     without units, or with a weight that a unit both writes and reads, which makes the sum quadratic in its order.
     """
     _check(units)
-    orders, moved = identity(units, a), b
+    orders, moved = identity_orders(units, a), b
     finite = tree.finite(a) & tree.finite(b)
     for sweep in range(SWEEPS):
         gained = False

@@ -107,7 +107,7 @@ def add(p: Pair, q: Pair) -> Pair:
     return left[0] * p[0] + left[1] * q[0], right[0] * p[1] + right[1] * q[1]
 
 
-def quadratic(shift: Tensor, pair: Pair) -> Tensor:
+def quadratic_form(shift: Tensor, pair: Pair) -> Tensor:
     """vec(D)ᵀ (A ⊗ G) vec(D) = tr(G D A Dᵀ) of each seed [S], for D [S, o, i]; differentiable (once) in D."""
     value: Tensor = _Form.apply(shift, *pair)
     return value

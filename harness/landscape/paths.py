@@ -141,10 +141,10 @@ def surface(plane: Plane, evaluate: Callable[[Params], Tensor], x: Sequence[floa
     return torch.stack(columns, 1)
 
 
-Rows = tuple[Tensor, Tensor, Tensor | None]  # x [S, B, ...], t [S, B], key [S] of dropout
+Inputs = tuple[Tensor, Tensor, Tensor | None]  # x [S, B, ...], t [S, B], key [S] of dropout
 
 
-def refresh(net: Net, batches: Iterable[Rows]) -> Net:
+def refresh(net: Net, batches: Iterable[Inputs]) -> Net:
     """The net with running statistics replaced by their mean over the batches; unchanged if it has none.
 
     Every floating buffer is taken for a moving average, new = (1 - m) old + m statistic, and the statistic is
@@ -182,7 +182,7 @@ def remeasure(learner: Learner, params: Params, task: Task, random: RandomStream
     As much data as the task has, 64 batches at most.
     """
 
-    def batches() -> Iterator[Rows]:
+    def batches() -> Iterator[Inputs]:
         for _ in range(min(64, math.ceil(task.nominal / size))):
             position = integers(random.key(), task.train.size[:, None], size)
             x, _, t = task.train.take(position)
@@ -257,18 +257,18 @@ def excess(path: Tensor, alphas: Sequence[float]) -> Tensor:
     return path.amax(1) - a.maximum(b)[:, 0]
 
 
-def best(path: Tensor, alphas: Sequence[float]) -> tuple[Tensor, Tensor]:
+def lowest(path: Tensor, alphas: Sequence[float]) -> tuple[Tensor, Tensor]:
     """Where the path is lowest, and how far below the better end: alpha* [S], gain [S] at least 0; NaN with NaN.
 
     The gain is what averaging the two ends could give for nothing.
 
-    >>> best(torch.tensor([[4.0, 0.5, 2.0], [1.0, 2.0, 3.0]]), (0, 0.5, 1))
+    >>> lowest(torch.tensor([[4.0, 0.5, 2.0], [1.0, 2.0, 3.0]]), (0, 0.5, 1))
     (tensor([0.5000, 0.0000]), tensor([1.5000, 0.0000]))
     """
     a, b = _ends(path, alphas)
-    lowest, index = path.min(1)
+    value, index = path.min(1)
     alpha = torch.tensor(alphas, dtype=path.dtype, device=path.device)[index]
-    return alpha.masked_fill(lowest.isnan(), math.nan), a.minimum(b)[:, 0] - lowest
+    return alpha.masked_fill(value.isnan(), math.nan), a.minimum(b)[:, 0] - value
 
 
 def area(path: Tensor, alphas: Sequence[float]) -> Tensor:

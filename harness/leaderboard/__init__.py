@@ -12,17 +12,34 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from harness.leaderboard.boards import apart, board
+from harness.leaderboard.boards import board, incomparable
 from harness.leaderboard.columns import cells, heading, overall_heading, overall_table, size, table
 from harness.leaderboard.entries import begun, finished
-from harness.leaderboard.naming import described, told_apart
+from harness.leaderboard.naming import setting_in_words, told_apart
 from harness.leaderboard.records import BASELINE, BY_NAME, SCORES, Board, Entry, Leaderboard, Row
 from harness.leaderboard.standings import overall
 from harness.leaderboard.texts import MEANING, markdown, piped, text
 
 __all__ = [
-    "MEANING", "SCORES", "Board", "Entry", "Leaderboard", "Row", "cells", "described", "heading", "leaderboard",
-    "markdown", "overall", "overall_heading", "overall_table", "piped", "size", "table", "text", "told_apart",
+    "MEANING",
+    "SCORES",
+    "Board",
+    "Entry",
+    "Leaderboard",
+    "Row",
+    "cells",
+    "heading",
+    "leaderboard",
+    "markdown",
+    "overall",
+    "overall_heading",
+    "overall_table",
+    "piped",
+    "setting_in_words",
+    "size",
+    "table",
+    "text",
+    "told_apart",
 ]  # fmt: skip
 
 
@@ -42,4 +59,4 @@ def leaderboard(folders: Sequence[Path], *, by: str = "average_accuracy", baseli
     labels = {row.entry.label for one in boards for row in one.rows}
     if labels and baseline not in (BASELINE, *labels):
         raise ValueError(f"--baseline {baseline}: no such entry; there is {', '.join(sorted(labels))}")
-    return Leaderboard(tuple(boards), overall(boards, baseline), (*notes, *apart(boards)), baseline)
+    return Leaderboard(tuple(boards), overall(boards, baseline), (*notes, *incomparable(boards)), baseline)

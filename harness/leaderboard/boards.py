@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from harness import store
-from harness.leaderboard.comparison import compared, summaries
+from harness.leaderboard.comparison import compared, score_means
 from harness.leaderboard.entries import missing
-from harness.leaderboard.naming import described, listed, told_apart
+from harness.leaderboard.naming import listed, setting_in_words, told_apart
 from harness.leaderboard.records import Board, Entry, Place, Row, Score
 
 
@@ -47,7 +47,7 @@ def board(place: Place, found: Sequence[Entry], cut_short: Sequence[store.Run], 
         setting=f"{place.setting}, data {place.data}" if place.data else place.setting,
         version=place.version,
         split=place.split,
-        about=described(some.manifest),
+        about=setting_in_words(some.manifest),
         by=by,
         seeds=seeds,
         baseline=against.label if against else "",
@@ -78,7 +78,7 @@ def on(entry: Entry, seeds: tuple[int, ...]) -> Entry:
 
 def _uncompared(entry: Entry, seeds: tuple[int, ...], by: Score) -> Row:
     got = {s for s, v in zip(entry.seeds, entry.scores[by.name]) if not math.isnan(v)}
-    return Row(entry, len(got & set(seeds)), summaries([entry])[0])
+    return Row(entry, len(got & set(seeds)), score_means([entry])[0])
 
 
 def _sources(runs: Sequence[store.Run]) -> list[str]:
@@ -107,7 +107,7 @@ def _machine(facts: Mapping[str, Any]) -> str:
     return hardware.get("gpu") or cpu
 
 
-def apart(boards: Sequence[Board]) -> list[str]:
+def incomparable(boards: Sequence[Board]) -> list[str]:
     """What keeps the settings of one stream from being compared."""
     notes = []
     for stream in dict.fromkeys(b.stream for b in boards):

@@ -26,7 +26,7 @@ def cells(board: Board) -> list[dict[str, str]]:
             "seeds": _coverage(row.found, len(board.seeds), diverged, entry.state),
         }
         for score in scores:
-            line[score.title] = shown(row.means[score.name], len(entry.seeds), score.form)
+            line[score.title] = mean_cell(row.means[score.name], len(entry.seeds), score.form)
             if score == board.by:
                 line["IQM"] = _ranged(row.iqm, row.iqm_interval, score.form)
         if board.baseline:
@@ -79,10 +79,10 @@ def _ranged(value: float, limits: tuple[float, float] = UNKNOWN, form: str = ".3
     return f"{value:{form}} ({low})" if low == high else f"{value:{form}} ({low}–{high})"
 
 
-def shown(value: tuple[float, float, int], seeds: int, form: str = ".3f") -> str:
+def mean_cell(value: tuple[float, float, int], seeds: int, form: str = ".3f") -> str:
     """Mean ± half width; where values are missing, how many there are and no mean.
 
-    >>> shown((0.91234, 0.01, 5), 5), shown((math.nan, math.nan, 4), 5), shown((math.nan, math.nan, 0), 5)
+    >>> mean_cell((0.91234, 0.01, 5), 5), mean_cell((math.nan, math.nan, 4), 5), mean_cell((math.nan, math.nan, 0), 5)
     ('0.912 ± 0.010', '4/5', '-')
     """
     mean, half, n = value

@@ -21,7 +21,7 @@ def compared(entries: Sequence[Entry], by: Score, baseline: Entry | None) -> lis
     table = np.stack([sign * e.scores[by.name] for e in entries])  # [entries, seeds], higher is better
     rank, between = stats.ranks(table.mean(1)), np.stack(stats.rank_intervals(table), 1)
     middle, around = sign * stats.iqm(table), np.sort(sign * np.stack(stats.bootstrap([table], stats.iqm), 1), 1)
-    front, means = fronts(entries), summaries(entries)
+    front, means = fronts(entries), score_means(entries)
     rows = []
     for i, entry in enumerate(entries):
         row = Row(
@@ -67,7 +67,7 @@ def fronts(entries: Sequence[Entry]) -> dict[str, NDArray[np.bool_]]:
     return {name: stats.pareto(np.stack([accuracy, -np.array(cost)], 1)) for name, cost in costs.items()}
 
 
-def summaries(entries: Sequence[Entry]) -> list[dict[str, tuple[float, float, int]]]:
+def score_means(entries: Sequence[Entry]) -> list[dict[str, tuple[float, float, int]]]:
     """Of each entry and score: mean, half width, number of values. Entries have equally many seeds."""
     made: list[dict[str, tuple[float, float, int]]] = [{} for _ in entries]
     for score in SCORES:

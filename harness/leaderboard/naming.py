@@ -48,7 +48,7 @@ def leaves(node: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:
         yield prefix, node
 
 
-def described(facts: Mapping[str, Any]) -> str:
+def setting_in_words(facts: Mapping[str, Any]) -> str:
     """A setting in words: length, budget, optimizer, model."""
     cfg = facts["config"]
     steps, epochs = cfg["train"]["steps"], cfg["train"]["epochs"]

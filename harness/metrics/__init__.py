@@ -24,12 +24,12 @@ Readings = dict[str, Tensor | Reading]
 PROBES = {"first": "first task", "current": "task just trained", "joint": "mean over the tasks seen"}
 
 
-def spread(t: int, limit: int) -> tuple[int, ...]:
+def spaced(t: int, limit: int) -> tuple[int, ...]:
     """Which of the tasks 0 ... t are measured: at most `limit`, evenly spaced, the first and the current among them.
 
     Bounds the cost of a boundary on a long stream. ValueError if limit < 2.
 
-    >>> spread(3, 5), spread(10, 5), spread(0, 5)
+    >>> spaced(3, 5), spaced(10, 5), spaced(0, 5)
     ((0, 1, 2, 3), (0, 2, 5, 7, 10), (0,))
     """
     if limit < 2:
@@ -65,7 +65,7 @@ def probed(
     """`measure(rows, key)` on each probe, its readings named <name>_<probe>; after the first task all are one.
 
     "first" and "current" are `size` rows of one task; "joint" is the mean loss over the tasks seen, from `size` rows
-    split evenly over at most `tasks` of them (see `spread`). Keys depend on the setting, the boundary and the probe.
+    split evenly over at most `tasks` of them (see `spaced`). Keys depend on the setting, the boundary and the probe.
     ValueError for another probe.
     """
     made: dict[str, Readings] = {}
@@ -82,7 +82,7 @@ def probed(
 
 def _rows(b: Boundary, probe: str, size: int, tasks: int) -> Batch:
     if probe == "joint":
-        return mixture(b, spread(b.t, tasks), size)
+        return mixture(b, spaced(b.t, tasks), size)
     return b.probe(0 if probe == "first" else b.t, size)
 
 

@@ -13,8 +13,8 @@ import math
 import torch
 
 from harness.landscape import paths
-from harness.metrics import Readings, blank, crossed, spread
-from harness.metrics.connectivity import BARRIERS, scores
+from harness.metrics import Readings, blank, crossed, spaced
+from harness.metrics.connectivity import BARRIERS, losses_and_errors
 from harness.types import Boundary, Column, Reading
 
 COLUMNS: dict[str, Column] = {
@@ -36,20 +36,20 @@ COLUMNS: dict[str, Column] = {
 def anchors(b: Boundary, *, size: int, tasks: int, points: int) -> Readings:
     """The line from every measured old task's net: [S, tasks] each, and its points, K for each; nothing at t = 0.
 
-    The old tasks are those of `metrics.spread(t, tasks)`; the definitions are those of `harness.landscape.paths`. Cost:
+    The old tasks are those of `metrics.spaced(t, tasks)`; the definitions are those of `harness.landscape.paths`. Cost:
     `points` forward passes for each of them, three times as many with batch norm. NaN where the net after task i was
     not kept (keep=last). Regression has no errors.
     """
     if b.phase != "end" or b.t == 0:
         return {}
-    old, alphas = spread(b.t, tasks)[:-1], paths.grid(points)
+    old, alphas = spaced(b.t, tasks)[:-1], paths.grid(points)
     unknown = torch.full((b.learner.S, points, 2), math.nan, dtype=b.learner.dtype, device=b.learner.device)
 
     def line(i: int) -> torch.Tensor:  # [S, K, 2]
         if i not in b.nets:
             return unknown
         batch = b.probe(i, size)
-        return paths.line(b.nets[i].params, b.trained.params, lambda p: scores(b, p, [batch])[:, 0], alphas)
+        return paths.line(b.nets[i].params, b.trained.params, lambda p: losses_and_errors(b, p, [batch])[:, 0], alphas)
 
     lines = [line(i) for i in old]
     found: Readings = {}
@@ -57,7 +57,7 @@ def anchors(b: Boundary, *, size: int, tasks: int, points: int) -> Readings:
         each = [one[..., at] for one in lines]  # [S, K] of each task
         for name, of in BARRIERS.items():
             found[f"anchor_{name}_{kind}"] = Reading(torch.stack([of(p, alphas) for p in each], 1), None, "task", old)
-        alpha, gain = (torch.stack(part, 1) for part in zip(*[paths.best(p, alphas) for p in each]))
+        alpha, gain = (torch.stack(part, 1) for part in zip(*[paths.lowest(p, alphas) for p in each]))
         found[f"anchor_best_alpha_{kind}"] = Reading(alpha, None, "task", old)
         found[f"anchor_gain_{kind}"] = Reading(gain, None, "task", old)
         whole = torch.stack(each, 1)

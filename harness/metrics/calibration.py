@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from harness.learner import mask_logits
-from harness.metrics import Readings, blank, shares, spread
+from harness.metrics import Readings, blank, shares, spaced
 from harness.types import Boundary, Column, Reading
 
 NET = "deployed"  # whose probabilities these are
@@ -38,7 +38,7 @@ COLUMNS: dict[str, Column] = {
 
 
 def calibration(b: Boundary, *, size: int, tasks: int) -> Readings:
-    """Calibration of each measured task (`metrics.spread`) and overall on `size` test rows of each, after a task.
+    """Calibration of each measured task (`metrics.spaced`) and overall on `size` test rows of each, after a task.
 
     The temperature takes as many validation rows. Cost: two forward passes of the deployed net for each task.
     Nothing for a regression. NaN where the deployed net's logits are no log-probabilities up to a constant (nearest
@@ -46,10 +46,10 @@ def calibration(b: Boundary, *, size: int, tasks: int) -> Readings:
     """
     if b.phase != "end" or b.stream.loss == "mse":
         return {}
-    measured = spread(b.t, tasks)
+    measured = spaced(b.t, tasks)
     parts = [(answers(b, i, size, "val"), answers(b, i, size, "test")) for i in measured]
-    each = [scores(val, test) for val, test in parts]
-    of_all = scores(*(pooled([part[k] for part in parts], shares(measured, b.t)) for k in range(2)))
+    each = [calibration_scores(val, test) for val, test in parts]
+    of_all = calibration_scores(*(pooled([part[k] for part in parts], shares(measured, b.t)) for k in range(2)))
     found: Readings = dict(of_all)
     found.update(
         {f"{n}_task": Reading(torch.stack([e[n] for e in each], 1), axis="task", coords=measured) for n in of_all}
@@ -85,7 +85,7 @@ def pooled(parts: list[Answers], weight: tuple[float, ...]) -> Answers:
     return Answers(logits, y, w)
 
 
-def scores(val: Answers, test: Answers) -> dict[str, Tensor]:
+def calibration_scores(val: Answers, test: Answers) -> dict[str, Tensor]:
     """Every measure of this file: [S] each."""
     t = temperature(val)
     tempered = test._replace(logits=test.logits / t[:, None, None])

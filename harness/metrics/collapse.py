@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from harness.landscape.curvature import rowwise
-from harness.metrics import Readings, blank, spread
+from harness.metrics import Readings, blank, spaced
 from harness.toolbox import class_means
 from harness.toolbox.memory import pick_rows
 from harness.types import Boundary, Column, Reading
@@ -33,7 +33,7 @@ COLUMNS: dict[str, Column] = {
 
 
 def collapse(b: Boundary, *, size: int, tasks: int) -> Readings:
-    """Collapse of the features of each measured task (`metrics.spread`) on `size` of its training rows, after a task.
+    """Collapse of the features of each measured task (`metrics.spaced`) on `size` of its training rows, after a task.
 
     Cost: one forward pass for each. Nothing for a regression, which has no classes, or where the model declares
     no head. NaN for a task with a single class, and where all class means are one point.
@@ -41,7 +41,7 @@ def collapse(b: Boundary, *, size: int, tasks: int) -> Readings:
     layer = class_means.head(b.learner.model)
     if b.phase != "end" or b.stream.loss == "mse" or layer is None:
         return {}
-    measured = spread(b.t, tasks)
+    measured = spaced(b.t, tasks)
     weight, found = b.trained.params[layer.weight].double(), []
     for i in measured:
         batch = b.probe(i, size)

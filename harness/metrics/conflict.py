@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from harness.landscape.curvature import flatten, value_and_grad
-from harness.metrics import Readings, blank, crossed, objective, spread
+from harness.metrics import Readings, blank, crossed, objective, spaced
 from harness.types import Boundary, Column, Reading
 
 COLUMNS: dict[str, Column] = {
@@ -29,12 +29,12 @@ COLUMNS: dict[str, Column] = {
 def conflict(b: Boundary, *, size: int, tasks: int) -> Readings:
     """Cosines of the measured tasks' gradients at theta_t, each on `size` probe rows; nothing at t = 0.
 
-    The tasks are those of `metrics.spread(t, tasks)`, the losses those of evaluation mode under this boundary's mask.
+    The tasks are those of `metrics.spaced(t, tasks)`, the losses those of evaluation mode under this boundary's mask.
     Range -1 to 1; NaN where a gradient is 0, which has no direction. Cost: 1 gradient for each measured task.
     """
     if b.phase != "end" or b.t == 0:
         return {}
-    measured = spread(b.t, tasks)
+    measured = spaced(b.t, tasks)
     gradients = [flatten(value_and_grad(objective(b, b.probe(i, size)), b.trained.params)[1]) for i in measured]
     stacked = torch.stack(gradients, 1)  # [S, T, P]
     cosine = cosines(stacked)

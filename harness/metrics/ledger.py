@@ -25,7 +25,7 @@ from torch import Tensor
 
 from harness import tree
 from harness.landscape.curvature import Hessian, lanczos
-from harness.metrics import Readings, blank, score, spread
+from harness.metrics import Readings, blank, score, spaced
 from harness.types import Boundary, Column, Loss, Net, Params, Reading
 
 COLUMNS: dict[str, Column] = {
@@ -58,7 +58,7 @@ COLUMNS: dict[str, Column] = {
 def ledger(b: Boundary, *, size: int, tasks: int, steps: int, k: int) -> Readings:
     """The account of every measured old task i < t after task t: [S, tasks] each; nothing at t = 0.
 
-    The old tasks are those of `metrics.spread(t, tasks)`. `steps` are Lanczos steps from d at theta_i, one Hessian
+    The old tasks are those of `metrics.spaced(t, tasks)`. `steps` are Lanczos steps from d at theta_i, one Hessian
     product each: 1 gives the second-order term alone, more than `k` also lambda_max, the bound and the share of d in
     the top-k eigenspace, a number in [0, 1] that is k/P for a random direction in P dimensions. Since the steps start
     at d, one run serves all four, with no state from one boundary to the next. lambda_max is a lower bound until its
@@ -78,7 +78,7 @@ def ledger(b: Boundary, *, size: int, tasks: int, steps: int, k: int) -> Reading
         raise ValueError(f"metrics.ledger.steps={steps}: must be 1, or above k={k} for the bound and the share")
     if b.phase != "end" or b.t == 0:
         return {}
-    old = spread(b.t, tasks)[:-1]
+    old = spaced(b.t, tasks)[:-1]
     rows = [entry(b, i, size, steps, k) if i in b.nets else {} for i in old]
     lost = torch.full_like(b.accuracy[:, 0, 0], math.nan, device=b.learner.device)
     names = [n for n in COLUMNS if any(n in row for row in rows)]

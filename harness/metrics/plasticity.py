@@ -40,7 +40,7 @@ def plasticity(b: Boundary, *, size: int, duplicates: bool, rank: bool, gradient
     if duplicates:
         found.update(dormancy.duplicates(acts, units))
     if rank and units:
-        found.update(ranks.ranks(acts[units[-1].act]))
+        found.update(ranks.feature_ranks(acts[units[-1].act]))
     if gradient:
         grads = value_and_grad(objective(b, batch), b.trained.params)[1]
         found["grad_norm"] = tree.norm(grads)

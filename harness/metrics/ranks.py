@@ -23,7 +23,7 @@ COLUMNS: dict[str, Column] = {
 }
 
 
-def ranks(act: Tensor) -> dict[str, Tensor]:
+def feature_ranks(act: Tensor) -> dict[str, Tensor]:
     """Every measure of this file for activations [S, rows, units, ...]: name -> [S]."""
     sigma = singular_values(act)
     return {

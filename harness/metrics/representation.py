@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from harness.landscape.curvature import rowwise
-from harness.metrics import Readings, blank, spread
+from harness.metrics import Readings, blank, spaced
 from harness.toolbox import class_means, solve
 from harness.types import Batch, Boundary, Column, Net, Reading
 
@@ -32,7 +32,7 @@ COLUMNS: dict[str, Column] = {
 
 
 def representation(b: Boundary, *, size: int, test_size: int, tasks: int, ridge: float) -> Readings:
-    """Linear probes and drift of each measured task (`metrics.spread`), after a task.
+    """Linear probes and drift of each measured task (`metrics.spaced`), after a task.
 
     A read-out (`probe_accuracy`) is fitted on `size` training rows of one task and scored on `test_size` of its test
     rows, among the task's own classes: where others compete (scenario=class), the gap to the deployed net holds the
@@ -49,7 +49,7 @@ def representation(b: Boundary, *, size: int, test_size: int, tasks: int, ridge:
     layer = class_means.head(b.learner.model)
     if b.phase != "end" or layer is None:
         return {}
-    measured, regression = spread(b.t, tasks), b.stream.loss == "mse"
+    measured, regression = spaced(b.t, tasks), b.stream.loss == "mse"
     drift, now, then = [], [], []
     for i in measured:
         kept = i == b.t or i in b.nets

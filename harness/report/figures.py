@@ -66,7 +66,7 @@ def groups(board: Board, rows: pd.DataFrame, accuracy: pd.DataFrame) -> list[Gro
     """All groups that have a figure. The tables hold the board's runs (and may hold others)."""
     entries = [row.entry for row in board.rows if row.entry.seeds]
     whole = rows[(rows.axis == "") & (rows.task == -1)]
-    told = columns()
+    told = declared_columns()
     known = {c.metric for c in (*STORY, *LANDSCAPE)}
     often = whole.groupby("metric").boundary.nunique()
     rest = [Curve(name, name, *told.get(name, ("", ""))) for name in sorted(set(often[often > 1].index) - known)]
@@ -237,7 +237,7 @@ def _paths(entries: Sequence[Entry], table: pd.DataFrame) -> list[Figure]:
 def _spectra(entries: Sequence[Entry], table: pd.DataFrame) -> list[Figure]:
     spread = table[(table.task == -1) & ~table.axis.isin(ACROSS) & ~table.metric.str.contains("residual")]
     spread = spread[spread.coord.str.fullmatch(r"[-+.\deE]+")]
-    told = columns()
+    told = declared_columns()
     made = []
     for name in sorted(set(spread.metric)):
         rows = spread[(spread.metric == name)]
@@ -260,7 +260,7 @@ def _spectra(entries: Sequence[Entry], table: pd.DataFrame) -> list[Figure]:
 
 
 @cache
-def columns() -> dict[str, tuple[str, str]]:
+def declared_columns() -> dict[str, tuple[str, str]]:
     """Unit and meaning of each of our metrics."""
     from harness import metrics  # imports torch: seconds, which the leaderboard's page does without
 

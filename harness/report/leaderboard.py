@@ -10,7 +10,7 @@ from harness.leaderboard.records import FRONTS, SCORES, Board, Leaderboard, Row
 from harness.leaderboard.texts import markdown
 
 
-def flat(found: Leaderboard) -> list[dict[str, Any]]:
+def records(found: Leaderboard) -> list[dict[str, Any]]:
     """A record for each entry of each board: numbers, for other programs."""
     return [_record(board, row) for board in found.boards for row in board.rows]
 
@@ -45,7 +45,7 @@ def _record(board: Board, row: Row) -> dict[str, Any]:
     return made | {f"front_{name}": name in row.fronts for name in FRONTS}
 
 
-def flat_seeds(found: Leaderboard) -> list[dict[str, Any]]:
+def seed_records(found: Leaderboard) -> list[dict[str, Any]]:
     """A record for each score of each seed: what the means are of."""
     return [
         {
@@ -71,7 +71,7 @@ def write(found: Leaderboard, out: Path) -> None:
 
     from harness.report import html
 
-    tables = {"leaderboard": pd.DataFrame(flat(found)), "leaderboard_seeds": pd.DataFrame(flat_seeds(found))}
+    tables = {"leaderboard": pd.DataFrame(records(found)), "leaderboard_seeds": pd.DataFrame(seed_records(found))}
     texts = {"leaderboard.md": markdown(found), "leaderboard.html": html(found)}
     out.mkdir(parents=True, exist_ok=True)
     for name, content in texts.items():

@@ -34,7 +34,7 @@ from harness.trackers.wandb import AXIS, Target, environment, first_line, requir
 WIDTH, HEIGHT, ACROSS = 8, 6, 3  # of a panel, in W&B's units; panels in a row
 
 
-def report(folders: Sequence[Path], changes: Mapping[str, Any], *, by: str, baseline: str) -> str:
+def publish(folders: Sequence[Path], changes: Mapping[str, Any], *, by: str, baseline: str) -> str:
     """Write a report about the finished runs of results folders, or single runs; returns its address.
 
     ValueError without the extra `reports`, a key, a server, or one project that all runs went to.

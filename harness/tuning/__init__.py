@@ -11,7 +11,7 @@ import numpy as np
 
 from harness import store
 from harness.leaderboard.entries import finished
-from harness.leaderboard.naming import described, leaves, listed
+from harness.leaderboard.naming import leaves, listed, setting_in_words
 from harness.leaderboard.records import Entry
 from harness.tuning.choice import Trial, Tried, Values, place
 from harness.tuning.preset import option, preset
@@ -21,7 +21,7 @@ AGAIN = "run the trials with python -m harness -m experiment=tune"
 
 
 @dataclass(frozen=True)
-class Setting:
+class Tuned:
     """What was tried in one setting, and the presets that follow."""
 
     name: str
@@ -31,7 +31,7 @@ class Setting:
     notes: tuple[str, ...]
 
 
-def tune(folders: Sequence[Path], config_dir: str | None = None) -> list[Setting]:
+def tune(folders: Sequence[Path], config_dir: str | None = None) -> list[Tuned]:
     """The settings of the trials in results folders, in order of their names.
 
     Raises ValueError for a run that is no trial: scored on test rows, or with seeds that are reported.
@@ -69,9 +69,7 @@ def _name(cfg: Mapping[str, Any], config_dir: str | None) -> str:
     return f"tuned_{tasks}_{cfg['scenario']}_{dataset}"
 
 
-def _setting(
-    name: str, entries: Sequence[Entry], plain: Values, config_dir: str | None, notes: Sequence[str]
-) -> Setting:
+def _setting(name: str, entries: Sequence[Entry], plain: Values, config_dir: str | None, notes: Sequence[str]) -> Tuned:
     facts = entries[0].runs[0].manifest
     seeds = tuple(sorted({s for entry in entries for s in entry.seeds}))
     whole = [entry for entry in entries if entry.seeds == seeds]
@@ -79,12 +77,12 @@ def _setting(
     labels = sorted({entry.strategy for entry in whole})
     tried = tuple(tried_of([e for e in whole if e.strategy == label], plain) for label in labels)
     notes += [f"{one.label}: {len(one.missing)} points of its grid were not tried" for one in tried if one.missing]
-    about = f"{facts['stream']}, {described(facts)}; trials with seeds {listed(seeds)}"
+    about = f"{facts['stream']}, {setting_in_words(facts)}; trials with seeds {listed(seeds)}"
     presets = {}
     for key, ones in _files(tried).items():
         file = f"{name}_{store.slug(key)}".replace("+", "_") if key else name
         presets[file] = preset(facts["config"], ones, about, file, config_dir)
-    return Setting(name, about, tried, presets, tuple(notes))
+    return Tuned(name, about, tried, presets, tuple(notes))
 
 
 def _files(tried: Sequence[Tried]) -> dict[str, list[Tried]]:

@@ -11,7 +11,7 @@ from harness import store
 from harness.jobs.trials import written
 from harness.leaderboard.texts import piped
 from harness.plotting import COLOURS, STYLE, save
-from harness.tuning import Setting
+from harness.tuning import Tuned
 from harness.tuning.choice import Tried, numeric
 from harness.tuning.preset import scored, worded
 
@@ -23,7 +23,7 @@ ACROSS = 4  # panels side by side
 APART = 0.15  # of the way to the next value
 
 
-def write(settings: Sequence[Setting], out: Path) -> list[Path]:
+def write(settings: Sequence[Tuned], out: Path) -> list[Path]:
     """sensitivity.md and .parquet, and a figure for each setting that has a value to vary."""
     import matplotlib
     import pandas as pd
@@ -41,7 +41,7 @@ def write(settings: Sequence[Setting], out: Path) -> list[Path]:
     return written
 
 
-def text(settings: Sequence[Setting]) -> list[str]:
+def text(settings: Sequence[Tuned]) -> list[str]:
     """What was chosen, for a terminal."""
     lines = []
     for setting in settings:
@@ -59,7 +59,7 @@ def text(settings: Sequence[Setting]) -> list[str]:
     return lines[:-1]
 
 
-def records(setting: Setting) -> Iterator[dict[str, Any]]:
+def records(setting: Tuned) -> Iterator[dict[str, Any]]:
     """A record for each seed of each trial."""
     for one in setting.tried:
         for number, trial in enumerate(one.trials):
@@ -81,7 +81,7 @@ def records(setting: Setting) -> Iterator[dict[str, Any]]:
                 }
 
 
-def markdown(settings: Sequence[Setting]) -> str:
+def markdown(settings: Sequence[Tuned]) -> str:
     """All trials as Markdown."""
     parts = [
         "# Sensitivity",
@@ -99,7 +99,7 @@ def markdown(settings: Sequence[Setting]) -> str:
     return "\n".join(parts) + "\n"
 
 
-def _rows(setting: Setting) -> Iterator[tuple[str, ...]]:
+def _rows(setting: Tuned) -> Iterator[tuple[str, ...]]:
     for one in setting.tried:
         for trial in one.trials:
             marks = ["default"] * trial.default + ["chosen"] * (trial is one.best and bool(one.main))
@@ -108,12 +108,12 @@ def _rows(setting: Setting) -> Iterator[tuple[str, ...]]:
             yield one.label, worded(trial.values) or "nothing to tune", scored(trial), ", ".join(marks)
 
 
-def panels(setting: Setting) -> list[Tried]:
+def panels(setting: Tuned) -> list[Tried]:
     """Strategies whose main setting was tried at two numbers or more."""
     return [one for one in setting.tried if len({v for t in one.trials if numeric(v := t.values.get(one.main))}) > 1]
 
 
-def figure(setting: Setting) -> Figure:
+def figure(setting: Tuned) -> Figure:
     """A panel for each strategy: score at each value of its main setting, on one scale, with its 95 % interval.
 
     The values stand at even distances, since most grids are even in the logarithm.

@@ -53,7 +53,7 @@ def _tuned(tried: Sequence[Tried]) -> list[str]:
     for one in tried:
         values = nested({**one.fixed, **one.best.values})
         if values:
-            lines += commented([remarks(one)], indent=2)
+            lines += commented([rationale(one)], indent=2)
         for part, own in values.items():
             flow = yaml.safe_dump(own, default_flow_style=True, sort_keys=False, width=10_000).strip()
             lines += [f"  {part}: {flow}"]
@@ -63,7 +63,7 @@ def _tuned(tried: Sequence[Tried]) -> list[str]:
     return [*lines, *commented([f"Nothing to tune, one trial of the defaults: {', '.join(alone)}."] if alone else [])]
 
 
-def remarks(one: Tried) -> str:
+def rationale(one: Tried) -> str:
     """What stands behind a choice: every trial, how far the default is, and what is to be doubted."""
     n = len(one.seeds)
     parts = [f"{one.label}, n = {n}: " + "; ".join(f"{valued(t)} {scored(t)}" for t in one.trials) + "."]

@@ -12,12 +12,12 @@ import torch
 
 from harness import cli, store, tree
 from harness.finished import atlas, atlas_figures
-from harness.finished.atlas import Settings
+from harness.finished.atlas import AtlasOptions
 from harness.finished.measure import opened
 from harness.landscape import paths
 from tests.harness.finished.test_measure import trained
 
-SETTINGS = Settings(tasks=3, points=5, grid=3, size=60, vectors=2, steps=5)
+SETTINGS = AtlasOptions(tasks=3, points=5, grid=3, size=60, vectors=2, steps=5)
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from harness import cli, store
 from harness.leaderboard import leaderboard
 from harness.report import html as rendered
 from harness.report import report, svg
-from harness.report.figures import columns
+from harness.report.figures import declared_columns
 from tests.harness.browser import CHROMIUM, browser
 from tests.harness.folders import write
 
@@ -80,7 +80,7 @@ def test_everything_that_was_measured_has_a_figure(html: str) -> None:
         assert f"<figcaption>{title}</figcaption>" in html
     assert "<figcaption>Sharpness: top eigenvalue" in html and "<figcaption>Barrier on the line" in html
     assert html.count("task 1 to 2</figcaption>") == html.count("task 2 to 3</figcaption>") == 3  # path cards
-    assert f"<figcaption>{columns()['lambda_top_joint'][1]}</figcaption>" in html  # the spectrum
+    assert f"<figcaption>{declared_columns()['lambda_top_joint'][1]}</figcaption>" in html  # the spectrum
     assert "<figcaption>weight_l2</figcaption>" in html
     assert "<figcaption>trace_joint" not in html  # nobody measured it
 
