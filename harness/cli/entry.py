@@ -223,7 +223,7 @@ def _leaderboard(argv: Sequence[str]) -> int:
     folders = _folders("leaderboard", given.folders or ["results"])
     out = Path(given.out) if given.out else folders[0] / "leaderboard"
     from harness.leaderboard import leaderboard, text
-    from harness.report.leaderboard import write
+    from harness.report.leaderboard_files import write
     from harness.store import reporting
 
     found = leaderboard(folders, by=given.by, baseline=given.baseline)

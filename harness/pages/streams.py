@@ -1,4 +1,4 @@
-"""The page about all streams, made from their docstrings, their settings' comments, and a tiny run of each."""
+"""The page of all streams, generated from their docstrings, the comments on their settings, and a tiny run of each."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ on digits with a small net, training and testing, on one thread of the machine t
 
 
 def text(seconds: Callable[[str], str] | None = None) -> str:
-    """The whole page as Markdown; `seconds` of a stream's name, by default those of a tiny run."""
+    """The whole page as Markdown; `seconds` maps a stream's name to its time, by default that of a tiny run."""
     names = list(catalogue.options("tasks"))
     if seconds is None:
         seconds = tiny
-        tiny(names[0])  # what is imported for the first run is not that stream's
+        tiny(names[0])  # the imports of the first run must not count for that stream
     rows = ["| stream | scenarios | needs | seconds | lines |", "| --- | --- | --- | ---: | ---: |"]
     for name in names:
         function, doc = _target(name)
@@ -38,7 +38,7 @@ def text(seconds: Callable[[str], str] | None = None) -> str:
 
 
 def section(name: str) -> Iterator[str]:
-    """What one stream is, its source, its scenarios and its settings."""
+    """One stream: description, source, scenarios and settings."""
     function, doc = _target(name)
     yield from (f"## {name}", "", doc["what"], "")
     refused = [s for s in ("task", "domain", "class") if s not in _scenarios(function)]
@@ -53,7 +53,7 @@ def section(name: str) -> Iterator[str]:
 
 
 def settings_of(name: str) -> list[tuple[str, str, str]]:
-    """Keys of a stream's file, their defaults and the comments above them.
+    """Keys of a stream's file with their defaults and comments.
 
     >>> settings_of("same")
     [('n_tasks', '10', 'Number of tasks.')]
@@ -71,7 +71,7 @@ def settings_of(name: str) -> list[tuple[str, str, str]]:
 
 
 def tiny(name: str) -> str:
-    """Seconds of a tiny run, or a dash where its data is not there."""
+    """Seconds of a tiny run, or a dash if its data is not available."""
     from harness.learner import Budget
     from harness.models.mlp import MLP
     from harness.optim import SGD
@@ -80,7 +80,7 @@ def tiny(name: str) -> str:
 
     node, data = _node(name), load("digits")
     few = {"n_tasks": 2} if "n_tasks" in node else {}
-    more = {"width": data.classes // 2} if "width" in node else {}  # two tasks that hold all classes
+    more = {"width": data.classes // 2} if "width" in node else {}  # two tasks that contain all classes
     began = time.process_time()
     try:
         stream = build({**node, **few, **more}, dataset=data, seeds=range(5), scenario=_scenarios(_target(name)[0])[-1])
@@ -97,7 +97,7 @@ def tiny(name: str) -> str:
 
 
 def _target(name: str) -> tuple[Any, dict[str, str]]:
-    """A stream's function, and its docstring: `what` it is, then the paragraphs that have a heading."""
+    """A stream's function, and its docstring: `what`, then the paragraphs with a heading."""
     from hydra.utils import get_method
 
     function = get_method(_node(name)["_target_"])
