@@ -1,10 +1,10 @@
-"""Valley or wall: the straight line from the last boundary's point to this one.
+"""Valley or wall: the straight line from the last boundary's net to this one.
 
-On it, the loss of the old tasks, of the new one, and of all seen ("joint"), all under this boundary's mask. A naive
-learner slides down the line without a hill; what averaging could recover is the gain at the best point.
+Along it, the loss of the old tasks, of the new task and of all tasks seen ("joint"), all under this boundary's mask. A
+naive learner slides down the line without a hill; averaging could recover the gain at the best point.
 
-The line to a jointly trained net is no measure of a boundary: whether such a run stands among the results would then
-decide what a run's tables say. `along` gives it to whoever has both nets.
+The line to a jointly trained net is not a metric of a boundary, because a run's tables must not depend on whether such
+a run is among the results. With both nets at hand, `along` computes it.
 """
 
 from __future__ import annotations
@@ -69,8 +69,8 @@ COLUMNS: dict[str, Column] = {
     "area_loss_joint": Column(
         "", "nat", "integral over the line of the loss above the better end, all tasks seen", "train"
     ),
-    "best_alpha_loss_joint": Column("", "", "where on the line the joint loss is lowest", "train"),
-    "best_alpha_error_joint": Column("", "", "where on the line the joint error is lowest", "train"),
+    "best_alpha_loss_joint": Column("", "", "position on the line of the lowest joint loss", "train"),
+    "best_alpha_error_joint": Column("", "", "position on the line of the lowest joint error", "train"),
     "gain_loss_joint": Column("", "nat", "joint loss of the better end minus the lowest on the line", "train"),
     "gain_error_joint": Column("", "error", "joint error of the better end minus the lowest on the line", "train"),
     "path_loss_task": Column("", "nat", "loss of each measured task along the line", "train"),
@@ -80,12 +80,12 @@ COLUMNS: dict[str, Column] = {
 
 
 def connectivity(b: Boundary, *, size: int, tasks: int, points: int, by_task: bool) -> Readings:
-    """The line theta_{t-1} -> theta_t on `size` probe rows of each measured task; nothing at t = 0.
+    """The line theta_{t-1} -> theta_t on `size` probe rows of each measured task; empty at t = 0.
 
-    The tasks measured are those of `metrics.spaced(t, tasks)`; joint = old and new weighted by how many tasks they
-    stand for. `by_task` also gives the path of each of them. Cost: `points` forward passes over every measured task's
-    rows. A net with batch norm gets its statistics renewed at every point, the ends included, from all the measured
-    rows (two more passes a point). Regression has no error columns.
+    The tasks are those of `metrics.spaced(t, tasks)`; joint weights old and new by the number of tasks that they
+    represent. `by_task` adds the path of each task. Cost: `points` forward passes over the rows of every measured task.
+    With batch norm, running statistics are recomputed at every point, including the ends, from all measured rows (two
+    more passes per point). Regression has no error columns.
     """
     if b.phase != "end" or b.t == 0:
         return {}
@@ -122,7 +122,7 @@ def along(b: Boundary, start: Params, end: Params, *, size: int, tasks: int, poi
 
 
 def barriers_of(kind: str, name: str, path: Tensor, alphas: Sequence[float]) -> Readings:
-    """The three barriers of one path [S, K], and for the joint one its best point."""
+    """The three barriers of one path [S, K], and the best point of the joint path."""
     found: Readings = {f"{barrier}_{kind}_{name}": of(path, alphas) for barrier, of in BARRIERS.items()}
     if name == "joint":
         found[f"best_alpha_{kind}_joint"], found[f"gain_{kind}_joint"] = paths.lowest(path, alphas)

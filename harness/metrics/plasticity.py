@@ -1,6 +1,6 @@
-"""Whether the learner can still learn: its units, features, weights and gradients, and the two gaps.
+"""Can the learner still learn? Its units, features, weights and gradients, and the two gaps.
 
-Measured on the frozen probe of task t (training rows): at phase "start" the new task's data before training on it, at
+Measured on the frozen probe of task t (training rows): in phase "start" the new task's data before training on it, in
 phase "end" the data of the task just trained. All forward passes are in evaluation mode.
 """
 
@@ -29,8 +29,8 @@ COLUMNS: dict[str, Column] = {
 
 
 def plasticity(b: Boundary, *, size: int, duplicates: bool, rank: bool, gradient: bool) -> Readings:
-    """One forward pass over `size` probe rows, and as much again for each of `duplicates` (a product rows x units^2
-    of each layer), `rank` (an SVD of the last features) and `gradient` (a backward pass).
+    """Cost: one forward pass over `size` probe rows, and about as much again for each of `duplicates` (a product of
+    rows x units^2 per layer), `rank` (an SVD of the last features) and `gradient` (a backward pass).
     """
     batch = b.probe(b.t, size)
     with torch.no_grad():
@@ -62,6 +62,6 @@ def weights(b: Boundary) -> Readings:
         "dist_init_l2": tree.norm(tree.sub(params, b.nets.initial.params)),
     }
     size = [params[layer.weight].abs().flatten(1) for layer in b.learner.model.layers]
-    if size:  # a user's own module may declare none
+    if size:  # a user's own module may declare no layers
         found["weight_mag"] = torch.cat(size, 1).mean(1)
     return found

@@ -67,8 +67,8 @@ def test_what_needs_an_unmeasured_entry_is_nan_and_nothing_else(entry: tuple[int
 
 def test_rows_are_seeds_and_none_is_mixed_with_another() -> None:
     both = torch.cat([R, R.flip(1)])
-    for name in ("average_accuracy", "learning_accuracy", "forgetting", "backward_transfer", "forward_transfer"):
-        measure = getattr(transfer, name)
+    names = ("average_accuracy", "learning_accuracy", "backward_transfer", "forward_transfer")
+    for measure in (forgetting, *(getattr(transfer, name) for name in names)):
         assert torch.equal(measure(both, 2), torch.cat([measure(R, 2), measure(R.flip(1), 2)]))
 
 
