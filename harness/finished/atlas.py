@@ -1,8 +1,8 @@
-"""The landscape of a finished run, drawn from its boundary nets: barriers, planes, seeds, the joint net, spectra.
+"""The landscape of a finished run from its boundary nets: barriers, planes, seeds, the joint net, spectra.
 
-Every part is a table RUN/atlas/<part>.parquet, from which harness/figures.py draws. A part whose table was made under
-the same options is there already and is not made again. A row is one number of one seed; losses are means over frozen
-probes, in nat or the stream's unit, in evaluation mode and without any strategy's penalty.
+Every part is a table RUN/atlas/<part>.parquet, which `harness.finished.atlas_figures` draws. A part whose table was
+computed with the same options is not recomputed. A row is one number of one seed; losses are means over frozen probes,
+in nat or the stream's unit, in evaluation mode and without any strategy's penalty.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ from harness.types import Boundary, Net
 
 LongTable = dict[str, list[Any]]
 KINDS = ("loss", "error")
-ALIGNED = ("as they are", "weights", "activations")  # how seed b's units are ordered before the line to seed a
+ALIGNED = ("as they are", "weights", "activations")  # how seed b's units are matched before the line to seed a
 
 
 @dataclass(frozen=True)
 class AtlasOptions:
-    """How fine. The defaults take about a minute for five seeds of 64-100-100-10 on ten tasks of digits."""
+    """Resolution. The defaults take about a minute for five seeds of 64-100-100-10 on ten tasks of digits."""
 
-    tasks: int = 10  # anchors, evenly spread over the stream, the first and the last among them
-    points: int = 11  # on a line, its ends included
+    tasks: int = 10  # anchors, evenly spaced over the stream, including the first and the last task
+    points: int = 11  # on a line, including its ends
     grid: int = 21  # points of each axis of a plane
     size: int = 512  # probe rows of a task
     vectors: int = 8  # start vectors of a spectrum
-    steps: int = 60  # Hessian products of each
+    steps: int = 60  # Hessian products per start vector
 
     def __post_init__(self) -> None:
         for key, least in {"tasks": 2, "points": 3, "grid": 3, "size": 1, "vectors": 2, "steps": 1}.items():
@@ -51,7 +51,7 @@ class AtlasOptions:
 
 @dataclass(frozen=True)
 class View:
-    """A finished run with the anchors that are looked at."""
+    """A finished run and its anchors, the tasks that the atlas uses."""
 
     run: Opened
     options: AtlasOptions
@@ -66,11 +66,11 @@ class View:
 
     @property
     def three(self) -> tuple[int, ...]:
-        """The first task, one in the middle, the last."""
+        """The first, the middle and the last task."""
         return tuple(sorted({0, self.last // 2, self.last}))
 
     def boundary(self, t: int) -> Boundary:
-        """The end of task t; its losses are under that task's mask."""
+        """The end of task t; losses are under that task's mask."""
         learner, net = self.run.learner, self.run.net(t)
         learner.enter(self.run.stream.tasks[t])
         empty = torch.empty(learner.S, 0)
@@ -84,22 +84,22 @@ Part = Callable[[View, Tick], LongTable]
 
 
 def atlas(path: Path, options: AtlasOptions, *, force: bool = False) -> tuple[list[str], list[str]]:
-    """Make the tables of the run at `path` that are not there; names of all its parts, and remarks, a line each.
+    """Compute the missing tables of the run at `path`; returns the names of all its parts, and remarks, a line each.
 
-    ValueError where the run is not done, did not keep its nets, or reads them through state that was not kept.
+    ValueError if the run is not finished, did not keep its nets, or needs state that was not kept to evaluate them.
     """
     remarks: list[str] = []
     with store.RunFolder.reopen(path) as folder:
         folder.needs_nets()
         about = {**asdict(options), "run": folder.manifest["run_id"], "ended": folder.manifest["ended_at"]}
-        made = dict.fromkeys(PARTS, about)
+        inputs = dict.fromkeys(PARTS, about)
         if (other := companion(path, folder.manifest)) is not None:
-            made["joint"] = {**about, "joint": other.manifest["run_id"], "joint_ended": other.manifest["ended_at"]}
-        todo = [name for name in PARTS if force or store.described(path / "atlas" / f"{name}.parquet") != made[name]]
+            inputs["joint"] = {**about, "joint": other.manifest["run_id"], "joint_ended": other.manifest["ended_at"]}
+        todo = [name for name in PARTS if force or store.described(path / "atlas" / f"{name}.parquet") != inputs[name]]
         if todo:
             run = opened(folder, {})
             if run.learner.apply != run.learner.model.__call__:
-                raise ValueError(f"{path}: its nets are read through state of the strategy's that was not kept")
+                raise ValueError(f"{path}: its nets need state of the strategy that was not kept")
             view = View(run, options)
             for name, (what, why_not) in ABSENT.items():
                 if name in todo and (reason := why_not(view)):
@@ -110,7 +110,7 @@ def atlas(path: Path, options: AtlasOptions, *, force: bool = False) -> tuple[li
                 for name in todo:
                     table = PARTS[name](view, lambda name=name: part(name))  # type: ignore[misc]
                     (path / "atlas").mkdir(exist_ok=True)
-                    store.write_frame(path / "atlas" / f"{name}.parquet", table, made[name])
+                    store.write_frame(path / "atlas" / f"{name}.parquet", table, inputs[name])
     return [name for name in PARTS if (path / "atlas" / f"{name}.parquet").exists()], remarks
 
 
@@ -129,7 +129,7 @@ def long_table(seeds: Sequence[int], values: Tensor, **where: Sequence[Any]) -> 
 
 
 def stack(tables: Sequence[LongTable]) -> LongTable:
-    """Tables of the same columns, one below the other."""
+    """Concatenate tables with the same columns."""
     return {k: [x for table in tables for x in table[k]] for k in tables[0]}
 
 
@@ -148,8 +148,8 @@ def pairs(view: View) -> Iterator[tuple[int, int]]:
 def barriers(view: View, tick: Tick) -> LongTable:
     """The line between every two anchors i < j, under task i's loss, task j's and their mean: path and barriers.
 
-    `of` says which: earlier, later, both. Rows of measure loss and error, with a number for alpha, are the path; the
-    others are its barriers, as harness/paths.py defines and metrics/connectivity.py names them, and have alpha NaN.
+    `of` is the loss: earlier, later or both. Rows with measure loss or error and a number for alpha are the path. The
+    others are its barriers, defined in `landscape.paths` and named as in `metrics.connectivity`; their alpha is NaN.
     """
     tables = []
     alphas = paths.grid(view.options.points)
@@ -164,7 +164,7 @@ def barriers(view: View, tick: Tick) -> LongTable:
 
 
 def walked(view: View, path: Tensor, of: Sequence[str], **where: Any) -> list[LongTable]:
-    """A path [S, K, len(of), 2] of losses and errors, and its barriers, whose alpha is NaN."""
+    """A path [S, K, len(of), 2] of losses and errors, and its barriers, with alpha NaN."""
     tables, alphas, seeds = [], paths.grid(view.options.points), view.run.stream.seeds
     for k, kind in enumerate(KINDS):
         tables.append(labelled(long_table(seeds, path[..., k], alpha=alphas, of=of), **where, measure=kind))
@@ -175,7 +175,7 @@ def walked(view: View, path: Tensor, of: Sequence[str], **where: Any) -> list[Lo
 
 
 def planes(view: View, tick: Tick) -> LongTable:
-    """Losses of the first, the middle and the last task on the plane through the nets after them."""
+    """Losses of the first, the middle and the last task on the plane through the nets after these tasks."""
     if len(view.three) < 3:
         return labelled(long_table([], torch.empty(0, 0, 0), x=[], y=[]), of=0, corner=-1)
     b = view.boundary(view.last)
@@ -184,7 +184,7 @@ def planes(view: View, tick: Tick) -> LongTable:
 
 
 def random_planes(view: View, tick: Tick) -> LongTable:
-    """Mean loss of the tasks seen, around the first and the last net, along filter-normalised random directions."""
+    """Mean loss of the tasks seen around the first and the last net, along filter-normalised random directions."""
     tables = []
     for t in sorted({0, view.last}):
         b = view.boundary(t)
@@ -194,7 +194,7 @@ def random_planes(view: View, tick: Tick) -> LongTable:
 
 
 def on_plane(view: View, b: Boundary, flat: paths.Plane, of: dict[str, list[int]], tick: Tick) -> LongTable:
-    """Mean loss of each group of tasks at every point of a plane, and where its corners lie (corner 0, 1, 2)."""
+    """Mean loss of each group of tasks at every point of a plane, and the positions of its corners (corner 0, 1, 2)."""
     x, y = paths.axes(flat, view.options.grid)
     seeds, tables = view.run.stream.seeds, []
     for name, tasks in of.items():
@@ -210,10 +210,10 @@ def on_plane(view: View, b: Boundary, flat: paths.Plane, of: dict[str, list[int]
 
 
 def strangers(view: View) -> str:
-    """Why two seeds' nets are no nets of one task; empty where they are. Tasks are compared by sums over test rows."""
+    """Why nets of different seeds are not comparable; empty if they are. Tasks are compared by sums over test rows."""
     seeds = view.run.stream.seeds
     if len(seeds) < 2:
-        return "there is one seed; train several, seeds=[0,1,2]"
+        return "the run has one seed; train several, for example seeds=[0,1,2]"
     learner = view.run.learner
     if not learner.model.units:
         return "the model declares no units"
@@ -224,15 +224,15 @@ def strangers(view: View) -> str:
             total = total + torch.einsum("sb,sbi,sbj->sij", batch.w.double(), batch.x.flatten(2).double(), y)
         assert isinstance(total, Tensor)
         if not torch.allclose(total, total.roll(1, 0), rtol=1e-6, atol=1e-9):
-            return "each seed has tasks of its own; train with pin.stream=0, which gives all seeds one stream"
+            return "each seed has different tasks; train with pin.stream=0, which gives all seeds the same stream"
     return ""
 
 
 def seeds(view: View, tick: Tick) -> LongTable:
     """The line from each seed's last net to the next seed's, under the last task; units as they are and aligned.
 
-    `seed` is the one at alpha = 0, on whose probe rows the line is measured. Only the last task is one that both nets
-    know well: of what is half forgotten, a mean of two nets may be less wrong than either.
+    `seed` is the seed at alpha = 0, whose probe rows are used. Only the last task is known well by both nets: on
+    half-forgotten tasks the mean of two nets may be better than either.
     """
     b = view.boundary(view.last)
     batch, here = b.probe(view.last, view.options.size), b.trained
@@ -255,27 +255,27 @@ def seeds(view: View, tick: Tick) -> LongTable:
 
 
 def companion(path: Path, manifest: dict[str, Any]) -> store.Run | None:
-    """The finished run of strategy=joint under the same setting and seeds, among the results that `path` lies in."""
+    """The finished run of strategy=joint with the same setting and seeds in the same results folder as `path`."""
     same = {key: manifest[key] for key in ("setting", "seeds", "stream_hash")}
     found = (run for root in path.resolve().parents[3:4] for run in store.find_runs(root, strategy="joint", **same))
     return next(found, None)
 
 
 def unaccompanied(view: View) -> str:
-    """Why there is no joint solution to walk to; empty where there is."""
+    """Why there is no joint net; empty if there is one."""
     folder = view.run.folder
     if folder.manifest["strategy"] == "joint":
-        return "this run is that of the joint net"
+        return "this run is the joint run"
     if companion(folder.path, folder.manifest) is None:
-        return "no finished run of strategy=joint with this setting and these seeds lies beside it; train one"
+        return "no finished run of strategy=joint with this setting and these seeds in the results folder; train one"
     return ""
 
 
 def joint(view: View, tick: Tick) -> LongTable:
-    """The line from each anchor to the net that was trained on all tasks together: `of` its own task, or all anchors.
+    """The line from each anchor to the net trained jointly on all tasks: loss `of` its own task, or of all anchors.
 
-    The joint net has an initialisation of its own, so the line is also walked with its units matched by weights to
-    the anchor's, where the model declares units. All losses are under the last task's mask.
+    The joint net has a different initialisation, so the line is also computed with its units matched to the anchor's by
+    weights, if the model declares units. All losses are under the last task's mask.
     """
     other = companion(view.run.folder.path, view.run.folder.manifest)
     assert other is not None
@@ -302,7 +302,7 @@ def joint(view: View, tick: Tick) -> LongTable:
 def spectra(view: View, tick: Tick) -> LongTable:
     """Spectral density of the Hessian of the mean loss over the tasks seen, after the first, middle and last task.
 
-    By stochastic Lanczos quadrature; `eigenvalue` is at multiples of the largest absolute node of each seed.
+    By stochastic Lanczos quadrature; `eigenvalue` is a multiple of the largest absolute node of each seed.
     """
     tables = []
     grid = torch.linspace(-1.1, 1.1, 401, dtype=torch.float64)
@@ -328,7 +328,7 @@ PARTS: dict[str, Part] = {
     "joint": joint,
     "spectra": spectra,
 }
-ABSENT: dict[str, tuple[str, Callable[[View], str]]] = {  # what a run may not have, and why it has not
+ABSENT: dict[str, tuple[str, Callable[[View], str]]] = {  # optional parts, and why they are missing
     "seeds": ("seed-to-seed barriers", strangers),
     "joint": ("line to the joint solution", unaccompanied),
 }

@@ -50,7 +50,7 @@ def barriers(frame: pd.DataFrame, unit: str = "nat") -> Figure:
 
 
 def barriers_by_distance(frame: pd.DataFrame, unit: str = "nat") -> Figure:
-    """The chord barriers against how far apart the tasks are, and the path between the farthest anchors."""
+    """The chord barriers against the distance in tasks, and the path between the farthest anchors."""
     figure, ((left, right),) = sheet("Barriers against distance in tasks", 2, width=5.2)
     chosen = frame[frame.measure == "barrier_entezari_loss"]
     chosen = chosen.assign(distance=chosen.end - chosen.start)
@@ -62,7 +62,7 @@ def barriers_by_distance(frame: pd.DataFrame, unit: str = "nat") -> Figure:
         band(right, *over_seeds(path[path.of == of], "alpha"), label, n)
     left.set_ylim(bottom=min(0.0, left.get_ylim()[0]), top=max(FAINT, left.get_ylim()[1]))
     left.xaxis.get_major_locator().set_params(integer=True)
-    left.set_xlabel("how many tasks the second net is later")
+    left.set_xlabel("number of tasks between the two nets")
     left.set_ylabel(f"largest loss above the chord, {unit}")
     left.set_title("barrier, mean over pairs")
     right.set_xlabel("position on the line")
@@ -76,7 +76,7 @@ def barriers_by_distance(frame: pd.DataFrame, unit: str = "nat") -> Figure:
 
 
 def planes(frame: pd.DataFrame, unit: str = "nat") -> Figure:
-    """The plane through three nets of one seed, one panel a task's loss."""
+    """The plane through three nets of one seed, one panel per task's loss."""
     names = sorted(frame.of.unique(), key=int)
     seed = frame.seed.min()
     after = ", ".join(str(int(n) + 1) for n in names)
@@ -88,7 +88,7 @@ def planes(frame: pd.DataFrame, unit: str = "nat") -> Figure:
 
 
 def random_planes(frame: pd.DataFrame, unit: str = "nat") -> Figure:
-    """Around the first and the last net of one seed, along random directions as long as each filter."""
+    """The loss around the first and the last net of one seed, along filter-normalised random directions."""
     names = sorted(frame.of.unique(), key=int)
     seed = frame.seed.min()
     figure, (axes,) = sheet(f"Filter-normalised random directions, mean loss (seed {seed})", len(names))
@@ -152,7 +152,7 @@ def seeds(frame: pd.DataFrame, unit: str = "nat") -> Figure:
 
 
 def joint(frame: pd.DataFrame, unit: str = "nat") -> Figure:
-    """Mean loss of all anchors' tasks from the first, a middle and the last net to the joint one."""
+    """Mean loss of all anchors' tasks on the line from the first, a middle and the last net to the joint net."""
     ways = list(frame.aligned.unique())
     figure, (axes,) = sheet("From a net of the stream to the joint net: mean loss of all tasks", len(ways), width=5.2)
     starts = sorted(frame.start.unique())
@@ -184,14 +184,14 @@ def spectra(frame: pd.DataFrame, unit: str = "nat") -> Figure:
     seen = frame[frame.value > FLOOR]
     ax.set_ylim(FLOOR, 10 * float(seen.value.max()))
     ax.set_xlim(float(seen.share.min()) - 0.05, 1.1)
-    ax.set_xlabel("eigenvalue / largest absolute one of the seed (thin lines: each seed)")
+    ax.set_xlabel("eigenvalue / largest absolute eigenvalue of the seed (thin lines: single seeds)")
     ax.set_ylabel(f"density, weight²/{unit}")
     ax.legend(title=f"largest, {unit}/weight²", frameon=False)
     return figure
 
 
 def path_card(frame: pd.DataFrame, unit: str = "nat") -> Figure:
-    """Old tasks' loss against the new task's on the line between consecutive boundaries, mean over seeds and band."""
+    """Old tasks' loss against the new task's on the line between consecutive boundaries: mean over seeds and band."""
     from matplotlib import colormaps
 
     figure, ((ax,),) = sheet("From each boundary's net to the next", 1, width=7.0, height=5.0)
@@ -230,7 +230,7 @@ DRAWN: dict[str, tuple[str, Callable[..., Figure]]] = {  # figure -> table, func
 
 
 def draw(folder: Path, unit: str = "nat") -> list[Path]:
-    """Every figure whose table lies in `folder`, as png and svg beside it; the files written."""
+    """Draw every table in `folder` as PNG and SVG in the same folder; returns the files written."""
     import pandas as pd
     from matplotlib import rc_context
 

@@ -181,4 +181,4 @@ def test_what_a_run_has_not_is_said_with_the_remedy(tmp_path: Path) -> None:
         view = atlas.View(opened(folder, {}), SETTINGS)
         reason, lonely = atlas.strangers(view), atlas.unaccompanied(view)
     assert lonely.startswith("no finished run of strategy=joint with this setting")
-    assert reason.startswith("each seed has tasks of its own; train with pin.stream=0")
+    assert reason.startswith("each seed has different tasks; train with pin.stream=0")
