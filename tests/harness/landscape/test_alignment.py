@@ -189,7 +189,7 @@ def test_what_cannot_be_aligned_is_refused() -> None:
     flat = drawn(linear)
     with pytest.raises(ValueError, match="declares no units"):
         align(flat, flat, linear.units, x, t)
-    with pytest.raises(ValueError, match="by=luck is none of weights, activations"):
+    with pytest.raises(ValueError, match="by=luck: choose from weights, activations"):
         align(net, net, grouped.units, x, t, by="luck")
     loop = Unit("h", 2, (Slice("w", 1),), (Slice("w", 2),))
     with pytest.raises(ValueError, match="h both writes and reads w"):
