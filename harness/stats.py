@@ -1,7 +1,7 @@
-"""Statistics of a few seeds: intervals, ranks, comparisons. Numpy alone; arrays of seeds in, numbers out.
+"""Statistics of a few seeds: intervals, ranks, comparisons. Numpy only; arrays of seeds in, numbers out.
 
-Scores are oriented by the caller: higher is better everywhere here. A seed that has diverged is -inf where
-scores have no bottom, so that it loses against every other.
+The caller orients the scores: higher is always better here. If scores have no lower bound, a diverged seed is -inf,
+so it loses against every other.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import cache
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,13 +21,19 @@ RESAMPLES = 2000
 LEVEL = 0.95
 
 
-def student(x: Array) -> tuple[Array, Array]:
-    """Mean and half width of its 95 % Student interval over the last axis; NaN if a value is, half also for n < 2.
+def student(x: Array, nan: Literal["keep", "skip"] = "keep") -> tuple[Array, Array]:
+    """Mean and half width of its 95 % Student interval over the last axis: t(0.975, n - 1) s / sqrt(n).
 
-    >>> mean, half = student(np.array([[1.0, 2.0, 3.0], [1.0, 2.0, np.nan]]))  # t(0.975, 2) = 4.3027, s = 1
-    >>> mean, half.round(4)
-    (array([ 2., nan]), array([2.4841,    nan]))
+    nan="keep": both are NaN if a value is NaN. nan="skip": only finite values count. Half is NaN for n < 2.
+
+    >>> x = np.array([[1.0, 2.0, 3.0, 4.0], [1.0, 2.0, 3.0, np.nan]])  # t(0.975, 2) = 4.3027, s = 1
+    >>> [v.round(4) for v in student(x)], [v.round(4) for v in student(x, nan="skip")]
+    ([array([2.5, nan]), array([2.0543,    nan])], [array([2.5, 2. ]), array([2.0543, 2.4841])])
     """
+    if nan == "skip":
+        rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+        each = np.array([student(row[np.isfinite(row)]) for row in rows]).reshape(*x.shape[:-1], 2)
+        return each[..., 0], each[..., 1]
     n = x.shape[-1]
     if n < 2:
         return (x.mean(-1) if n else np.full(x.shape[:-1], math.nan)), np.full(x.shape[:-1], math.nan)
@@ -36,14 +43,26 @@ def student(x: Array) -> tuple[Array, Array]:
         return x.mean(-1), stdtrit(n - 1, (1 + LEVEL) / 2) * x.std(-1, ddof=1) / math.sqrt(n)
 
 
+def finite_mean(x: Array) -> Array:
+    """Mean of the finite values over the last axis; NaN if there are none.
+
+    >>> finite_mean(np.array([[1.0, np.nan, 3.0], [np.nan, np.nan, np.nan]]))
+    array([ 2., nan])
+    """
+    finite = np.isfinite(x)
+    count = finite.sum(-1)
+    total = np.where(finite, x, 0.0).sum(-1)
+    return np.where(count > 0, total / np.maximum(count, 1), math.nan)
+
+
 def iqm(x: Array) -> Array:
-    """Interquartile mean over the last axis: the mean of what is left when floor(n/4) are cut off at either end.
+    """Interquartile mean over the last axis: the mean without the floor(n/4) lowest and highest values.
 
     Agarwal et al. (2021), "Deep reinforcement learning at the edge of the statistical precipice", and their
-    library rliable; less moved by one bad seed than the mean, less noisy than the median. NaN stays NaN; an infinite
-    value that is cut off does no harm.
+    library rliable; less affected by one bad seed than the mean, less noisy than the median. NaN stays NaN; infinite
+    values that are cut off do no harm.
 
-    >>> float(iqm(np.array([0.0, 1.0, 2.0, 3.0, 100.0])))  # one of five is cut at either end
+    >>> float(iqm(np.array([0.0, 1.0, 2.0, 3.0, 100.0])))  # one of five is cut at each end
     2.0
     """
     n = x.shape[-1]
@@ -57,9 +76,9 @@ def bootstrap(
 ) -> tuple[Array, Array]:
     """95 % percentile interval of a statistic of all scores of some tasks, each [..., n], by the stratified bootstrap.
 
-    Each task's seeds are drawn anew, with replacement, apart from the other tasks' (Agarwal et al. 2021, section
-    4.1). `statistic` reduces the last axis, along which the tasks stand one after the other; low and high [...]. NaN
-    where a task has fewer than two seeds; from five seeds such intervals come out too narrow.
+    Each task resamples its own seeds with replacement (Agarwal et al. 2021, section 4.1). `statistic` reduces the last
+    axis, along which the tasks are concatenated; low and high [...]. NaN if a task has fewer than two seeds. With five
+    seeds such intervals are too narrow.
     """
     if any(x.shape[-1] < 2 for x in tasks):
         unknown = np.full(tasks[0].shape[:-1], math.nan)
@@ -77,7 +96,7 @@ def draws(n: int, resamples: int = RESAMPLES, seed: int = 0) -> NDArray[np.int64
 
 
 def limits(x: Array) -> tuple[Array, Array]:
-    """What the middle 95 % of x [..., resamples] lie between: two of its values, never one between two.
+    """Limits of the middle 95 % of x [..., resamples]: two of its values, without interpolation.
 
     >>> low, high = limits(np.arange(1, 1001) / 1000)
     >>> float(low), float(high)
@@ -98,17 +117,17 @@ def ranks(x: Array) -> NDArray[np.int64]:
     order = np.argsort(-x, -1)
     high = np.take_along_axis(x, order, -1)
     place = np.broadcast_to(np.arange(1, x.shape[-1] + 1), x.shape).copy()
-    place[..., 1:][high[..., 1:] == high[..., :-1]] = 0  # as good as the one before: its place
+    place[..., 1:][high[..., 1:] == high[..., :-1]] = 0  # a tie takes the better rank
     found = np.empty_like(place)
     np.put_along_axis(found, order, np.maximum.accumulate(place, -1), -1)
     return found
 
 
 def rank_intervals(x: Array, *, resamples: int = RESAMPLES, seed: int = 0) -> tuple[Array, Array]:
-    """95 % interval of each entry's rank by mean score, x [entries, seeds]: seeds are drawn anew for all at once.
+    """95 % interval of each entry's rank by mean score, x [entries, seeds]: seeds are resampled jointly.
 
-    Paired: all entries saw the same stream and initialisation under a seed, so that what a seed makes harder for
-    all of them moves no rank. NaN for fewer than two seeds.
+    Paired: under a seed all entries saw the same stream and initialisation, so a seed that is harder for all of them
+    changes no rank. NaN for fewer than two seeds.
 
     >>> a = np.array([0.5, 0.6, 0.7])
     >>> rank_intervals(np.stack([a + 0.01, a, a - [0.3, -0.2, 0.0]]))  # the first beats the second on every seed
@@ -120,7 +139,7 @@ def rank_intervals(x: Array, *, resamples: int = RESAMPLES, seed: int = 0) -> tu
 
 
 def resampled_ranks(x: Array, *, resamples: int = RESAMPLES, seed: int = 0) -> NDArray[np.int64]:
-    """Ranks by mean score of x [entries, seeds] in each resample, which draws seeds for all entries at once."""
+    """Ranks by mean score of x [entries, seeds] in each resample, which draws the same seeds for all entries."""
     return ranks(x.T[draws(x.shape[1], resamples, seed)].mean(1))  # [resamples, seeds, entries] -> [resamples, entries]
 
 
@@ -136,8 +155,8 @@ def improvement(x: Array, y: Array) -> float:
 def improvement_unpaired(x: Array, y: Array) -> Array:
     """P(X > Y) + P(X = Y) / 2 over all pairs of a seed of x [..., n] and one of y [..., m]: [...].
 
-    The probability of improvement of Agarwal et al. (2021) on one task, Mann and Whitney's U / (n m), as rliable has
-    it, which then takes the mean over tasks. `improvement` pairs by seed, which is another quantity.
+    The probability of improvement of Agarwal et al. (2021) on one task, Mann and Whitney's U / (n m), as in rliable,
+    which then averages over tasks. `improvement` pairs by seed, which is a different quantity.
 
     >>> float(improvement_unpaired(np.array([0.6, 0.7]), np.array([0.5, 0.6])))
     0.875
@@ -147,9 +166,9 @@ def improvement_unpaired(x: Array, y: Array) -> Array:
 
 
 def proportion_interval(share: float, n: int) -> tuple[float, float]:
-    """Clopper and Pearson's (1934) exact 95 % interval of a probability of which `share` was seen in n trials.
+    """Clopper and Pearson's (1934) exact 95 % interval of a probability, given the `share` observed in n trials.
 
-    Five wins in five do not show that an improvement is likelier than not:
+    Five wins in five do not show that an improvement is more likely than not:
 
     >>> [round(v, 3) for v in proportion_interval(1.0, 5)], [round(v, 3) for v in proportion_interval(1.0, 6)]
     ([0.478, 1.0], [0.541, 1.0])
@@ -169,8 +188,8 @@ def detectable(differences: Array, *, power: float = 0.8) -> float:
 
     The minimum detectable effect (Bloom 1995, Evaluation Review 19(5)) of a two-sided paired t test, d s / sqrt(n)
     with d the noncentrality at which t with n - 1 degrees of freedom exceeds t(0.975, n - 1) with that probability.
-    Bloom's multiplier, t(0.975, n - 1) + t(power, n - 1), is its approximation, 1 % below at n = 5. A difference that
-    was not found says nothing about one below it. NaN for n < 2 or a value that is not finite.
+    Bloom's multiplier, t(0.975, n - 1) + t(power, n - 1), is its approximation, 1 % below at n = 5. Not finding a
+    difference says nothing about smaller ones. NaN for n < 2 or a value that is not finite.
 
     >>> round(detectable(np.array([0.0, 0.01, 0.02, 0.03, 0.04])), 4)  # s = 0.0158, d = 3.761
     0.0266
@@ -182,7 +201,7 @@ def detectable(differences: Array, *, power: float = 0.8) -> float:
 
 
 def noncentrality(df: float, *, alpha: float = 1 - LEVEL, power: float = 0.8) -> float:
-    """How many standard errors an effect must be for a two-sided t test at level `alpha` to see it with that power.
+    """Size of an effect, in standard errors, that a two-sided t test at level `alpha` detects with this power.
 
     >>> round(noncentrality(4), 3), round(noncentrality(1e9), 3)  # the latter: z(0.975) + z(0.8)
     (3.761, 2.802)
@@ -193,10 +212,11 @@ def noncentrality(df: float, *, alpha: float = 1 - LEVEL, power: float = 0.8) ->
 
 
 def holm(p: Array) -> Array:
-    """p values of m tests as they are at the level of all together (Holm 1979, Scandinavian Journal of Statistics 6).
+    """p values of m tests, corrected for all m (Holm 1979, Scandinavian Journal of Statistics 6).
 
-    The i-th smallest becomes the largest of (m - j + 1) p_j over j <= i, at most 1: what is then below 0.05 is wrong
-    once in 20 such families at most, however the tests depend on one another. NaN counts among the m, and stays.
+    The i-th smallest becomes the largest of (m - j + 1) p_j over j <= i, at most 1. Rejecting
+    below 0.05 is then wrong in at most 1 of 20 such families, for any dependence of the tests. NaN counts among the m
+    and stays NaN.
 
     >>> holm(np.array([0.01, 0.04, 0.03, np.nan]))
     array([0.04, 0.09, 0.09,  nan])
@@ -209,9 +229,9 @@ def holm(p: Array) -> Array:
 
 
 def pareto(points: Array) -> NDArray[np.bool_]:
-    """Which of the points [entries, objectives] nothing beats: none is at least as high everywhere and higher once.
+    """The Pareto front of points [entries, objectives]: no other is at least as high everywhere and higher once.
 
-    A point with a NaN is not on the front, and keeps no other off it. Equal points are on it together.
+    A point with a NaN is not on the front and does not dominate others. Equal points are on it together.
 
     >>> pareto(np.array([[0.9, -3.0], [0.8, -1.0], [0.8, -2.0], [0.7, np.nan]]))  # accuracy, minus the cost
     array([ True,  True, False, False])

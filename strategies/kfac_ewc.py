@@ -53,7 +53,7 @@ class KFACEWC(Strategy):
         total = quadratic(params, {k: self.anchor[k] for k in self.diagonal}, self.diagonal) if self.diagonal else 0.0
         for layer in learner.model.layers:
             shift = kronecker.matrix(params, layer) - kronecker.matrix(self.anchor, layer)
-            total = total + kronecker.quadratic(shift, self.pairs[layer.weight])
+            total = total + kronecker.quadratic_form(shift, self.pairs[layer.weight])
         return self.strength / 2 * total
 
     @torch.no_grad()

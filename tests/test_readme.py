@@ -76,7 +76,7 @@ def test_one_control_serves_both_runs(results: Path) -> None:
 
 
 def test_the_page_shows_the_runs_of_a_setting_best_first(results: Path) -> None:
-    said, *tables = strategies.measured([results])
+    said, *tables = strategies.boards([results])
     assert "not tuned" in said
     (table,) = [t for t in tables if t.startswith("### permuted_digits_domain")]
     assert "3 tasks, 3 steps a task in batches of 32, MLP 100-100, SGD with lr 0.1." in table
@@ -86,4 +86,4 @@ def test_the_page_shows_the_runs_of_a_setting_best_first(results: Path) -> None:
     assert means == sorted(means, reverse=True)
     assert {row[0]: row[-1] for row in rows[2:]}["naive"] == "0"
     assert len(rows[0]) == len(rows[2])
-    assert list(strategies.measured([])) == []
+    assert list(strategies.boards([])) == []

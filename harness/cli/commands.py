@@ -80,7 +80,7 @@ def leaderboard(args: argparse.Namespace) -> int:
     folders = _folders("leaderboard", args.folders or ["results"])
     out = Path(args.out) if args.out else folders[0] / "leaderboard"
     from harness.leaderboard import leaderboard, text
-    from harness.report.leaderboard import write
+    from harness.report.leaderboard_files import write
     from harness.store import reporting
 
     found = leaderboard(folders, by=args.by, baseline=args.baseline)
@@ -125,7 +125,8 @@ def tune(args: argparse.Namespace) -> int:
 def explain(args: argparse.Namespace) -> int:
     folders = _folders("explain", args.folders or ["results"])
     out = Path(args.out) if args.out else folders[0] / "explain"
-    from harness.geometry.claims import explain, text, write
+    from harness.geometry.claims import explain
+    from harness.geometry.texts import text, write
     from harness.store import reporting
 
     found = explain(folders)
@@ -148,7 +149,7 @@ def report(args: argparse.Namespace) -> int:
         changes = _tracker("report --wandb", overrides)
         from harness.report import wandb_report
 
-        print(wandb_report.report([Path(name) for name in names], changes, by=args.by, baseline=args.baseline))
+        print(wandb_report.publish([Path(name) for name in names], changes, by=args.by, baseline=args.baseline))
         return 0
     if overrides:
         raise ValueError(f"report {overrides[0]}: only `report --wandb` takes settings of a tracker")
@@ -279,20 +280,10 @@ def card(args: argparse.Namespace) -> int:
 
 
 def catalogue(args: argparse.Namespace) -> int:
-    if args.what == ["metrics"]:
-        from harness.pages import metrics
+    from harness.pages import PAGES, page
 
-        print(metrics.page(), end="")
-        return 0
-    if args.what == ["tasks"]:
-        from harness.pages import streams
-
-        print(streams.page(), end="")
-        return 0
-    folders = _folders("catalogue", args.what)
-    from harness.pages.strategies import page
-
-    print(page(folders))
+    what = args.what[0] if len(args.what) == 1 and args.what[0] in PAGES else "strategies"
+    print(page(what, [] if [what] == args.what else _folders("catalogue", args.what)), end="")
     return 0
 
 

@@ -1,1 +1,1 @@
-"""What is done with a finished run."""
+"""Commands on a finished run: show, measure, atlas, card."""

@@ -1,8 +1,8 @@
-"""The landscape of a finished run, drawn from its boundary nets: barriers, planes, seeds, the joint net, spectra.
+"""The landscape of a finished run from its boundary nets: barriers, planes, seeds, the joint net, spectra.
 
-Every part is a table RUN/atlas/<part>.parquet, from which harness/figures.py draws. A part whose table was made under
-the same settings is there already and is not made again. A row is one number of one seed; losses are means over frozen
-probes, in nat or the stream's unit, in evaluation mode and without any strategy's penalty.
+Every part is a table RUN/atlas/<part>.parquet, which `harness.finished.atlas_figures` draws. A part whose table was
+computed with the same options is not recomputed. A row is one number of one seed; losses are means over frozen probes,
+in nat or the stream's unit, in evaluation mode and without any strategy's penalty.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ from harness.finished.atlas_options import AtlasOptions
 from harness.finished.measure import Opened, opened
 from harness.landscape import alignment, paths
 from harness.landscape.curvature import Hessian, density, quadrature
-from harness.metrics import mixture, objective, spread
-from harness.metrics.connectivity import BARRIERS, scores
+from harness.metrics import mixture, objective, spaced
+from harness.metrics.connectivity import BARRIERS, losses_and_errors
 from harness.rng import fold
 from harness.trackers.bar import bar
 from harness.types import Net
 
-Columns = dict[str, list[Any]]
+LongTable = dict[str, list[Any]]
 KINDS = ("loss", "error")
-ALIGNED = ("as they are", "weights", "activations")  # how seed b's units are ordered before the line to seed a
+ALIGNED = ("as they are", "weights", "activations")  # how seed b's units are matched before the line to seed a
 
 
 @dataclass(frozen=True)
 class View:
-    """A finished run with the anchors that are looked at."""
+    """A finished run and its anchors, the tasks that the atlas uses."""
 
     run: Opened
-    settings: AtlasOptions
+    options: AtlasOptions
 
     @property
     def last(self) -> int:
@@ -46,15 +46,15 @@ class View:
 
     @property
     def anchors(self) -> tuple[int, ...]:
-        return spread(self.last, self.settings.tasks)
+        return spaced(self.last, self.options.tasks)
 
     @property
     def three(self) -> tuple[int, ...]:
-        """The first task, one in the middle, the last."""
+        """The first, the middle and the last task."""
         return tuple(sorted({0, self.last // 2, self.last}))
 
     def boundary(self, t: int) -> Boundary:
-        """The end of task t; its losses are under that task's mask."""
+        """The end of task t; losses are under that task's mask."""
         learner, net = self.run.learner, self.run.net(t)
         learner.enter(self.run.stream.tasks[t])
         empty = torch.empty(learner.S, 0)
@@ -64,27 +64,27 @@ class View:
 
 
 Tick = Callable[[], None]
-Part = Callable[[View, Tick], Columns]
+Part = Callable[[View, Tick], LongTable]
 
 
-def atlas(path: Path, settings: AtlasOptions, *, force: bool = False) -> tuple[list[str], list[str]]:
-    """Make the tables of the run at `path` that are not there; names of all its parts, and remarks, a line each.
+def atlas(path: Path, options: AtlasOptions, *, force: bool = False) -> tuple[list[str], list[str]]:
+    """Compute the missing tables of the run at `path`; returns the names of all its parts, and remarks, a line each.
 
-    ValueError where the run is not done, did not keep its nets, or reads them through state that was not kept.
+    ValueError if the run is not finished, did not keep its nets, or needs state that was not kept to evaluate them.
     """
     remarks: list[str] = []
     with store.RunFolder.reopen(path) as folder:
         folder.needs_nets()
-        about = {**asdict(settings), "run": folder.manifest["run_id"], "ended": folder.manifest["ended_at"]}
-        made = dict.fromkeys(PARTS, about)
+        about = {**asdict(options), "run": folder.manifest["run_id"], "ended": folder.manifest["ended_at"]}
+        inputs = dict.fromkeys(PARTS, about)
         if (other := companion(path, folder.manifest)) is not None:
-            made["joint"] = {**about, "joint": other.manifest["run_id"], "joint_ended": other.manifest["ended_at"]}
-        todo = [name for name in PARTS if force or store.read_about(path / "atlas" / f"{name}.parquet") != made[name]]
+            inputs["joint"] = {**about, "joint": other.manifest["run_id"], "joint_ended": other.manifest["ended_at"]}
+        todo = [name for name in PARTS if force or store.read_about(path / "atlas" / f"{name}.parquet") != inputs[name]]
         if todo:
             run = opened(folder, {})
             if run.learner.apply != run.learner.model.__call__:
-                raise ValueError(f"{path}: its nets are read through state of the strategy's that was not kept")
-            view = View(run, settings)
+                raise ValueError(f"{path}: its nets need state of the strategy that was not kept")
+            view = View(run, options)
             for name, (what, why_not) in ABSENT.items():
                 if name in todo and (reason := why_not(view)):
                     remarks.append(f"no {what}: {reason}")
@@ -94,30 +94,30 @@ def atlas(path: Path, settings: AtlasOptions, *, force: bool = False) -> tuple[l
                 for name in todo:
                     table = PARTS[name](view, lambda name=name: part(name))  # type: ignore[misc]
                     (path / "atlas").mkdir(exist_ok=True)
-                    store.write_frame(path / "atlas" / f"{name}.parquet", table, made[name])
+                    store.write_frame(path / "atlas" / f"{name}.parquet", table, inputs[name])
     return [name for name in PARTS if (path / "atlas" / f"{name}.parquet").exists()], remarks
 
 
-def rows(seeds: Sequence[int], values: Tensor, **where: Sequence[Any]) -> Columns:
+def long_table(seeds: Sequence[int], values: Tensor, **where: Sequence[Any]) -> LongTable:
     """Values [S, A, B, ...] as columns: seed, one column for each further axis (its coordinates), value.
 
-    >>> rows([7, 8], torch.tensor([[1.0, 2.0], [3.0, 4.0]]), alpha=(0, 1))
+    >>> long_table([7, 8], torch.tensor([[1.0, 2.0], [3.0, 4.0]]), alpha=(0, 1))
     {'seed': [7, 7, 8, 8], 'alpha': [0, 1, 0, 1], 'value': [1.0, 2.0, 3.0, 4.0]}
     """
     axes = {"seed": list(seeds), **{k: list(v) for k, v in where.items()}}
     if tuple(map(len, axes.values())) != tuple(values.shape):
         raise ValueError(f"values of shape {tuple(values.shape)} for axes {', '.join(axes)}")
     index = torch.cartesian_prod(*(torch.arange(n) for n in values.shape)).view(-1, values.dim())
-    columns: Columns = {k: [v[i] for i in index[:, a].tolist()] for a, (k, v) in enumerate(axes.items())}
+    columns: LongTable = {k: [v[i] for i in index[:, a].tolist()] for a, (k, v) in enumerate(axes.items())}
     return {**columns, "value": values.detach().cpu().double().flatten().tolist()}
 
 
-def stack(tables: Sequence[Columns]) -> Columns:
-    """Tables of the same columns, one below the other."""
+def stack(tables: Sequence[LongTable]) -> LongTable:
+    """Concatenate tables with the same columns."""
     return {k: [x for table in tables for x in table[k]] for k in tables[0]}
 
 
-def labelled(table: Columns, **constant: Any) -> Columns:
+def labelled(table: LongTable, **constant: Any) -> LongTable:
     n = len(table["value"])
     return {**{k: [v] * n for k, v in constant.items()}, **table}
 
@@ -129,63 +129,63 @@ def pairs(view: View) -> Iterator[tuple[int, int]]:
     return ((i, j) for j in view.anchors for i in view.anchors if i < j)
 
 
-def barriers(view: View, tick: Tick) -> Columns:
+def barriers(view: View, tick: Tick) -> LongTable:
     """The line between every two anchors i < j, under task i's loss, task j's and their mean: path and barriers.
 
-    `of` says which: earlier, later, both. Rows of measure loss and error, with a number for alpha, are the path; the
-    others are its barriers, as harness/paths.py defines and metrics/connectivity.py names them, and have alpha NaN.
+    `of` is the loss: earlier, later or both. Rows with measure loss or error and a number for alpha are the path. The
+    others are its barriers, defined in `landscape.paths` and named as in `metrics.connectivity`; their alpha is NaN.
     """
     tables = []
-    alphas = paths.grid(view.settings.points)
+    alphas = paths.grid(view.options.points)
     for i, j in pairs(view):
         tick()
         b, start = view.boundary(j), view.run.net(i).params
-        batches = [b.probe(k, view.settings.size) for k in (i, j)]
-        path = paths.line(start, b.trained.params, lambda p: scores(b, p, batches), alphas)  # noqa: B023  [S, K, 2, 2]
+        batches = [b.probe(k, view.options.size) for k in (i, j)]
+        path = paths.line(start, b.trained.params, lambda p: losses_and_errors(b, p, batches), alphas)  # noqa: B023  [S, K, 2, 2]
         path = torch.cat([path, path.mean(2, keepdim=True)], 2)
         tables += walked(view, path, ("earlier", "later", "both"), start=i, end=j)
     return stack(tables)
 
 
-def walked(view: View, path: Tensor, of: Sequence[str], **where: Any) -> list[Columns]:
-    """A path [S, K, len(of), 2] of losses and errors, and its barriers, whose alpha is NaN."""
-    tables, alphas, seeds = [], paths.grid(view.settings.points), view.run.stream.seeds
+def walked(view: View, path: Tensor, of: Sequence[str], **where: Any) -> list[LongTable]:
+    """A path [S, K, len(of), 2] of losses and errors, and its barriers, with alpha NaN."""
+    tables, alphas, seeds = [], paths.grid(view.options.points), view.run.stream.seeds
     for k, kind in enumerate(KINDS):
-        tables.append(labelled(rows(seeds, path[..., k], alpha=alphas, of=of), **where, measure=kind))
+        tables.append(labelled(long_table(seeds, path[..., k], alpha=alphas, of=of), **where, measure=kind))
         for name, barrier in BARRIERS.items():
             each = torch.stack([barrier(path[:, :, m, k], alphas) for m in range(len(of))], 1)[:, None]
-            tables.append(labelled(rows(seeds, each, alpha=[math.nan], of=of), **where, measure=f"{name}_{kind}"))
+            tables.append(labelled(long_table(seeds, each, alpha=[math.nan], of=of), **where, measure=f"{name}_{kind}"))
     return tables
 
 
-def planes(view: View, tick: Tick) -> Columns:
-    """Losses of the first, the middle and the last task on the plane through the nets after them."""
+def planes(view: View, tick: Tick) -> LongTable:
+    """Losses of the first, the middle and the last task on the plane through the nets after these tasks."""
     if len(view.three) < 3:
-        return labelled(rows([], torch.empty(0, 0, 0), x=[], y=[]), of=0, corner=-1)
+        return labelled(long_table([], torch.empty(0, 0, 0), x=[], y=[]), of=0, corner=-1)
     b = view.boundary(view.last)
     flat = paths.plane(*(view.run.net(t).params for t in view.three))
     return on_plane(view, b, flat, {f"{t}": [t] for t in view.three}, tick)
 
 
-def random_planes(view: View, tick: Tick) -> Columns:
-    """Mean loss of the tasks seen, around the first and the last net, along filter-normalised random directions."""
+def random_planes(view: View, tick: Tick) -> LongTable:
+    """Mean loss of the tasks seen around the first and the last net, along filter-normalised random directions."""
     tables = []
     for t in sorted({0, view.last}):
         b = view.boundary(t)
         flat = paths.random_plane(b.trained.params, fold(b.random.base, "plane"))
-        tables.append(on_plane(view, b, flat, {f"{t}": list(spread(t, 5))}, tick))
+        tables.append(on_plane(view, b, flat, {f"{t}": list(spaced(t, 5))}, tick))
     return stack(tables)
 
 
-def on_plane(view: View, b: Boundary, flat: paths.Plane, of: dict[str, list[int]], tick: Tick) -> Columns:
-    """Mean loss of each group of tasks at every point of a plane, and where its corners lie (corner 0, 1, 2)."""
-    x, y = paths.axes(flat, view.settings.grid)
+def on_plane(view: View, b: Boundary, flat: paths.Plane, of: dict[str, list[int]], tick: Tick) -> LongTable:
+    """Mean loss of each group of tasks at every point of a plane, and the positions of its corners (corner 0, 1, 2)."""
+    x, y = paths.axes(flat, view.options.grid)
     seeds, tables = view.run.stream.seeds, []
     for name, tasks in of.items():
         tick()
-        batches = [b.probe(t, view.settings.size) for t in tasks]
-        values = paths.surface(flat, lambda p: scores(b, p, batches)[..., 0].mean(1), x, y)  # noqa: B023
-        tables.append(labelled(rows(seeds, values, x=x, y=y), of=name, corner=-1))
+        batches = [b.probe(t, view.options.size) for t in tasks]
+        values = paths.surface(flat, lambda p: losses_and_errors(b, p, batches)[..., 0].mean(1), x, y)  # noqa: B023
+        tables.append(labelled(long_table(seeds, values, x=x, y=y), of=name, corner=-1))
         for c in range(flat.corners.shape[1]):
             at = flat.corners[:, c].tolist()
             found = {"seed": list(seeds), "x": [a for a, _ in at], "y": [a for _, a in at]}
@@ -194,10 +194,10 @@ def on_plane(view: View, b: Boundary, flat: paths.Plane, of: dict[str, list[int]
 
 
 def strangers(view: View) -> str:
-    """Why two seeds' nets are no nets of one task; empty where they are. Tasks are compared by sums over test rows."""
+    """Why nets of different seeds are not comparable; empty if they are. Tasks are compared by sums over test rows."""
     seeds = view.run.stream.seeds
     if len(seeds) < 2:
-        return "there is one seed; train several, seeds=[0,1,2]"
+        return "the run has one seed; train several, for example seeds=[0,1,2]"
     learner = view.run.learner
     if not learner.model.units:
         return "the model declares no units"
@@ -208,65 +208,65 @@ def strangers(view: View) -> str:
             total = total + torch.einsum("sb,sbi,sbj->sij", batch.w.double(), batch.x.flatten(2).double(), y)
         assert isinstance(total, Tensor)
         if not torch.allclose(total, total.roll(1, 0), rtol=1e-6, atol=1e-9):
-            return "each seed has tasks of its own; train with pin.stream=0, which gives all seeds one stream"
+            return "each seed has different tasks; train with pin.stream=0, which gives all seeds the same stream"
     return ""
 
 
-def seeds(view: View, tick: Tick) -> Columns:
+def seeds(view: View, tick: Tick) -> LongTable:
     """The line from each seed's last net to the next seed's, under the last task; units as they are and aligned.
 
-    `seed` is the one at alpha = 0, on whose probe rows the line is measured. Only the last task is one that both nets
-    know well: of what is half forgotten, a mean of two nets may be less wrong than either.
+    `seed` is the seed at alpha = 0, whose probe rows are used. Only the last task is known well by both nets: on
+    half-forgotten tasks the mean of two nets may be better than either.
     """
     b = view.boundary(view.last)
-    batch, here = b.probe(view.last, view.settings.size), b.trained
+    batch, here = b.probe(view.last, view.options.size), b.trained
     params, buffers = ({k: v.roll(-1, 0) for k, v in part.items()} for part in (here.params, here.buffers))
     there = Net(params, buffers, here.apply)
-    alphas, tables = paths.grid(view.settings.points), []
+    alphas, tables = paths.grid(view.options.points), []
     for how in ALIGNED:
         tick()
         moved = there
         if how != ALIGNED[0]:
             moved, orders = alignment.align(here, there, b.learner.model.units, batch.x, batch.t, by=how)
             share = alignment.moved_share(orders)[:, None]
-            found = rows(view.run.stream.seeds, share, alpha=[math.nan])
+            found = long_table(view.run.stream.seeds, share, alpha=[math.nan])
             tables.append(labelled(found, aligned=how, measure="moved share"))
-        path = paths.line(here.params, moved.params, lambda p: scores(b, p, [batch])[:, 0], alphas)
+        path = paths.line(here.params, moved.params, lambda p: losses_and_errors(b, p, [batch])[:, 0], alphas)
         for k, kind in enumerate(KINDS):
-            found = rows(view.run.stream.seeds, path[..., k], alpha=alphas)
+            found = long_table(view.run.stream.seeds, path[..., k], alpha=alphas)
             tables.append(labelled(found, aligned=how, measure=kind))
     return stack(tables)
 
 
 def companion(path: Path, manifest: dict[str, Any]) -> store.Run | None:
-    """The finished run of strategy=joint under the same setting and seeds, among the results that `path` lies in."""
+    """The finished run of strategy=joint with the same setting and seeds in the same results folder as `path`."""
     same = {key: manifest[key] for key in ("setting", "seeds", "stream_hash")}
     found = (run for root in path.resolve().parents[3:4] for run in store.find_runs(root, strategy="joint", **same))
     return next(found, None)
 
 
 def unaccompanied(view: View) -> str:
-    """Why there is no joint solution to walk to; empty where there is."""
+    """Why there is no joint net; empty if there is one."""
     folder = view.run.folder
     if folder.manifest["strategy"] == "joint":
-        return "this run is that of the joint net"
+        return "this run is the joint run"
     if companion(folder.path, folder.manifest) is None:
-        return "no finished run of strategy=joint with this setting and these seeds lies beside it; train one"
+        return "no finished run of strategy=joint with this setting and these seeds in the results folder; train one"
     return ""
 
 
-def joint(view: View, tick: Tick) -> Columns:
-    """The line from each anchor to the net that was trained on all tasks together: `of` its own task, or all anchors.
+def joint(view: View, tick: Tick) -> LongTable:
+    """The line from each anchor to the net trained jointly on all tasks: loss `of` its own task, or of all anchors.
 
-    The joint net has an initialisation of its own, so the line is also walked with its units matched by weights to
-    the anchor's, where the model declares units. All losses are under the last task's mask.
+    The joint net has a different initialisation, so the line is also computed with its units matched to the anchor's by
+    weights, if the model declares units. All losses are under the last task's mask.
     """
     other = companion(view.run.folder.path, view.run.folder.manifest)
     assert other is not None
     with store.RunFolder.reopen(other.path) as folder:
         there = view.run.loaded(folder.net(view.last))
     b, tables = view.boundary(view.last), []
-    batches = [b.probe(t, view.settings.size) for t in view.anchors]
+    batches = [b.probe(t, view.options.size) for t in view.anchors]
     for i, t in enumerate(view.anchors):
         tick()
         here = view.run.net(t)
@@ -274,29 +274,31 @@ def joint(view: View, tick: Tick) -> Columns:
             moved = there
             if how != ALIGNED[0]:
                 moved, _ = alignment.align(here, there, b.learner.model.units, batches[i].x, batches[i].t, by=how)
-            alphas = paths.grid(view.settings.points)
-            path = paths.line(here.params, moved.params, lambda p: scores(b, p, batches), alphas)  # [S, K, A, 2]
+            alphas = paths.grid(view.options.points)
+            path = paths.line(
+                here.params, moved.params, lambda p: losses_and_errors(b, p, batches), alphas
+            )  # [S, K, A, 2]
             path = torch.stack([path[:, :, i], path.mean(2)], 2)
             tables += walked(view, path, ("own", "all"), start=t, aligned=how)
     return stack(tables)
 
 
-def spectra(view: View, tick: Tick) -> Columns:
+def spectra(view: View, tick: Tick) -> LongTable:
     """Spectral density of the Hessian of the mean loss over the tasks seen, after the first, middle and last task.
 
-    By stochastic Lanczos quadrature; `eigenvalue` is at multiples of the largest absolute node of each seed.
+    By stochastic Lanczos quadrature; `eigenvalue` is a multiple of the largest absolute node of each seed.
     """
     tables = []
     grid = torch.linspace(-1.1, 1.1, 401, dtype=torch.float64)
     for t in view.three:
         tick()
         b = view.boundary(t)
-        batch = mixture(b, spread(t, 5), view.settings.size)
+        batch = mixture(b, spaced(t, 5), view.options.size)
         hessian = Hessian(objective(b, batch), b.trained.params)
-        how = {"vectors": view.settings.vectors, "steps": view.settings.steps}
+        how = {"vectors": view.options.vectors, "steps": view.options.steps}
         q = quadrature(hessian, b.trained.params, fold(fold(b.random.base, "spectrum"), t), **how)
         value, radius = density(q, grid.to(q.nodes.device), 0.01)
-        found = rows(view.run.stream.seeds, value / radius[:, None], share=grid.tolist())
+        found = long_table(view.run.stream.seeds, value / radius[:, None], share=grid.tolist())
         found["eigenvalue"] = (grid * radius[:, None].cpu()).flatten().tolist()
         tables.append(labelled(found, after=t))
     return stack(tables)
@@ -310,7 +312,7 @@ PARTS: dict[str, Part] = {
     "joint": joint,
     "spectra": spectra,
 }
-ABSENT: dict[str, tuple[str, Callable[[View], str]]] = {  # what a run may not have, and why it has not
+ABSENT: dict[str, tuple[str, Callable[[View], str]]] = {  # optional parts, and why they are missing
     "seeds": ("seed-to-seed barriers", strangers),
     "joint": ("line to the joint solution", unaccompanied),
 }

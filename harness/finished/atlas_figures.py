@@ -1,68 +1,24 @@
-"""Figures from tables: matplotlib without a window, colours that the colour-blind tell apart, 95 % bands over seeds.
-
-Every function takes the rows of one table of harness/atlas.py and gives a figure; `draw` writes them beside the tables.
-"""
+"""The figures of an atlas. Each function draws one table of `harness.finished.atlas`; `draw` writes all of them."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from harness.trackers import Array, interval
+from harness.plotting import COLOURS, DASHES, STYLE, band, band_of, below, log_ticks, over_seeds, save, sheet
+from harness.stats import student
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe & Ito (2008), which keep apart under every common colour blindness, less the yellow that white drowns
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-DASHES = ("-", "--", "-.", ":")
-FAINT = 0.1  # nat: colours and axes reach at least so far, lest rounding look like a wall
-FLOOR = 1e-6  # densities below are the tails of the bumps that nodes are drawn as
-CELLS = 12  # anchors whose barriers are also written as numbers
-STYLE: Any = {
-    "font.size": 11,
-    "axes.titlesize": 12,
-    "figure.titlesize": 14,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "svg.hashsalt": "harness",  # the same table gives the same file
-    "svg.fonttype": "none",
-}
-
-
-def sheet(title: str, panels: int = 1, rows: int = 1, width: float = 4.6, height: float = 4.2) -> tuple[Figure, Any]:
-    """A figure with panels side by side, and its axes [rows, panels]."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(max(width * panels, 6.4), height * rows), layout="constrained")
-    figure.suptitle(title)
-    return figure, figure.subplots(rows, panels, squeeze=False)
-
-
-def band(ax: Axes, x: Sequence[float], values: Array, label: str, number: int, **how: Any) -> None:
-    """Mean over seeds of values [S, K] as a line, their 95 % Student interval as a band."""
-    found = [interval(column) for column in values.T]
-    mean, half = np.array([m for m, _, _ in found]), np.nan_to_num([h for _, h, _ in found])
-    colour = COLOURS[number % len(COLOURS)]
-    ax.plot(x, mean, color=colour, linestyle=DASHES[number % len(DASHES)], label=label, linewidth=2, **how)
-    ax.fill_between(x, mean - half, mean + half, color=colour, alpha=0.2, linewidth=0)
-
-
-def below(figure: Figure, ax: Axes, title: str) -> None:
-    """One legend for all panels, under them."""
-    figure.legend(*ax.get_legend_handles_labels(), title=title, loc="outside lower center", ncols=3, frameon=False)
-
-
-def over_seeds(frame: pd.DataFrame, column: str) -> tuple[list[float], Array]:
-    """Values by seed (rows) and by `column`: its coordinates and [S, K]."""
-    table = frame.pivot_table("value", "seed", column, dropna=False)
-    return [float(x) for x in table.columns], table.to_numpy(dtype=np.float64)
+FAINT = 0.1  # nat: the least range of colours and axes, so rounding errors do not look like a wall
+FLOOR = 1e-6  # densities below it are tails of the kernel
+CELLS = 12  # up to this number of anchors, barriers are also written as numbers
 
 
 def barriers(frame: pd.DataFrame, unit: str = "nat") -> Figure:
@@ -94,7 +50,7 @@ def barriers(frame: pd.DataFrame, unit: str = "nat") -> Figure:
 
 
 def barriers_by_distance(frame: pd.DataFrame, unit: str = "nat") -> Figure:
-    """The chord barriers against how far apart the tasks are, and the path between the farthest anchors."""
+    """The chord barriers against the distance in tasks, and the path between the farthest anchors."""
     figure, ((left, right),) = sheet("Barriers against distance in tasks", 2, width=5.2)
     chosen = frame[frame.measure == "barrier_entezari_loss"]
     chosen = chosen.assign(distance=chosen.end - chosen.start)
@@ -106,7 +62,7 @@ def barriers_by_distance(frame: pd.DataFrame, unit: str = "nat") -> Figure:
         band(right, *over_seeds(path[path.of == of], "alpha"), label, n)
     left.set_ylim(bottom=min(0.0, left.get_ylim()[0]), top=max(FAINT, left.get_ylim()[1]))
     left.xaxis.get_major_locator().set_params(integer=True)
-    left.set_xlabel("how many tasks the second net is later")
+    left.set_xlabel("number of tasks between the two nets")
     left.set_ylabel(f"largest loss above the chord, {unit}")
     left.set_title("barrier, mean over pairs")
     right.set_xlabel("position on the line")
@@ -120,7 +76,7 @@ def barriers_by_distance(frame: pd.DataFrame, unit: str = "nat") -> Figure:
 
 
 def planes(frame: pd.DataFrame, unit: str = "nat") -> Figure:
-    """The plane through three nets of one seed, one panel a task's loss."""
+    """The plane through three nets of one seed, one panel per task's loss."""
     names = sorted(frame.of.unique(), key=int)
     seed = frame.seed.min()
     after = ", ".join(str(int(n) + 1) for n in names)
@@ -132,7 +88,7 @@ def planes(frame: pd.DataFrame, unit: str = "nat") -> Figure:
 
 
 def random_planes(frame: pd.DataFrame, unit: str = "nat") -> Figure:
-    """Around the first and the last net of one seed, along random directions as long as each filter."""
+    """The loss around the first and the last net of one seed, along filter-normalised random directions."""
     names = sorted(frame.of.unique(), key=int)
     seed = frame.seed.min()
     figure, (axes,) = sheet(f"Filter-normalised random directions, mean loss (seed {seed})", len(names))
@@ -196,7 +152,7 @@ def seeds(frame: pd.DataFrame, unit: str = "nat") -> Figure:
 
 
 def joint(frame: pd.DataFrame, unit: str = "nat") -> Figure:
-    """Mean loss of all anchors' tasks from the first, a middle and the last net to the joint one."""
+    """Mean loss of all anchors' tasks on the line from the first, a middle and the last net to the joint net."""
     ways = list(frame.aligned.unique())
     figure, (axes,) = sheet("From a net of the stream to the joint net: mean loss of all tasks", len(ways), width=5.2)
     starts = sorted(frame.start.unique())
@@ -218,7 +174,8 @@ def spectra(frame: pd.DataFrame, unit: str = "nat") -> Figure:
     figure, ((ax,),) = sheet("Hessian spectrum of the mean loss over the tasks seen", 1, width=8.0)
     for n, t in enumerate(sorted(frame.after.unique())):
         rows = frame[frame.after == t]
-        mean, half, _ = interval((rows.groupby("seed").eigenvalue.max() / rows.share.max()).to_numpy())
+        largest = (rows.groupby("seed").eigenvalue.max() / rows.share.max()).to_numpy()
+        mean, half = map(float, student(largest, nan="skip"))
         spread = f" ± {half:.2g}" if np.isfinite(half) else ""
         share, values = over_seeds(rows, "share")
         how = {"color": COLOURS[n], "linestyle": DASHES[n]}
@@ -227,29 +184,14 @@ def spectra(frame: pd.DataFrame, unit: str = "nat") -> Figure:
     seen = frame[frame.value > FLOOR]
     ax.set_ylim(FLOOR, 10 * float(seen.value.max()))
     ax.set_xlim(float(seen.share.min()) - 0.05, 1.1)
-    ax.set_xlabel("eigenvalue / largest absolute one of the seed (thin lines: each seed)")
+    ax.set_xlabel("eigenvalue / largest absolute eigenvalue of the seed (thin lines: single seeds)")
     ax.set_ylabel(f"density, weight²/{unit}")
     ax.legend(title=f"largest, {unit}/weight²", frameon=False)
     return figure
 
 
-def log_ticks(low: float, high: float) -> list[float]:
-    """Round numbers for a logarithmic axis: about 1, 3, 10... or, where these are too few, even steps.
-
-    >>> log_ticks(0.02, 5.0), log_ticks(0.7, 2.4)
-    ([0.03, 0.1, 0.3, 1.0, 3.0], [0.8, 1.2, 1.6, 2.0, 2.4])
-    """
-    from matplotlib.ticker import MaxNLocator
-
-    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    ticks = [t for p in powers for t in (10.0**p, 3 * 10.0**p) if low <= t <= high]
-    if len(ticks) < 3:
-        ticks = [float(t) for t in MaxNLocator(5).tick_values(low, high) if low <= t <= high]
-    return [float(f"{t:.6g}") for t in ticks]
-
-
 def path_card(frame: pd.DataFrame, unit: str = "nat") -> Figure:
-    """Old tasks' loss against the new task's on the line between consecutive boundaries, mean over seeds and band."""
+    """Old tasks' loss against the new task's on the line between consecutive boundaries: mean over seeds and band."""
     from matplotlib import colormaps
 
     figure, ((ax,),) = sheet("From each boundary's net to the next", 1, width=7.0, height=5.0)
@@ -259,8 +201,7 @@ def path_card(frame: pd.DataFrame, unit: str = "nat") -> Figure:
         rows = frame[(frame.boundary == t) & (frame.axis == "alpha")]
         rows = rows.assign(alpha=rows.coord.astype(float))
         new, old = (over_seeds(rows[rows.metric == f"path_loss_{name}"], "alpha")[1] for name in ("new", "old"))
-        found = [interval(column) for column in old.T]
-        mean, half = np.array([m for m, _, _ in found]), np.nan_to_num([h for _, h, _ in found])
+        mean, half = band_of(old)
         x = np.nanmean(new, 0)
         ax.plot(x, mean, color=colour, linewidth=2, label=f"task {t + 1}")
         ax.fill_between(x, mean - half, mean + half, color=colour, alpha=0.2, linewidth=0)
@@ -289,7 +230,7 @@ DRAWN: dict[str, tuple[str, Callable[..., Figure]]] = {  # figure -> table, func
 
 
 def draw(folder: Path, unit: str = "nat") -> list[Path]:
-    """Every figure whose table lies in `folder`, as png and svg beside it; the files written."""
+    """Draw every table in `folder` as PNG and SVG in the same folder; returns the files written."""
     import pandas as pd
     from matplotlib import rc_context
 
@@ -305,10 +246,3 @@ def draw(folder: Path, unit: str = "nat") -> list[Path]:
                 save(figure, path)
                 written.append(path)
     return written
-
-
-def save(figure: Figure, path: Path) -> None:
-    """Write a figure whole or not at all, without a date."""
-    part = path.with_name(f".{path.name}.tmp")
-    figure.savefig(part, format=path.suffix[1:], dpi=160, metadata={"Date": None} if path.suffix == ".svg" else None)
-    part.replace(path)

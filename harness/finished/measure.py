@@ -1,9 +1,9 @@
-"""Measures of a finished run, computed afterwards from what its folder holds.
+"""Metrics of a finished run, computed afterwards from its folder.
 
-Every boundary's net is kept, the accuracy matrix and the controls of plasticity are in the tables, and a metric draws
-from keys of its own: so a metric is the same whether the run took it or it is taken now. What is gone: the net that a
-strategy prepared before a task, and before the last boundary a strategy's own state (a deployed net that is not the
-trained one, gates) and the optimizer's.
+Every boundary's net is kept, the accuracy matrix and the controls of plasticity are in the tables, and a metric has its
+own random keys. So a metric has the same value whether it is computed during the run or now. Not kept are: the net that
+a strategy prepares before a task; and, except at the last boundary, the optimizer's state and the strategy's own state
+(gates, or a deployed net that differs from the trained one).
 """
 
 from __future__ import annotations
@@ -37,21 +37,21 @@ from harness.wording import warn
 if TYPE_CHECKING:
     import pandas as pd
 
-KEY = ["seed", "boundary", "phase", "net", "task", "metric", "axis", "coord"]  # names one value of a run
-GROUP = ["boundary", "phase", "net", "metric"]  # what is replaced as a whole
+KEY = ["seed", "boundary", "phase", "net", "task", "metric", "axis", "coord"]  # identifies one value of a run
+GROUP = ["boundary", "phase", "net", "metric"]  # rows that are replaced together
 
 
 class Missing(Exception):
-    """A metric asked for what the run's folder does not hold."""
+    """A metric needs something that the run's folder does not have."""
 
 
 def measure(path: Path, metrics: Mapping[str, Any], *, every: int = 1, changes: Mapping[str, Any] | None = None) -> str:
-    """Compute metrics (name -> its configuration) of the finished run at `path` and put them into its tables.
+    """Compute metrics (name -> configuration) of the finished run at `path` and write them into its tables.
 
-    Rows of the same metric, boundary and phase are replaced, but for values that only the run itself could know; all
-    others stay. Nothing is written before all is measured, so that an interrupted call leaves the run as it was.
-    `changes` are to the run's configuration: device, dataset.root. Returns what was done and what is missing, a line
-    each. ValueError where the run is not done, did not keep its nets, or does not come out of this source.
+    Rows of the same metric, boundary and phase are replaced, except values that only the run itself could compute; all
+    other rows remain. Writes only after everything is measured: an interrupted call leaves the run unchanged. `changes`
+    to the run's configuration: device, dataset.root. Returns what was done and what is missing, a line each. ValueError
+    if the run is not finished, did not keep its nets, or its stream cannot be reproduced.
     """
     with store.RunFolder.reopen(path) as folder:
         folder.needs_nets()
@@ -74,7 +74,7 @@ def measure(path: Path, metrics: Mapping[str, Any], *, every: int = 1, changes: 
 
 @dataclass
 class Opened:
-    """A finished run as it was, but for its state."""
+    """A finished run without its state."""
 
     folder: store.RunFolder
     stream: Stream
@@ -88,19 +88,19 @@ class Opened:
         return self.loaded(self.folder.net(t))
 
     def loaded(self, kept: Mapping[str, Any]) -> Net:
-        """A net as a folder keeps it."""
+        """A net from its saved form."""
         params, buffers = ({k: v.to(self.learner.device) for k, v in kept[p].items()} for p in ("params", "buffers"))
         return Net(params, buffers, self.learner.apply)
 
 
 def opened(folder: store.RunFolder, changes: Mapping[str, Any]) -> Opened:
-    """The stream, learner and strategy that the run's configuration makes. ValueError if they are not the run's."""
+    """Rebuild the stream, learner and strategy from the run's configuration. ValueError if the stream differs."""
     from omegaconf import OmegaConf
 
     path, manifest = folder.path, folder.manifest
     known: Any = OmegaConf.load(CONF / "config.yaml")
     known = OmegaConf.masked_copy(known, [str(k) for k in known if k not in ("defaults", "hydra")])
-    config = OmegaConf.merge(known, manifest["config"])  # a key that is younger than the run has its default
+    config = OmegaConf.merge(known, manifest["config"])  # keys added since the run have their defaults
     for key, value in changes.items():
         OmegaConf.update(config, key, value)
     cfg: Any = OmegaConf.to_container(config)
@@ -108,9 +108,12 @@ def opened(folder: store.RunFolder, changes: Mapping[str, Any]) -> Opened:
     setting = Setting(cfg, build(cfg["dataset"]), chosen_device(cfg["device"]), manifest["threads"])
     stream = setting.stream(manifest["seeds"])
     if stream.hash != manifest["stream_hash"]:
-        raise ValueError(f"{path}: its stream comes out otherwise now, so that measures would be of other data")
+        raise ValueError(
+            f"{path}: the data stream can no longer be reproduced (hash differs), so new metrics would not match this"
+            " run; restore its data set and source version, or rerun it with force=true"
+        )
     if manifest["source"] != provenance.source_digest():
-        warn(f"{path} was trained by other source code; what is measured now is by today's")
+        warn(f"{path} was trained with a different version of the source; the new metrics use the current version")
     strategy = Kept(list(build_strategies(cfg["strategy"]).values()))
     learner = Learner(stream=stream, **setting.parts(stream))
     loop.prepare(learner, strategy)
@@ -118,19 +121,19 @@ def opened(folder: store.RunFolder, changes: Mapping[str, Any]) -> Opened:
 
 
 class Kept(Chain):
-    """The strategies of a run, whose state is known of the last boundary alone."""
+    """The strategies of a run; their state is known only at the last boundary."""
 
     known = False
 
     def deploy(self, learner: Learner, net: Net) -> Net:
         if self.active["deploy"] and not self.known:
             names = "+".join(p.name for p in self.active["deploy"])
-            return _Absent(f"the net that {names} deploys, which is kept of the last boundary only")  # type: ignore[return-value]
+            return _Absent(f"the net that {names} deploys, which is kept only for the last boundary")  # type: ignore[return-value]
         return super().deploy(learner, net)
 
 
 class _Absent:
-    """Stands where something is not known: any use of it raises Missing."""
+    """Placeholder for something unknown: any use raises Missing."""
 
     def __init__(self, what: str) -> None:
         self._what = what
@@ -143,7 +146,7 @@ class _Absent:
 
 
 class _NoState(dict[str, Any]):
-    """An optimizer's state that was not kept: empty, and says whether anybody looked."""
+    """An optimizer's state that was not kept: empty, and records whether it was read."""
 
     asked = False
 
@@ -154,7 +157,7 @@ class _NoState(dict[str, Any]):
 
 @dataclass
 class _Rows(InMemory):
-    """Takes rows; gives the nets of a run's folder."""
+    """Collects rows, and reads the nets from a run's folder."""
 
     folder: store.RunFolder | None = None
 
@@ -167,7 +170,7 @@ class _Rows(InMemory):
 
 
 class Replay:
-    """Measures a finished run's boundaries as the run itself would have."""
+    """Measures the boundaries of a finished run as the run itself would have."""
 
     def __init__(self, run: Opened, metrics: Mapping[str, Metric]) -> None:
         self.run, self.names, self.missing = run, set(metrics), set[str]()
@@ -184,7 +187,7 @@ class Replay:
         self.alive, self.state = run.learner.alive, _NoState()
 
     def guarded(self, name: str, metric: Metric) -> Metric:
-        """The metric, which adds to what is missing where it cannot be computed."""
+        """The metric; if it cannot be computed, the reason is added to `missing`."""
         function = metric.func if isinstance(metric, partial) else metric
 
         @functools.wraps(function)
@@ -198,11 +201,11 @@ class Replay:
         return call
 
     def around(self, task: Task) -> None:
-        """Both measurements of a task."""
+        """Measure before and after a task."""
         last = task.index == len(self.run.stream.tasks) - 1
         begin = [p.name for p in self.run.strategy.parts if p.overrides("begin")]
         if begin:
-            self.missing.add(f"phase start: {'+'.join(begin)} prepares the net for a task, and that net is not kept")
+            self.missing.add(f"phase start: {'+'.join(begin)} prepares the net for a task, and that net was not kept")
         else:
             self.set_to(task, "start")
             self.meter.measure(lambda: self.boundary(task, "start"))
@@ -210,14 +213,14 @@ class Replay:
         self.meter.measure(lambda: self.boundary(task, "end"))
         self.sink.write("timing", timing_rows(task.index, self.meter.clock.take()))
         if self.run.evaluation.every:
-            self.missing.add("scores inside tasks: what reads them is as the run recorded it, or not there")
+            self.missing.add("scores within tasks: what needs them keeps the run's value or is missing")
         if self.state.asked:
-            self.missing.add("the optimizer's state before the last boundary: what reads it (eos_ratio of Adam) is NaN")
+            self.missing.add("the optimizer's state before the last boundary: what needs it (eos_ratio of Adam) is NaN")
         if self.plain is not None and bool(self.plain[:, task.index].isnan().all()):
-            self.missing.add("a copy that was trained plainly where the run took no metrics: trainability_gap is NaN")
+            self.missing.add("a plainly trained copy, where the run measured nothing: trainability_gap is NaN")
 
     def set_to(self, task: Task, phase: str, known: bool = False) -> None:
-        """Put the learner where it was then."""
+        """Restore the learner to that boundary."""
         run, learner, ended = self.run, self.run.learner, phase == "end"
         learner.apply = self.apply
         net = run.net(task.index if ended else task.index - 1)
@@ -237,7 +240,7 @@ class Replay:
             learner.optimizer.state = self.state
             if self.gated:
                 names = "+".join(p.name for p in run.strategy.parts)
-                learner.apply = _Absent(f"the forward pass of {names}, whose state is kept of the last boundary only")
+                learner.apply = _Absent(f"the forward pass of {names}, whose state is kept only for the last boundary")
         learner.alive = self.alive = self.alive & tree.finite(learner.params)
 
     def boundary(self, task: Task, phase: str) -> Boundary:
@@ -262,11 +265,11 @@ class Replay:
         )
 
 
-# --- what the tables hold ---------------------------------------------------------------------------
+# --- from the tables ---------------------------------------------------------------------------
 
 
 def accuracy(run: Opened) -> Tensor:
-    """The matrix R [S, T + 1, T] of the run's table, NaN where nothing was tested."""
+    """The matrix R [S, T + 1, T] of the run's table; NaN if not tested."""
     seeds, total = run.stream.seeds, len(run.stream.tasks)
     matrix = torch.full((len(seeds), total + 1, total), torch.nan, dtype=torch.float64)
     for row in store.read_table(run.folder, "accuracy").to_pylist():
@@ -275,7 +278,7 @@ def accuracy(run: Opened) -> Tensor:
 
 
 def online(run: Opened) -> dict[int, Tensor]:
-    """Accuracy before each step of each task [S, steps], as its curve has it: the mean of each stretch of steps."""
+    """Accuracy before each step of each task [S, steps] from its curve, which has means over stretches of steps."""
     frame = store.read_table(run.folder, "curves").to_pandas()
     found = {}
     for t, rows in frame.groupby("boundary"):
@@ -286,7 +289,7 @@ def online(run: Opened) -> dict[int, Tensor]:
 
 
 def controls(frame: pd.DataFrame, name: str, run: Opened) -> Tensor | None:
-    """What the run recorded under `name` for each task [S, T], NaN where nothing; None if nowhere."""
+    """The recorded values of `name` for each task [S, T], NaN if missing; None without any."""
     rows = frame[frame.metric == name]
     if rows.empty:
         return None
@@ -298,7 +301,7 @@ def controls(frame: pd.DataFrame, name: str, run: Opened) -> Tensor | None:
 
 
 def amend(folder: store.RunFolder, sink: InMemory) -> None:
-    """Put the new rows in the place of the old ones, each table at once."""
+    """Replace the old rows by the new ones, one table at a time."""
     import pandas as pd
 
     for name, merge in (("metrics", merged), ("timing", retimed)):
@@ -310,7 +313,7 @@ def amend(folder: store.RunFolder, sink: InMemory) -> None:
 
 
 def merged(old: pd.DataFrame, new: pd.DataFrame) -> pd.DataFrame:
-    """Rows of `new`, and of `old` those of other metrics or boundaries; NaN never takes the place of a value."""
+    """Rows of `new`, and rows of `old` of other metrics or boundaries; NaN never replaces a value."""
     import pandas as pd
 
     known = old.set_index(KEY)[["value", "stderr"]]
@@ -319,7 +322,7 @@ def merged(old: pd.DataFrame, new: pd.DataFrame) -> pd.DataFrame:
     new = new.assign(value=new.value.where(~lost, before.value), stderr=new.stderr.where(~lost, before.stderr))
 
     def groups(frame: pd.DataFrame) -> pd.MultiIndex:
-        whose = frame.coord.where(frame.axis == "metric", "")  # the costs of one metric, not those of all
+        whose = frame.coord.where(frame.axis == "metric", "")  # the costs of one metric, not of all
         return pd.MultiIndex.from_frame(frame[GROUP].assign(whose=whose))
 
     both = pd.concat([old[~groups(old).isin(groups(new))], new])
@@ -328,7 +331,7 @@ def merged(old: pd.DataFrame, new: pd.DataFrame) -> pd.DataFrame:
 
 
 def retimed(old: pd.DataFrame, new: pd.DataFrame) -> pd.DataFrame:
-    """Times of `new`, and of `old` those of other parts."""
+    """Times of `new`, and times of `old` of other parts."""
     import pandas as pd
 
     def parts(frame: pd.DataFrame) -> pd.MultiIndex:

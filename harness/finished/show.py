@@ -1,4 +1,4 @@
-"""One run on the terminal: what came out, where it is, how it was made and what it cost."""
+"""One run on the terminal: results, folder, how to reproduce it, and costs."""
 
 from __future__ import annotations
 
@@ -9,32 +9,32 @@ from pathlib import Path
 from typing import Any
 
 from harness import store
-from harness.leaderboard import described, size
+from harness.leaderboard import setting_in_words, size
 from harness.trackers import About, summaries
 from harness.trackers.console import Console
 
 
 def show(path: Path) -> None:
-    """Print a run, finished or not, as `python -m harness strategy=...` does at its end, and what is known of it."""
+    """Print a run, finished or not, as `python -m harness strategy=...` does at its end, with its origin and costs."""
     facts = json.loads((path / "manifest.json").read_text("utf-8"))
     store.check_version(path, facts.get("schema_version"))
     seeds, metrics = tuple(facts["seeds"]), store.read_table(path, "metrics")
     accuracy = store.read_table(path, "accuracy")
     tasks = 1 + max([*accuracy["task"].to_pylist(), *accuracy["boundary"].to_pylist(), 0])
-    title = f"{facts['strategy']} on {facts['stream']}: {described(facts)}, seeds {list(seeds)}"
+    title = f"{facts['strategy']} on {facts['stream']}: {setting_in_words(facts)}, seeds {list(seeds)}"
     if not (path / "DONE").exists():
-        title += f"\n{facts['status']}: these are the boundaries so far"
+        title += f"\n{facts['status']}: results so far"
     timing = store.read_table(path, "timing").to_pylist()
-    console = Console(title, closing=[*made(facts), *spent(timing, metrics)])
+    console = Console(title, closing=[*origin(facts), *costs(timing, metrics)])
     console.start(About(facts["config"], facts, path, seeds, tasks), ())
     console.history.extend(summaries(metrics, accuracy, seeds, tasks))
     console.finish([])
 
 
-def made(facts: Mapping[str, Any]) -> Iterator[str]:
+def origin(facts: Mapping[str, Any]) -> Iterator[str]:
     """Command, source and machine."""
     git, machine = facts.get("git") or {}, facts.get("hardware") or {}
-    yield f"made by  {shlex.join(['python', '-m', 'harness', *map(str, facts.get('argv', [])[1:])])}"
+    yield f"command  {shlex.join(['python', '-m', 'harness', *map(str, facts.get('argv', [])[1:])])}"
     commit = f", commit {git['commit'][:12]}{' with changes' if git.get('dirty') else ''}" if git.get("commit") else ""
     yield f"source   {str(facts.get('source', ''))[:12]}{commit}, setting {facts['setting']}"
     yield f"versions {', '.join(f'{name} {version}' for name, version in (facts.get('versions') or {}).items())}"
@@ -43,8 +43,8 @@ def made(facts: Mapping[str, Any]) -> Iterator[str]:
         yield f"diverged seeds {facts['diverged']}"
 
 
-def spent(timing: list[dict[str, Any]], metrics: Any) -> Iterator[str]:
-    """Seconds by part, the largest first; a step beside a plain one; memory."""
+def costs(timing: list[dict[str, Any]], metrics: Any) -> Iterator[str]:
+    """Seconds by part, largest first; time of a step and of a plain step; memory."""
     total: dict[str, float] = {}
     steps: dict[str, list[float]] = {"step": [], "plain step": []}
     for row in timing:
@@ -55,11 +55,11 @@ def spent(timing: list[dict[str, Any]], metrics: Any) -> Iterator[str]:
     parts = sorted(total.items(), key=lambda item: -item[1])
     yield f"time     {sum(total.values()):.1f} s: {', '.join(f'{name} {seconds:.1f}' for name, seconds in parts)}"
     if steps["step"]:
-        beside = f", a plain one {1e3 * _mean(steps['plain step']):.2f} ms" if steps["plain step"] else ""
-        yield f"step     {1e3 * _mean(steps['step']):.2f} ms for all seeds{beside}"
+        plain = f", a plain step {1e3 * _mean(steps['plain step']):.2f} ms" if steps["plain step"] else ""
+        yield f"step     {1e3 * _mean(steps['step']):.2f} ms for all seeds{plain}"
     held = [row["value"] for row in metrics.to_pylist() if row["metric"] == "memory"]
     peak = max((row["peak_memory"] for row in timing), default=float("nan"))
-    yield f"memory   {size(held[-1]) if held else '-'} held for a seed, {size(peak)} of the process at most"
+    yield f"memory   {size(held[-1]) if held else '-'} held per seed, {size(peak)} peak of the process"
 
 
 def _mean(values: list[float]) -> float:

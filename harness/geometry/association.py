@@ -1,16 +1,16 @@
-"""How two quantities go together within strata of runs: one rank correlation, and how sure it is.
+"""Association of two quantities within strata of runs: one rank correlation and its uncertainty.
 
-Values are ranked within each stratum, so that nothing the strata differ in can make an association, and controls are
-taken out of both ranks. All rows of a run are one draw: its boundaries are not independent. Numpy alone.
+Values are ranked within each stratum, so differences between strata cannot create an association. The controls are
+partialled out of both ranks. All rows of a run are one draw, because its boundaries are not independent. Numpy only.
 
 With v_i the ranks of row i (of x, y and the controls) less their mean in its stratum g, over the number of rows in g,
 
     M = sum over strata, over rows, of v v'        S = M_ab - M_ac pinv(M_cc) M_cb,  a, b of x, y; c the controls
     rho = S_xy / sqrt(S_xx S_yy)
 
-is the partial Spearman correlation of covariances pooled over strata: with one stratum and no controls Spearman's own,
-with a stratum of few rows a mean over strata that weighs each row alike. A stratum in which x or y is the same in every
-row says nothing of them, and is left out (its other ranks would only make rho smaller).
+is the partial Spearman correlation of covariances pooled over strata. With one stratum and no controls it is
+Spearman's correlation; with small strata it is a mean over strata in which every row has the same weight. A stratum in
+which x or y is constant carries no information and is left out (its other ranks would only make rho smaller).
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ EDGE = 1 - 1e-9  # |rho| = 1 has no Fisher z
 
 
 class Association(NamedTuple):
-    """A pooled rank correlation. NaN where nothing varies or too few runs are there."""
+    """A pooled rank correlation. NaN if nothing varies or there are too few runs."""
 
     rho: float
     low: float  # of its 95 % interval
     high: float
-    p: float  # that it is 0, two-sided
+    p: float  # two-sided, of rho = 0
     error: float  # standard error of Fisher's z = artanh rho
     df: int  # runs less families
     rows: int
     runs: int
-    strata: int  # in which both vary
-    of: int  # strata there are
+    strata: int  # in which x and y vary
+    of: int  # all strata
 
     def detectable(self, tests: int) -> float:
-        """The |rho| that would have been seen with probability 0.8, at the 5 % level shared by so many tests."""
+        """The |rho| detected with probability 0.8, at the 5 % level shared by this number of tests."""
         if not math.isfinite(self.error):
             return math.nan
         return math.tanh(noncentrality(self.df, alpha=(1 - LEVEL) / tests) * self.error)
@@ -60,32 +60,32 @@ def associate(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Association:
-    """x, y [n] and controls [n, k] of n rows, each of a stratum and a run, each run of one family.
+    """x, y [n] and controls [n, k] of n rows; each row has a stratum and a run, and each run one family.
 
-    The bootstrap draws runs anew within their families (what the design crossed the runs in), with all their rows;
-    ranks stay those of all rows, and are centred anew. rho is tested as z / sd(z of the resamples) against Student's t
-    with runs - families degrees of freedom. NaN for fewer than 3 of them.
+    The bootstrap resamples runs, with all their rows, within their families (the cells in which the design crosses the
+    runs). It keeps the ranks over all rows and recentres them. rho is tested as z / sd(z of the resamples) against
+    Student's t with runs - families degrees of freedom. NaN for fewer than 3 degrees of freedom.
     """
-    told = _varies(x, stratum) & _varies(y, stratum)
-    of, columns = len(np.unique(stratum)), np.column_stack([x, y, controls])[told]
-    stratum, run, family = (_numbered(v[told]) for v in (stratum, run, family))
+    informative = _varies(x, stratum) & _varies(y, stratum)
+    of, columns = len(np.unique(stratum)), np.column_stack([x, y, controls])[informative]
+    stratum, run, family = (_numbered(v[informative]) for v in (stratum, run, family))
     runs, strata = (int(v.max(initial=-1)) + 1 for v in (run, stratum))
     df = runs - len(np.unique(family))
     counts = (df, len(run), runs, strata, of)
     if df < 3:
         return Association(math.nan, math.nan, math.nan, math.nan, math.nan, *counts)
-    v = scores(columns, stratum)
-    rho = float(partial(moments(v, stratum, np.ones((1, len(v)))))[0])
+    v = rank_scores(columns, stratum)
+    rho = float(partial(rank_moments(v, stratum, np.ones((1, len(v)))))[0])
     weight = multiplicities(run, family, resamples, seed)[:, run]
-    error = float(_z(partial(moments(v, stratum, weight))).std(ddof=1))
+    error = float(_z(partial(rank_moments(v, stratum, weight))).std(ddof=1))
     z, half = float(_z(np.array(rho))), _t(df) * error
     return Association(rho, math.tanh(z - half), math.tanh(z + half), _two_sided(z, error, df), error, *counts)
 
 
-def scores(columns: Array, stratum: Labels) -> Array:
-    """Ranks of each column within strata, less their mean, over the rows of the stratum: [n, k].
+def rank_scores(columns: Array, stratum: Labels) -> Array:
+    """Ranks of each column within strata, less their mean, divided by the rows of the stratum: [n, k].
 
-    >>> scores(np.array([[5.0], [7.0], [1.0], [1.0]]), np.array([0, 0, 1, 1]))[:, 0]
+    >>> rank_scores(np.array([[5.0], [7.0], [1.0], [1.0]]), np.array([0, 0, 1, 1]))[:, 0]
     array([-0.25,  0.25,  0.  ,  0.  ])
     """
     size = np.bincount(stratum)[stratum]
@@ -95,7 +95,7 @@ def scores(columns: Array, stratum: Labels) -> Array:
 
 
 def midranks(x: Array, group: Labels) -> Array:
-    """Rank of each value among those of its group, 1 the lowest; equal values share the mean of their ranks: [n].
+    """Rank of each value within its group, 1 the lowest; ties get the mean of their ranks: [n].
 
     >>> midranks(np.array([3.0, 1.0, 3.0, 9.0]), np.array([0, 0, 0, 1]))
     array([2.5, 1. , 2.5, 1. ])
@@ -112,7 +112,7 @@ def midranks(x: Array, group: Labels) -> Array:
 
 
 def thirds(x: Array, group: Labels) -> Labels:
-    """0, 1 or 2: which third of its group's values each is in, equal values together: [n].
+    """0, 1 or 2: the third of its group's values that each value is in; ties stay together: [n].
 
     >>> thirds(np.array([0.3, 0.1, 0.2, 5.0]), np.array([0, 0, 0, 1]))
     array([2, 0, 1, 1])
@@ -121,8 +121,8 @@ def thirds(x: Array, group: Labels) -> Labels:
     return np.floor(3 * (midranks(x, group) - 0.5) / size).astype(np.int64)
 
 
-def moments(v: Array, stratum: Labels, weight: Array) -> Array:
-    """M of the opening comment for each of B weightings [B, n] of the rows, centred by those weights: [B, k, k]."""
+def rank_moments(v: Array, stratum: Labels, weight: Array) -> Array:
+    """M of the opening comment for each of B weightings [B, n] of the rows, centred with those weights: [B, k, k]."""
     order = np.argsort(stratum, kind="stable")
     v, weight = v[order], weight[:, order]
     starts = np.flatnonzero(np.r_[True, np.diff(stratum[order]) != 0])
@@ -137,7 +137,7 @@ def moments(v: Array, stratum: Labels, weight: Array) -> Array:
 def partial(m: Array) -> Array:
     """Correlation of the first two variables of covariances m [..., k, k], given the others: [...].
 
-    NaN where one has no variance left. Three variables, each pair correlated by 1/2: (1/2 - 1/4) / (1 - 1/4).
+    NaN if no variance is left. Three variables, each pair correlated by 1/2: (1/2 - 1/4) / (1 - 1/4).
 
     >>> float(partial(np.full((3, 3), 0.5) + np.eye(3) / 2).round(4))
     0.3333
@@ -149,7 +149,7 @@ def partial(m: Array) -> Array:
 
 
 def multiplicities(run: Labels, family: Labels, resamples: int, seed: int) -> Array:
-    """How often each run is drawn in each resample, which draws as many runs of each family as there are: [B, runs]."""
+    """How often each resample draws each run; a family keeps its number of runs: [B, runs]."""
     found = np.zeros((resamples, int(run.max()) + 1))
     for i, one in enumerate(np.unique(family)):
         members = np.unique(run[family == one])

@@ -1,11 +1,11 @@
-"""Permutation alignment: one net's hidden units put in the order of another's, which changes nothing it computes.
+"""Permutation alignment: reorders a net's hidden units to match another net's, without changing its function.
 
-A net is the same function under every order of its units, so that two nets may be far apart in parameter space and
-yet nearly equal; a barrier between two independently trained ones says little until the order is matched (Entezari
-et al. 2022). What may be reordered is what the model declares as units: each lists all slices that write, normalise
-or read it, so residual streams, flattened maps and CReLU are no special cases. Along one run nothing needs matching.
+A net computes the same function for every order of its units, so two nets may be far apart in parameter space and yet
+nearly equal. A barrier between two independently trained nets says little until their orders are matched (Entezari et
+al. 2022). The model declares its units; each lists all slices that write, normalise or read it, so residual streams,
+flattened maps and CReLU need no special cases. Within one run nothing needs matching.
 
-Only permutations: rescaled ReLU units, and units whose sign is flipped (tanh, CReLU), stay as they are.
+Only permutations: rescaled ReLU units, and units with flipped signs (tanh, CReLU), are not matched.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from torch import Tensor
 from harness import rng, tree
 from harness.types import Net, Params, Slice, Unit
 
-Orders = dict[str, Tensor]  # act -> [S, size]: order[s, j] is the unit that comes to place j
-SWEEPS = 100  # at most; a match of two trained nets takes about ten
-ROUNDING = 1e-10  # relative; a smaller gain is none, lest two equal orders take turns for ever
+Orders = dict[str, Tensor]  # act -> [S, size]: order[s, j] is the unit that moves to place j
+SWEEPS = 100  # upper limit; matching two trained nets takes about ten
+ROUNDING = 1e-10  # relative; smaller gains are ignored, or two equal orders could alternate forever
 
 
 def align(a: Net, b: Net, units: Sequence[Unit], x: Tensor, t: Tensor, *, by: str = "weights") -> tuple[Net, Orders]:
-    """`b` with its units in the order of `a`'s, and that order; row s of one belongs to row s of the other.
+    """`b` with its units in the order of `a`'s, and that order; row s of `b` is matched to row s of `a`.
 
-    by="weights": `match_weights`; by="activations": `match_activations` on the rows x [S, B, ...], t [S, B].
-    Those rows also prove the result. Cost: two forward passes (four by activations) and the matching. A row that is
+    by="weights": `match_weights`; by="activations": `match_activations` on the rows x [S, B, ...], t [S, B]. The same
+    rows are used to verify the result. Cost: two forward passes (four by activations) and the matching. A row that is
     not finite in either net keeps its order.
-    Raises ValueError for a model without units, or one in which their order matters: there it is not the same net.
+    Raises ValueError for a model without units, or if their order changes the function.
     """
     if by == "weights":
         orders = match_weights(a.params, b.params, units)
@@ -38,31 +38,31 @@ def align(a: Net, b: Net, units: Sequence[Unit], x: Tensor, t: Tensor, *, by: st
         with torch.no_grad():
             orders = match_activations(a(x, t).acts, b(x, t).acts, units)
     else:
-        raise ValueError(f"by={by} is none of weights, activations")
+        raise ValueError(f"by={by}: choose from weights, activations")
     moved = reorder(b, units, orders)
     prove(b, moved, x, t)
     return moved, orders
 
 
 def reorder(net: Net, units: Sequence[Unit], orders: Orders) -> Net:
-    """The net with its units in another order: the same function, up to the rounding of sums."""
+    """The net with its units reordered: the same function, up to rounding errors of sums."""
     return Net(permute(net.params, units, orders), permute(net.buffers, units, orders), net.apply)
 
 
 @torch.no_grad()
 def prove(net: Net, moved: Net, x: Tensor, t: Tensor) -> None:
-    """ValueError unless both nets say the same of the rows."""
+    """ValueError unless both nets give the same outputs on the rows."""
     before, after = net(x, t).logits, moved(x, t).logits
     far = (after - before).abs().amax((1, 2)) > 1e-3 * before.abs().amax((1, 2))  # rounding is below 1e-5
     if far.any():
         raise ValueError(
-            "alignment: reordering the units changes what the net computes: group norm ties them to their groups"
-            " (norm=batch does not), a method gates them by their place, or the model's `units` leave a slice out"
+            "alignment: reordering the units changes the net's function: group norm ties units to their groups"
+            " (norm=batch does not), a method gates units by position, or the model's `units` miss a slice"
         )
 
 
 def permute(tensors: Params, units: Sequence[Unit], orders: Orders) -> Params:
-    """Parameters or buffers with every slice of every unit reordered; what no unit owns stays.
+    """Parameters or buffers with every slice of every unit reordered; the rest is unchanged.
 
     >>> unit = Unit("h", 3, (Slice("w", 1),), (Slice("v", 2),))
     >>> p = {"w": torch.tensor([[[1.0], [2.0], [3.0]]]), "v": torch.tensor([[[7.0, 8.0, 9.0]]])}
@@ -89,8 +89,8 @@ def _reorder(value: Tensor, s: Slice, order: Tensor) -> Tensor:
     return value.gather(s.axis, index.view(shape).expand_as(value))
 
 
-def identity(units: Sequence[Unit], like: Params) -> Orders:
-    """Every unit in its own place."""
+def identity_orders(units: Sequence[Unit], like: Params) -> Orders:
+    """The order that moves no unit."""
     some = next(iter(like.values()))
     return {u.act: torch.arange(u.size, device=some.device).repeat(len(some), 1) for u in units}
 
@@ -112,13 +112,13 @@ def match_weights(a: Params, b: Params, units: Sequence[Unit]) -> Orders:
         maximise <a, P(b)> = sum over all parameters,  by coordinate ascent: with the other layers' orders fixed the
         sum is linear in a layer's own, a linear assignment (scipy), solved exactly; sweeps until none gains.
 
-    A local maximum, and the global one where there is one hidden layer. Layers are visited in the declared order,
-    then in random ones, the same for all rows. Running statistics are no part of the sum, and follow.
-    Cost of a sweep: one product [size, size] and one assignment per row and layer. Raises ValueError for a model
-    without units, or with a weight that a unit both writes and reads, which makes the sum quadratic in its order.
+    A local maximum; the global one for a single hidden layer. Layers are visited in the declared order first, then in
+    random orders, the same for all rows. Running statistics are not part of the sum; they are reordered too. Cost of a
+    sweep: one product [size, size] and one assignment per row and layer. Raises ValueError for a model without units,
+    or with a weight that a unit both writes and reads, because the sum is then quadratic in its order.
     """
     _check(units)
-    orders, moved = identity(units, a), b
+    orders, moved = identity_orders(units, a), b
     finite = tree.finite(a) & tree.finite(b)
     for sweep in range(SWEEPS):
         gained = False
@@ -135,7 +135,7 @@ def match_weights(a: Params, b: Params, units: Sequence[Unit]) -> Orders:
 
 def _check(units: Sequence[Unit]) -> None:
     if not units:
-        raise ValueError("alignment: the model declares no units, so that there is nothing to match; see types.Unit")
+        raise ValueError("alignment: the model declares no units to match; see types.Unit")
     for u in units:
         both = {s.name for s in u.producers} & {s.name for s in u.consumers}
         if both:
@@ -143,7 +143,7 @@ def _check(units: Sequence[Unit]) -> None:
 
 
 def _visits(count: int, sweep: int) -> list[int]:
-    """Places of the layers in a sweep; the first goes forward, as the inputs' order is known."""
+    """Order of the layers in a sweep; the first sweep goes forward, because the inputs' order is known."""
     if sweep == 0:
         return list(range(count))
     found: list[int] = rng.permutation(rng.fold(rng.keys([0], "alignment"), sweep), count)[0].tolist()
@@ -151,7 +151,7 @@ def _visits(count: int, sweep: int) -> list[int]:
 
 
 def _overlap(a: Params, b: Params, unit: Unit) -> Tensor:
-    """<all that unit i of a owns, all that unit j of b owns>: [S, size, size] float64."""
+    """<all weights of unit i of a, all weights of unit j of b>: [S, size, size] float64."""
     total: Tensor | float = 0.0
     for s in (*unit.producers, *unit.norm, *unit.consumers):
         if s.name in a:  # a norm's statistics are buffers
@@ -161,14 +161,14 @@ def _overlap(a: Params, b: Params, unit: Unit) -> Tensor:
 
 
 def _own(value: Tensor, s: Slice, size: int) -> Tensor:
-    """What each unit owns of the slice: [S, size, numbers] float64."""
+    """The entries of the slice by unit: [S, size, numbers] float64."""
     return value.narrow(s.axis, s.offset, size * s.repeat).movedim(s.axis, 1).reshape(len(value), size, -1).double()
 
 
 def _assign(overlap: Tensor, finite: Tensor) -> tuple[Tensor, bool]:
     """For each row the order with the largest sum of overlap[i, order[i]]: [S, size], and whether any row gained.
 
-    A row that would gain nothing, or is not finite [S], gets the identity.
+    A row without gain, or that is not finite [S], gets the identity.
     """
     from scipy.optimize import linear_sum_assignment
 
@@ -189,11 +189,11 @@ def _assign(overlap: Tensor, finite: Tensor) -> tuple[Tensor, bool]:
 def match_activations(a: Params, b: Params, units: Sequence[Unit]) -> Orders:
     """Orders that maximise the summed correlation of each unit of `a` with its partner of `b` (Li et al. 2016).
 
-        corr_ij = Pearson correlation over rows (and places of a map) of unit i of a and unit j of b,
-        copies of a unit (CReLU) added; a unit that never varies correlates with none
+        corr_ij = Pearson correlation over rows (and positions of a map) of unit i of a and unit j of b,
+        copies of a unit (CReLU) added; a constant unit correlates with none
 
-    `a`, `b`: `Out.acts` of the same rows. Layers do not depend on one another: one assignment each, no sweeps.
-    A residual stream is matched by the one act that stands for it. ValueError for a model without units.
+    `a`, `b`: `Out.acts` of the same rows. Layers are independent: one assignment each, no sweeps. A residual stream is
+    matched by the act that represents it. ValueError for a model without units.
     """
     _check(units)
     orders: Orders = {}
@@ -211,5 +211,5 @@ def _standardised(act: Tensor, size: int) -> Tensor:
     z = z - z.mean(3, keepdim=True)
     length = z.norm(dim=3, keepdim=True)
     largest = act.double().abs().flatten(1).amax(1).view(-1, 1, 1, 1)
-    varies = length > 1e-10 * largest * math.sqrt(z.shape[3])  # what is left of a constant is rounding
+    varies = length > 1e-10 * largest * math.sqrt(z.shape[3])  # the rest of a constant is rounding error
     return torch.where(varies | length.isnan(), z / length, 0)

@@ -1,8 +1,8 @@
 """Curvature of a loss at a point, for all seeds at once: Hessian products, eigenvalues, trace, spectrum.
 
-Everything here is a function of a `Loss`, so that what is differentiated (which rows, which mask, eval mode) is
-decided by whoever builds the loss, in one place (`Learner.objective`). Seeds own disjoint parameters, hence the
-Hessian of the sum of the seeds' losses is block diagonal, one block a seed.
+Everything here is a function of a `Loss`, so the rows, the mask and evaluation mode are decided in one place, where the
+loss is built (`Learner.objective`). Seeds own disjoint parameters, so the Hessian of the sum of the seeds' losses is
+block diagonal, one block per seed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Matvec = Callable[[Params], Params]  # v -> A v, each seed's own symmetric A
 
 
 def value_and_grad(loss: Loss, params: Params) -> tuple[Tensor, Params]:
-    """Loss of each seed [S] and its gradient; touches neither `params` nor their .grad."""
+    """Loss of each seed [S] and its gradient; changes neither `params` nor their .grad."""
     counting.done("gradients")
     with torch.enable_grad():
         leaves = {k: v.detach().requires_grad_() for k, v in params.items()}
@@ -34,8 +34,8 @@ def value_and_grad(loss: Loss, params: Params) -> tuple[Tensor, Params]:
 class Hessian:
     """v -> H v of each seed's loss at `params`, by double backward (Pearlmutter 1994).
 
-    The graph of the gradient is built once and kept as long as the object: a product costs two to four
-    gradients less a forward pass, in memory one graph. `value` [S] and `gradient` come with it.
+    The graph of the gradient is built once and kept as long as the object: a product costs two to four gradients minus
+    a forward pass, and the memory of one graph. `value` [S] and `gradient` are by-products.
 
     >>> h = Hessian(lambda p: (p["w"] ** 3).sum(1), {"w": torch.tensor([[1.0, 2.0]])})
     >>> h({"w": torch.ones(1, 2)})
@@ -55,7 +55,7 @@ class Hessian:
 
     def __call__(self, v: Params) -> Params:
         counting.done("hessian_products")
-        curved = [k for k, g in self.gradient.items() if g.requires_grad]  # the loss may be linear in the others
+        curved = [k for k, g in self.gradient.items() if g.requires_grad]  # the loss may be linear in the rest
         if not curved:
             return tree.zeros(self.at)
         products = torch.autograd.grad(
@@ -81,9 +81,9 @@ def unflatten(x: Tensor, like: Params) -> Params:
 
 
 def rowwise(decompose: Callable[[Tensor], Sequence[Tensor]], x: Tensor) -> list[Tensor]:
-    """A batched decomposition of x [S, ...] in which a non-finite row yields NaN and touches no other row.
+    """A batched decomposition of x [S, ...] in which a non-finite row yields NaN and does not affect other rows.
 
-    The one place where diverged seeds are masked: LAPACK refuses the whole batch for one NaN.
+    The only place that masks diverged seeds: LAPACK rejects the whole batch for one NaN.
 
     >>> rowwise(lambda a: (torch.linalg.svdvals(a),), torch.tensor([[[3.0]], [[torch.inf]]]))[0].tolist()
     [[3.0], [nan]]
@@ -97,29 +97,29 @@ class Ritz(NamedTuple):
     """Approximate eigenpairs of each seed, largest (algebraically) first."""
 
     values: Tensor  # [S, m] float64
-    residuals: Tensor  # [S, m] float64: ||A u - value u||, so that an eigenvalue lies within it
+    residuals: Tensor  # [S, m] float64: ||A u - value u||; an eigenvalue is within this distance
     vectors: Tensor | None = None  # [S, P, m] unit vectors, in the order of `flatten`
-    share: Tensor | None = None  # [S, m] of the start's squared length along each, 1 in sum
+    share: Tensor | None = None  # [S, m] of the start's squared length along each; sums to 1
 
 
 class Krylov(NamedTuple):
-    """A symmetric matrix within the space of some Lanczos steps: A basis' = basis' T + off_m q e_m', T tridiagonal."""
+    """A symmetric matrix on the space of some Lanczos steps: A basis' = basis' T + off_m q e_m', T tridiagonal."""
 
     basis: Tensor  # [S, m, P] orthonormal rows; the first is the start
     diagonal: Tensor  # [S, m] float64, of T
-    off: Tensor  # [S, m] float64: beside the diagonal of T, and last what leads out of the space
+    off: Tensor  # [S, m] float64: off-diagonal of T; the last one leads out of the space
 
 
 def _remove(w: Tensor, basis: Tensor, times: int = 2) -> Tensor:
-    """w [S, P] less its part in the rows of basis [S, j, P]; twice, as once loses orthogonality (Parlett 1980)."""
-    row = w[:, None]  # a row, not a column: measured at P = 478,410, a quarter of the time
+    """w [S, P] minus its part in the rows of basis [S, j, P]; twice, as once loses orthogonality (Parlett 1980)."""
+    row = w[:, None]  # a row takes a quarter of the time of a column (measured at P = 478,410)
     for _ in range(times):
         row = row - row @ basis.mT @ basis
     return row[:, 0]
 
 
 def signs(key: Tensor, width: int, dtype: torch.dtype) -> Tensor:
-    """Rademacher vectors [S, width], 64 from each hash: a hash per entry costs as much as half a product."""
+    """Rademacher vectors [S, width], 64 entries per hash: a hash per entry would cost half a product."""
     packed = bits(key, -(-width // 64)).view(torch.uint8)  # [S, 8 * words]
     shifts = torch.arange(8, dtype=torch.uint8, device=key.device)
     return (packed[..., None] >> shifts & 1).flatten(1)[:, :width].to(dtype) * 2 - 1
@@ -138,19 +138,19 @@ def _unit(w: Tensor, length: Tensor) -> Tensor:
 def krylov(matvec: Matvec, start: Params, steps: int) -> Krylov:
     """Lanczos with full re-orthogonalisation: `steps` products, or as many as there are parameters.
 
-    The basis has the parameters' dtype; T and every inner product that enters it are float64 (with float32 ones the
-    eigenvalues of a net of 90,000 parameters were off by 1e-6, most of it from vectors that were not of length 1).
-    Every new vector loses its part in the last two and then in all of them: in exact arithmetic the first says it all,
-    so that the second does what a repetition would, for half of the time. Where the Krylov space of a seed is
-    exhausted (a multiple eigenvalue shows once in it) that seed goes on from a new vector, a fixed function of its
-    `start`. A non-finite seed leaves the others as they are alone.
+    The basis has the parameters' dtype; T and all its inner products are float64 (with float32 the eigenvalues of a net
+    of 90,000 parameters were off by 1e-6, mostly because vectors were not of length 1). Every new vector is
+    orthogonalised against the last two and then against all: in exact arithmetic the first suffices, so the second acts
+    as a re-orthogonalisation at half the cost. If the Krylov space of a seed is exhausted (it contains a multiple
+    eigenvalue once), that seed continues from a new vector, a fixed function of its `start`. A non-finite seed does not
+    affect the others.
     """
     q = flatten(start)
     size, (seeds, width) = min(steps, q.shape[1]), q.shape
     exhausted = 100 * torch.finfo(q.dtype).eps  # relative to the largest entry so far
     basis = q.new_zeros(seeds, size, width)
     diagonal, off = (q.new_zeros(seeds, size, dtype=torch.float64) for _ in range(2))
-    again = keys([0] * seeds, "lanczos", q.device)
+    restart = keys([0] * seeds, "lanczos", q.device)
     scale = beta = q.new_zeros(seeds, dtype=torch.float64)
     q = _unit(q, _norm(q))
     for j in range(size):
@@ -165,7 +165,7 @@ def krylov(matvec: Matvec, start: Params, steps: int) -> Krylov:
             break
         stuck = beta <= exhausted * scale
         if stuck.any():
-            fresh = flatten(start) * signs(fold(again, j), width, q.dtype)
+            fresh = flatten(start) * signs(fold(restart, j), width, q.dtype)
             w = torch.where(stuck[:, None], _remove(_unit(fresh, _norm(fresh)), basis[:, : j + 1]), w)
             off[:, j] = beta = beta.masked_fill(stuck, 0)
         q = _unit(w, _norm(w))
@@ -173,40 +173,34 @@ def krylov(matvec: Matvec, start: Params, steps: int) -> Krylov:
 
 
 def _eigen(diagonal: Tensor, off: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues [S, m] of T, largest first, and its unit eigenvectors [S, m, m] as columns; NaN for a lost seed."""
+    """Eigenvalues [S, m] of T, largest first, and its unit eigenvectors [S, m, m] as columns; NaN if it diverged."""
     side = torch.diag_embed(off[:, :-1], 1)
     values, s = rowwise(torch.linalg.eigh, torch.diag_embed(diagonal) + side + side.mT)
     return values.flip(1), s.flip(2)
 
 
 def lanczos(matvec: Matvec, start: Params, steps: int, *, vectors: bool = False) -> Ritz:
-    """Eigenpairs of each seed's matrix within the Krylov space of `start`; see `krylov` and `ritz`."""
+    """Eigenpairs of each seed's matrix on the Krylov space of `start`; see `krylov` and `ritz`."""
     return ritz(krylov(matvec, start, steps), vectors=vectors)
 
 
 def ritz(space: Krylov, *, vectors: bool = False) -> Ritz:
-    """Eigenpairs within a space; those at both ends of the spectrum are the first to be right.
+    """Eigenpairs on a space; those at both ends of the spectrum converge first.
 
-    Residual of pair j: |beta_m s_mj|, without the rounding of the products: in float32 the true one does not fall
-    below about 1e-6 of the largest eigenvalue.
+    Residual of pair j: |beta_m s_mj|, without rounding errors of the products: in float32 the true residual does not
+    fall below about 1e-6 of the largest eigenvalue.
     """
     values, s = _eigen(space.diagonal, space.off)
     pairs = Ritz(values, (space.off[:, -1:] * s[:, -1]).abs(), share=s[:, 0].square())
     return pairs._replace(vectors=space.basis.mT @ s.to(space.basis)) if vectors else pairs
 
 
-def top_eigenvalues(
-    loss: Loss, params: Params, key: Tensor, *, k: int = 5, steps: int = 20, vectors: bool = False
-) -> Ritz:
-    """The k largest eigenvalues of each seed's Hessian from `steps` products: values [S, k] with residuals.
-
-    A lower bound that only counts as converged where the residual is small. ValueError if steps < k.
-    """
-    return top_of(Hessian(loss, params), params, key, k=k, steps=steps, vectors=vectors)
-
-
 def top_of(matvec: Matvec, like: Params, key: Tensor, *, k: int, steps: int, vectors: bool = False) -> Ritz:
-    """`top_eigenvalues` of any symmetric product; the start is a Rademacher vector drawn from `key` [S]."""
+    """The k largest eigenvalues of each seed's matrix from `steps` products: values [S, k] with residuals.
+
+    Lower bounds, converged only where the residual is small. The start is a Rademacher vector drawn from `key` [S].
+    ValueError if steps < k.
+    """
     if steps < k:
         raise ValueError(f"steps={steps}: fewer than k={k} Lanczos steps cannot give {k} eigenvalues; raise steps")
     values, residuals, basis, _ = lanczos(matvec, random_signs(key, like), steps, vectors=vectors)
@@ -220,7 +214,7 @@ def random_signs(key: Tensor, like: Params) -> Params:
 
 
 def scaled(matvec: Matvec, by: Params) -> Matvec:
-    """v -> D A D v with D = diag(by): |w| for what is blind to rescaled ReLU layers, P^-1/2 for a preconditioner."""
+    """v -> D A D v with D = diag(by): |w| for invariance to rescaled ReLU layers, P^-1/2 for a preconditioner."""
     return lambda v: tree.mul(by, matvec(tree.mul(by, v)))
 
 
@@ -234,18 +228,18 @@ class Moments(NamedTuple):
 
 
 def moments(matvec: Matvec, space: Krylov, like: Params, key: Tensor, probes: int) -> Moments:
-    """tr A and tr A^2, exact within a Krylov space, by `probes` Rademacher vectors outside it; a product each.
+    """tr A and tr A^2, exact on a Krylov space, by `probes` Rademacher vectors outside it; one product each.
 
-    Of A with Q the orthonormal basis of the space and g_i = (I - QQ') z_i, z_i Rademacher,
+    With Q the orthonormal basis of the space and g_i = (I - QQ') z_i, z_i Rademacher,
         tr A   = tr T + mean_i g_i' A g_i                      (Hutchinson 1989, deflated as in Meyer et al. 2021)
         tr A^2 = |T|_F^2 + off_m^2 + mean_i |A g_i|^2          since A Q = Q T + off_m q e_m'
-    both unbiased for every Q. The space of a Lanczos run costs nothing more where eigenvalues are wanted as well, and
-    holds the top of the spectrum (Chen & Hallman 2023): 12 steps and 6 probes gave the trace of a Fashion-MNIST MLP to
-    2-5 %, Hutch++ on its own with 24 products to 4 %. The standard error is that of the mean over the probes, on
-    probes - 1 degrees of freedom. ValueError for fewer than 2 probes: one shows no spread.
+    both unbiased for every Q. The space of a Lanczos run is free if eigenvalues are computed anyway, and contains the
+    top of the spectrum (Chen & Hallman 2023): 12 steps and 6 probes gave the trace of a Fashion-MNIST MLP to 2-5 %,
+    Hutch++ alone with 24 products to 4 %. The standard error is that of the mean over the probes, with probes - 1
+    degrees of freedom. ValueError for fewer than 2 probes, which give no standard error.
     """
     if probes < 2:
-        raise ValueError(f"trace_probes={probes}: at least 2, or there is no standard error; 0 leaves the trace out")
+        raise ValueError(f"trace_probes={probes}: must be at least 2, for a standard error, or 0 to omit the trace")
     width = space.basis.shape[2]
     first, second = [], []
     for i in range(probes):
@@ -263,20 +257,20 @@ class Quadrature(NamedTuple):
     """A spectrum as weighted points: tr f(A) / P is about the mean over V of sum_j weights f(nodes)."""
 
     nodes: Tensor  # [S, V, m] float64
-    weights: Tensor  # [S, V, m] float64, 1 in sum over m
-    size: int  # P, eigenvalues in all
+    weights: Tensor  # [S, V, m] float64, sum to 1 over m
+    size: int  # P, number of eigenvalues
 
 
 def quadrature(matvec: Matvec, like: Params, key: Tensor, *, vectors: int, steps: int) -> Quadrature:
     """Stochastic Lanczos quadrature (Ubaru, Chen & Saad 2017): `vectors` Rademacher starts of `steps` products each.
 
     The nodes of a start are the eigenvalues of its T, the weights the squared first components of T's eigenvectors.
-    Without re-orthogonalisation: converged eigenvalues then come again, with the weight shared among their copies,
-    and what is integrated stays right (Chen, Trogdon & Ubaru 2021), while memory does not grow with `steps`.
-    ValueError for fewer than 2 vectors: one shows no spread.
+    Without re-orthogonalisation converged eigenvalues reappear, with the weight shared among their copies; integrals
+    remain correct (Chen, Trogdon & Ubaru 2021), and memory does not grow with `steps`. ValueError for fewer than 2
+    vectors, which give no standard error.
     """
     if vectors < 2 or steps < 1:
-        raise ValueError(f"vectors={vectors}, steps={steps}: quadrature needs at least 2 vectors, and 1 step")
+        raise ValueError(f"vectors={vectors}, steps={steps}: quadrature needs at least 2 vectors and 1 step")
     runs = []
     for i in range(vectors):
         values, s = _eigen(*_recurrence(matvec, random_signs(fold(key, i), like), steps))
@@ -286,7 +280,7 @@ def quadrature(matvec: Matvec, like: Params, key: Tensor, *, vectors: int, steps
 
 
 def _recurrence(matvec: Matvec, start: Params, steps: int) -> tuple[Tensor, Tensor]:
-    """Lanczos by its three terms alone: diagonal and off [S, m] of T. Where it ends early, what follows weighs 0."""
+    """Lanczos by its three-term recurrence: diagonal and off [S, m] of T. After an early end, nodes have weight 0."""
     q = flatten(start)
     size = min(steps, q.shape[1])
     diagonal, off = (q.new_zeros(len(q), size, dtype=torch.float64) for _ in range(2))
@@ -307,8 +301,8 @@ def _recurrence(matvec: Matvec, start: Params, steps: int) -> tuple[Tensor, Tens
 def density(q: Quadrature, grid: Tensor, width: float) -> tuple[Tensor, Tensor]:
     """Spectral density at grid [K] x radius, for eigenvalues in units of the radius: [S, K], and the radius [S].
 
-    Every node is a normal of standard deviation `width`; radius = largest |node|. Its integral over the grid is 1 as
-    far as the grid reaches. NaN for the zero matrix.
+    Every node is a normal of standard deviation `width`; radius = largest |node|. The integral over the whole line is
+    1. NaN for the zero matrix.
 
     >>> q = Quadrature(torch.tensor([[[4.0, 0.0]]]), torch.tensor([[[0.25, 0.75]]]), 8)
     >>> value, radius = density(q, torch.tensor([0.0, 0.5, 1.0]), 0.1)
@@ -324,9 +318,9 @@ def density(q: Quadrature, grid: Tensor, width: float) -> tuple[Tensor, Tensor]:
 def negative_mass(q: Quadrature) -> tuple[Tensor, Tensor]:
     """sum of |lambda| over the negative eigenvalues / sum of |lambda|, and its standard error: [S], [S].
 
-    In [0, 1]; blind to the scale of the loss (Alain, Le Roux & Manzagol 2019). A ratio of two means over the start
-    vectors, with the standard error of its linearisation. NaN for the zero matrix. Few steps overstate it: what is
-    small and negative is told from 0 last. There is no such thing as their number, which no quadrature resolves.
+    In [0, 1]; invariant to the scale of the loss (Alain, Le Roux & Manzagol 2019). A ratio of two means over the start
+    vectors, with the standard error of its linearisation. NaN for the zero matrix. Few steps overstate it: small
+    negative eigenvalues are the last to be separated from 0. No quadrature resolves their number.
 
     >>> q = Quadrature(torch.tensor([[[3.0, -1.0]] * 2]), torch.tensor([[[0.5, 0.5]] * 2]), 8)
     >>> negative_mass(q)
@@ -342,7 +336,7 @@ def negative_mass(q: Quadrature) -> tuple[Tensor, Tensor]:
 def curvature_rank(q: Quadrature, thresholds: Sequence[float]) -> tuple[Tensor, Tensor]:
     """Number of eigenvalues above threshold x lambda_1, and its standard error: [S, K], [S, K].
 
-    In [0, P]; an estimate, P times the weight above the line. NaN where lambda_1 <= 0.
+    In [0, P]; an estimate, P times the weight above the threshold. NaN if lambda_1 <= 0.
 
     >>> q = Quadrature(torch.tensor([[[3.0, 0.1, -1.0]] * 2]), torch.tensor([[[0.25, 0.5, 0.25]] * 2]), 8)
     >>> curvature_rank(q, [0.1, 0.01])[0].tolist()

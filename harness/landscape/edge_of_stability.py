@@ -1,8 +1,8 @@
 """How far an optimizer is from the edge of stability: its step against the curvature of the loss.
 
-On a quadratic loss of largest eigenvalue lambda the optimizer diverges exactly where the ratio is above 1. Full-batch
-training settles near 1 (Cohen et al. 2021, 2022); under small batches 1 is no such mark, and the ratio only a
-dimensionless sharpness. It is that of the loss alone: weight decay and penalties are left aside.
+On a quadratic loss with largest eigenvalue lambda, the optimizer diverges exactly if the ratio is above 1. Full-batch
+training settles near 1 (Cohen et al. 2021, 2022). With small batches 1 has no such meaning, and the ratio is only a
+dimensionless sharpness. It refers to the loss alone, without weight decay and penalties.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from harness.types import Loss, Params
 
 
 def ratio(optimizer: Optimizer, lr: float, lam: Tensor) -> Tensor:
-    """lr x lambda over the largest product that is stable: [S].
+    """lr x lambda over the largest stable product: [S].
 
         gradient descent lr lambda / 2                      heavy ball lr lambda / (2 (1 + b))
         Nesterov         lr lambda (1 + 2b) / (2 (1 + b))   Adam       lr lambda (1 - b1) / (2 (1 + b1))
 
     (Cohen et al. 2021, equation 1 and appendix B; 2022 for Adam, where lambda is that of `preconditioned` curvature.)
-    NaN for an optimizer of another kind.
+    NaN for other optimizers.
 
     >>> from harness.optim import SGD
     >>> float(ratio(SGD(lr=0.1, momentum=0.9), 0.1, torch.tensor([38.0])))
@@ -45,11 +45,11 @@ def ratio(optimizer: Optimizer, lr: float, lam: Tensor) -> Tensor:
 
 
 def inverse_root(optimizer: Adam, params: Params) -> Params | None:
-    """P^-1/2 of Adam's preconditioner as its state has it, None before its first step.
+    """P^-1/2 of Adam's preconditioner in its current state; None before its first step.
 
-    P = (1 - b1^n) (sqrt(v / (1 - b2^n)) + eps) for an entry n steps old (Cohen et al. 2022). 0, which leaves it out,
-    for an entry that was reset and has not moved since. Under dead units P is next to eps and its inverse next to 1e8:
-    so is Adam's step.
+    P = (1 - b1^n) (sqrt(v / (1 - b2^n)) + eps) for an entry n steps old (Cohen et al. 2022). An entry that
+    was reset and has not moved since gets 0, which excludes it. For dead units P is close to eps and its inverse close
+    to 1e8: so is Adam's step.
     """
     if "square" not in optimizer.state:
         return None
@@ -65,8 +65,8 @@ def inverse_root(optimizer: Adam, params: Params) -> Params | None:
 def edge_ratio(learner: Learner, lr: float, loss: Loss, params: Params, lam: Tensor, key: Tensor, steps: int) -> Tensor:
     """`ratio` at a point: [S]; lam is the largest eigenvalue of the plain Hessian there.
 
-    With Adam that of P^-1/2 H P^-1/2 takes its place: `steps` Hessian products and a gradient more; NaN before Adam's
-    first step and after a reset.
+    With Adam, lam is replaced by that of P^-1/2 H P^-1/2, for `steps` Hessian products and a gradient more; NaN before
+    Adam's first step and after a reset.
     """
     optimizer = learner.optimizer
     if isinstance(optimizer, Adam):
@@ -78,7 +78,7 @@ def edge_ratio(learner: Learner, lr: float, loss: Loss, params: Params, lam: Ten
 
 
 def rate(learner: Learner, step: int) -> float:
-    """The learning rate of a step of the current task, as the schedule has it; the learner is left as it is."""
+    """The learning rate of a step of the current task under the schedule; does not change the learner."""
     twin = copy.copy(learner)
     twin.optimizer, twin.steps = copy.copy(learner.optimizer), step
     twin.set_lr()

@@ -1,7 +1,7 @@
 """Diagonal Fisher information and sensitivity: means over samples of squared or absolute gradients, never of a mean.
 
-Of the layer outputs' gradients δ and the layer inputs a, a linear layer needs only Σ_n (δ_n ⊗ a_n)² =
-(δ²)ᵀ a², one matrix product a batch: 47 times faster than a loop over samples and labels. Absolute values alike.
+With the gradients δ of the layer outputs and the layer inputs a, a linear layer needs only Σ_n (δ_n ⊗ a_n)² =
+(δ²)ᵀ a², one matrix product per batch: 47 times faster than a loop over samples and labels. Absolute values likewise.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from harness.types import Batch, Layer, Out, Params, Source
 
 Pull = Callable[[Tensor], tuple[Tensor, ...]]
 KINDS = ("exact", "sampled", "empirical")
-_CHUNK = 2**24  # numbers held at once for the per-sample gradients of a convolution
+_CHUNK = 2**24  # numbers in memory at once for the per-sample gradients of a convolution
 
 
 def diagonal(
@@ -40,11 +40,11 @@ def diagonal(
     * sampled: one label drawn from p(y|x): an unbiased estimate of it
     * empirical: the label of the data: not the Fisher information (Kunstner, Hennig & Balles 2019)
 
-    For mean squared error over C outputs p is the Gaussian of which that loss is the negative log-likelihood:
-    variance C / 2, the constant aside. The mean is over the source's rows, or over `samples` of them drawn
-    without replacement. Weights and biases of the model's layers have a closed form, anything else (norms,
-    parameters that a strategy added) goes through vmap. Assumes that only its layer reads a layer's weight.
-    Returns one tensor per parameter, shaped like it. Raises ValueError for an unknown kind.
+    For mean squared error over C outputs p is the Gaussian whose negative log-likelihood is that loss, up to a
+    constant: variance C / 2. The mean is over the source's rows, or over `samples` of them drawn without replacement.
+    Weights and biases of the model's layers have a closed form; all other parameters (norms, those added by a strategy)
+    use vmap. Assumes that a layer's weight is used only by that layer. Returns one tensor per parameter, shaped like
+    it. Raises ValueError for an unknown kind.
     """
     if kind not in KINDS:
         raise ValueError(f"fisher={kind}: choose one of {', '.join(KINDS)}")
@@ -64,7 +64,7 @@ def diagonal_on(learner: Learner, weighted: Iterable[Batch], kind: str, random: 
 def sensitivity(
     learner: Learner, source: Source, random: RandomStream, *, samples: int | None = None, size: int = 500
 ) -> Params:
-    """Mean over rows of |∂ ‖z‖² / ∂θ| for each seed, in evaluation mode; z are the logits that compete for the row.
+    """Mean over rows of |∂ ‖z‖² / ∂θ| for each seed, in evaluation mode; z are the competing logits of the row.
 
     Rows, closed forms and shapes as in `diagonal`.
     """
@@ -78,7 +78,7 @@ def sensitivity(
 
 
 def batches(learner: Learner, source: Source, samples: int | None, random: RandomStream, size: int) -> Iterator[Batch]:
-    """Weighted rows, so that sums over all batches are means: weight 0 is padding."""
+    """Batches with weights that make sums over all batches means; weight 0 is padding."""
     if samples is None:
         yield from learner.scan(source, size)
         return
@@ -97,8 +97,8 @@ def backward(learner: Learner, batch: Batch) -> tuple[Out, list[Layer], Pull]:
         out = learner.apply(params, learner.buffers, batch.x, batch.t, record=True)
     layers = [m for m in learner.model.layers if m.preact in out.preacts]
     preacts = [out.preacts[m.preact] for m in layers]
-    # rows do not mix in evaluation mode: the gradient of each row's output is the row's own
-    # a user's own module may declare no layer
+    # rows do not mix in evaluation mode, so the gradient of each row's output is its own
+    # a user's own module may declare no layers
     return out, layers, lambda v: torch.autograd.grad(out.logits, preacts, v, retain_graph=True) if preacts else ()
 
 
@@ -136,8 +136,8 @@ def _add_conv(total: Params, layer: Layer, a: Tensor, delta: Tensor, power: Call
     """Positions share the weight: their sum is inside the power. a [S, B, C, h, w], delta [S, B, O, h', w']."""
     weight = total[layer.weight]  # [S, O, C, k, k]
     delta = delta.flatten(3)  # [S, B, O, L]
-    held = len(a) * weight[0, 0].numel() * (delta.shape[2] + delta.shape[3])  # gradients and columns of one row
-    step = max(1, _CHUNK // held)
+    numbers = len(a) * weight[0, 0].numel() * (delta.shape[2] + delta.shape[3])  # gradients and columns of one row
+    step = max(1, _CHUNK // numbers)
     for rows_a, rows_d in zip(a.split(step, 1), delta.split(step, 1)):
         columns = unfold(rows_a.flatten(0, 1), weight.shape[-2:], **(layer.conv or {}))  # [S * b, C k k, L]
         grads = rows_d.flatten(0, 1) @ columns.mT
@@ -154,7 +154,7 @@ def add_rest(
     vectors: list[Tensor],
     power: Callable[[Tensor], Tensor] = torch.square,
 ) -> None:
-    """Add Σ_v Σ_b power((∂z_b / ∂θ)ᵀ v_b) of any parameters, at the cost of a gradient of each row for each vector."""
+    """Add Σ_v Σ_b power((∂z_b / ∂θ)ᵀ v_b) of any parameters; costs a gradient per row and vector."""
     fixed = {k: w for k, w in learner.params.items() if k not in rest}
 
     def powers(x: Tensor, t: Tensor, vectors: Tensor) -> Params:
@@ -190,7 +190,7 @@ def cotangents(kind: str, loss: str, logits: Tensor, batch: Batch, random: Rando
         return
     p = mask_logits(logits, batch.mask).softmax(-1)
     if kind == "exact":
-        # labels that compete for no row have probability 0: multi-head nets need only the passes of one head
+        # labels that compete in no row have probability 0: multi-head nets need the passes of one head only
         labels = range(C) if batch.mask is None else batch.mask.flatten(0, 1).any(0).nonzero().flatten().tolist()
         for c in labels:
             score = -p

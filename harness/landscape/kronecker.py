@@ -1,4 +1,4 @@
-"""Kronecker-factored Fisher information: one pair of small matrices for each layer in place of its dense block.
+"""Kronecker-factored Fisher information: a pair of small matrices per layer instead of its dense block.
 
 Martens & Grosse (2015), Optimizing neural networks with Kronecker-factored approximate curvature, ICML; for
 convolutions Grosse & Martens (2016), A Kronecker-factored approximate Fisher matrix for convolution layers, ICML.
@@ -18,11 +18,11 @@ from harness.toolbox.projection import vectors
 from harness.types import Layer, Params, Source
 
 Pair = tuple[Tensor, Tensor]  # A [S, i, i] of the inputs, G [S, o, o] of the outputs' gradients
-_CHUNK = 2**24  # numbers held at once for the patches of a convolution
+_CHUNK = 2**24  # numbers in memory at once for the patches of a convolution
 
 
 def matrix(params: Params, layer: Layer) -> Tensor:
-    """Weight and bias as one matrix: [S, o, i], i counting the homogeneous coordinate where there is a bias."""
+    """Weight and bias as one matrix: [S, o, i]; with a bias, i includes the homogeneous coordinate."""
     weight = params[layer.weight].flatten(2)
     return torch.cat([weight, params[layer.bias][..., None]], 2) if layer.bias else weight
 
@@ -40,13 +40,13 @@ def zeros(learner: Learner) -> dict[str, Pair]:
 def factors(
     learner: Learner, source: Source, kind: str, random: RandomStream, *, samples: int | None = None, size: int = 500
 ) -> tuple[dict[str, Pair], Params]:
-    """Fisher information of each layer as A ⊗ G, and of all other parameters (norms) its diagonal.
+    """Fisher information of each layer as A ⊗ G, and its diagonal for all other parameters (norms).
 
         linear   A = mean_x a aᵀ            G = mean_x E_y δ δᵀ                  a = [input, 1], δ = ∂ log p / ∂ output
         conv     A = mean_x Σ_l a_l a_lᵀ    G = mean_x E_y (1/L) Σ_l δ_l δ_lᵀ    over the L positions, a_l a patch
 
-    Exact for a linear layer where a and δ are independent, hence for one sample; a convolution takes positions
-    to be uncorrelated as well. Rows, evaluation mode and `kind` as in `harness.landscape.fisher.diagonal`.
+    Exact for a linear layer if a and δ are independent, and so for one sample; a convolution also assumes uncorrelated
+    positions. Rows, evaluation mode and `kind` as in `harness.landscape.fisher.diagonal`.
     """
     if kind not in fisher.KINDS:
         raise ValueError(f"fisher={kind}: choose one of {', '.join(fisher.KINDS)}")
@@ -70,7 +70,7 @@ def factors(
 
 
 def _add_inputs(total: Tensor, layer: Layer, x: Tensor, root: Tensor, params: Params) -> None:
-    """Add Σ_b w_b Σ_l a a^T. x [S, B, i], or [S, B, C, h, w] where it is a convolution's; root: √w [S, B]."""
+    """Add Σ_b w_b Σ_l a a^T. x [S, B, i], or [S, B, C, h, w] for a convolution; root: √w [S, B]."""
     kernel = params[layer.weight].shape[3:]
     step = x.shape[1] if layer.conv is None else max(1, _CHUNK // (x[:, 0].numel() * kernel.numel()))
     for part, scale in zip(x.split(step, 1), root.split(step, 1)):
@@ -83,7 +83,7 @@ def add(p: Pair, q: Pair) -> Pair:
     """The Kronecker product nearest to A_p ⊗ G_p + A_q ⊗ G_q in Frobenius norm (Van Loan & Pitsianis 1993).
 
     Rearranged, the sum is the matrix vec A_p (vec G_p)ᵀ + vec A_q (vec G_q)ᵀ, whose best approximation of rank one
-    follows from a 2x2 eigenproblem. Both factors are non-negative combinations, hence positive semidefinite.
+    follows from a 2x2 eigenproblem. Both factors are non-negative combinations, and so positive semidefinite.
 
     >>> A, G = torch.eye(2)[None], torch.tensor([[[3.0]]])
     >>> a, g = add((A, G), (A, 2 * G))
@@ -96,9 +96,9 @@ def add(p: Pair, q: Pair) -> Pair:
     m = g @ a
     half = (m[:, 0, 0] - m[:, 1, 1]) / 2
     root = (half.square() + m[:, 0, 1] * m[:, 1, 0]).sqrt()
-    # the sum of two multiples of the dominant eigenvector, one of which is never lost to rounding
+    # the sum of two multiples of the dominant eigenvector, at least one of which survives rounding
     c = torch.stack([m[:, 0, 1] + root + half, m[:, 1, 0] + root - half], 1)
-    c = torch.where(c.sum(1, keepdim=True) > 0, c, 1)  # a double eigenvalue: any vector will do
+    c = torch.where(c.sum(1, keepdim=True) > 0, c, 1)  # a double eigenvalue: any vector works
     c = c / c.sum(1, keepdim=True)
     d = (a @ c[..., None])[..., 0]
     norm = (c * d).sum(1)
@@ -107,7 +107,7 @@ def add(p: Pair, q: Pair) -> Pair:
     return left[0] * p[0] + left[1] * q[0], right[0] * p[1] + right[1] * q[1]
 
 
-def quadratic(shift: Tensor, pair: Pair) -> Tensor:
+def quadratic_form(shift: Tensor, pair: Pair) -> Tensor:
     """vec(D)ᵀ (A ⊗ G) vec(D) = tr(G D A Dᵀ) of each seed [S], for D [S, o, i]; differentiable (once) in D."""
     value: Tensor = _Form.apply(shift, *pair)
     return value

@@ -1,8 +1,8 @@
-"""Lines and planes through points in parameter space, averages on them, and what is called a barrier there.
+"""Lines and planes through points in parameter space, averages on them, and barriers.
 
 A path is [S, K]: a loss (or an error, 1 - accuracy) at K points alpha of a grid from 0 to 1. The three barrier
-definitions answer different questions and are three functions (research note: on a naive step of a continual
-learner Entezari's is 0.00 while Frankle's is 1.65).
+definitions answer different questions and are three functions (on a naive step of a continual learner Entezari's was
+0.00 and Frankle's 1.65).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def grid(points: int) -> tuple[float, ...]:
     (0.0, 0.25, 0.5, 0.75, 1.0)
     """
     if points < 3:
-        raise ValueError(f"points={points}: a path needs its two ends and a point between them, at least 3")
+        raise ValueError(f"points={points}: must be at least 3, for two ends and a point between them")
     return tuple(i / (points - 1) for i in range(points))
 
 
@@ -37,28 +37,28 @@ def grid(points: int) -> tuple[float, ...]:
 def line(a: Params, b: Params, evaluate: Callable[[Params], Tensor], alphas: Sequence[float]) -> Tensor:
     """`evaluate` [S, ...] at (1 - alpha) a + alpha b for every alpha: [S, K, ...].
 
-    `evaluate` sees parameters only. Batch-norm statistics belong to one point of the line and are wrong at the
-    others (variance collapse, Jordan et al. 2023): where a net has them, `evaluate` must renew them (`refresh`).
+    `evaluate` gets only the parameters. Batch-norm statistics belong to one point of the line and are wrong at the
+    others (variance collapse, Jordan et al. 2023): if a net has them, `evaluate` must recompute them (`refresh`).
     """
     return torch.stack([evaluate(tree.lerp(a, b, alpha)) for alpha in alphas], 1)
 
 
 class Plane(NamedTuple):
-    """origin + x u + y v, u and v orthogonal unless random; each seed has its own, all share one grid of x and y."""
+    """origin + x u + y v, u and v orthogonal unless random. Each seed has its own; all share one grid of x and y."""
 
     origin: Params
     u: Params
     v: Params
-    corners: Tensor  # [S, n, 2] x, y of the points that it goes through
-    lengths: Tensor  # [S, 2] of u and v: x and y times them are distances
+    corners: Tensor  # [S, n, 2] x, y of the points that define it
+    lengths: Tensor  # [S, 2] of u and v: x and y times these are distances
 
 
 def plane(a: Params, b: Params, c: Params) -> Plane:
-    """The plane through three points, by Gram-Schmidt: a at (0, 0), b at (1, 0), c at (p, 1); p is each seed's own.
+    """The plane through three points, by Gram-Schmidt: a at (0, 0), b at (1, 0), c at (p, 1), with p per seed.
 
         u = b - a,   v = (c - a) - p u,   p = <c - a, u> / |u|^2  (0 where b = a)
 
-    As drawn by Garipov et al. (2018), who take v from the second point. Three points on one line make v vanish.
+    As in Garipov et al. (2018), who take v from the second point. For three points on one line v is 0.
 
     >>> at = [{"w": torch.tensor([row])} for row in ([0.0, 0.0], [2.0, 0.0], [1.0, 3.0])]
     >>> found = plane(*at)
@@ -86,10 +86,10 @@ def random_plane(params: Params, key: Tensor) -> Plane:
 def filter_normalised(params: Params, key: Tensor) -> Params:
     """A normal direction d with |d_f| = |w_f| for every filter f, 0 for biases and norms (Li et al. 2018).
 
-    A filter is what writes one unit: a row of a linear map, [C, k, k] of a convolution. A parameter with one number a
-    unit (bias, gain, shift) stays where it is, as in the authors' code (ignore='biasbn'). So 1 on an axis is as far as
-    the weights are large, and rescaling a ReLU layer against the next leaves the picture as it was. Two directions are
-    as nearly orthogonal as random ones are, no more. A filter of zeros does not move.
+    A filter writes one unit: a row of a linear map, [C, k, k] of a convolution. Parameters with one number per unit
+    (bias, gain, shift) do not move, as in the authors' code (ignore='biasbn'). So 1 on an axis is the size of the
+    weights, and rescaling a ReLU layer against the next does not change the picture. Two directions are only as
+    orthogonal as random ones. A filter of zeros does not move.
     """
 
     def one(name: str, w: Tensor) -> Tensor:
@@ -110,7 +110,7 @@ def _filter_norm(w: Tensor) -> Tensor:
 def axes(plane: Plane, points: int, margin: float = 0.2) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """`points` values of x and of y that cover the corners of all seeds and `margin` of their extent beyond.
 
-    From -1 to 1 where there is one corner, as Li et al. draw it. A seed that is not finite does not count.
+    From -1 to 1 for a single corner, as in Li et al. Seeds that are not finite do not count.
 
     >>> at = [{"w": torch.tensor([row])} for row in ([0.0, 0.0], [2.0, 0.0], [1.0, 3.0])]
     >>> [[round(x, 6) for x in axis] for axis in axes(plane(*at), 3)]
@@ -126,7 +126,7 @@ def axes(plane: Plane, points: int, margin: float = 0.2) -> tuple[tuple[float, .
 
 @torch.no_grad()
 def surface(plane: Plane, evaluate: Callable[[Params], Tensor], x: Sequence[float], y: Sequence[float]) -> Tensor:
-    """`evaluate` [S, ...] at every x and y of the plane: [S, X, Y, ...]; of a net with batch norm see `line`.
+    """`evaluate` [S, ...] at every x and y of the plane: [S, X, Y, ...]; for batch norm see `line`.
 
     >>> flat = Plane({"w": torch.zeros(1, 2)}, {"w": torch.tensor([[1.0, 0.0]])}, {"w": torch.tensor([[0.0, 2.0]])},
     ...              torch.zeros(1, 1, 2), torch.tensor([[1.0, 2.0]]))
@@ -141,15 +141,15 @@ def surface(plane: Plane, evaluate: Callable[[Params], Tensor], x: Sequence[floa
     return torch.stack(columns, 1)
 
 
-Rows = tuple[Tensor, Tensor, Tensor | None]  # x [S, B, ...], t [S, B], key [S] of dropout
+Inputs = tuple[Tensor, Tensor, Tensor | None]  # x [S, B, ...], t [S, B], key [S] of dropout
 
 
-def refresh(net: Net, batches: Iterable[Rows]) -> Net:
+def refresh(net: Net, batches: Iterable[Inputs]) -> Net:
     """The net with running statistics replaced by their mean over the batches; unchanged if it has none.
 
-    Every floating buffer is taken for a moving average, new = (1 - m) old + m statistic, and the statistic is
-    solved for exactly from two forward passes in training mode (from old = 0 and old = 1), whatever m is; a
-    buffer that a training pass leaves alone, and a counter, stay. Not for nets whose buffers are anything else.
+    Treats every floating buffer as a moving average, new = (1 - m) old + m statistic, and solves for the statistic
+    exactly from two forward passes in training mode (from old = 0 and old = 1), for any m. Counters, and buffers that
+    training does not change, are kept. Not for nets with other kinds of buffers.
     """
     moving = {k for k, v in net.buffers.items() if v.is_floating_point()}
     if not moving:
@@ -177,12 +177,12 @@ def refresh(net: Net, batches: Iterable[Rows]) -> Net:
 
 @torch.no_grad()
 def remeasure(learner: Learner, params: Params, task: Task, random: RandomStream, *, size: int = 256) -> Buffers:
-    """Running statistics of `params` on random training rows of the task; nothing is drawn without buffers.
+    """Running statistics of `params` on random training rows of the task; draws nothing without buffers.
 
-    As much data as the task has, 64 batches at most.
+    Uses as many rows as the task has, at most 64 batches.
     """
 
-    def batches() -> Iterator[Rows]:
+    def batches() -> Iterator[Inputs]:
         for _ in range(min(64, math.ceil(task.nominal / size))):
             position = integers(random.key(), task.train.size[:, None], size)
             x, _, t = task.train.take(position)
@@ -193,7 +193,7 @@ def remeasure(learner: Learner, params: Params, task: Task, random: RandomStream
 
 @torch.no_grad()
 def follow(slow: Params, fast: Params, weight: float) -> None:
-    """slow <- slow + weight (fast - slow), in place; what is no floating number is copied."""
+    """slow <- slow + weight (fast - slow), in place; other than floating-point tensors are copied."""
     moving = [k for k, v in slow.items() if v.is_floating_point()]
     if moving:
         torch._foreach_lerp_([slow[k] for k in moving], [fast[k] for k in moving], weight)
@@ -202,7 +202,7 @@ def follow(slow: Params, fast: Params, weight: float) -> None:
 
 
 def share(new: Tensor, old: Tensor) -> Tensor:
-    """Weight of the new one in a weighted mean of two: new / (new + old), and 1 where neither has any.
+    """Weight of the new one in a weighted mean of two: new / (new + old), and 1 if both are 0.
 
     >>> share(torch.tensor([3.0, 0.0, 0.0]), torch.tensor([1.0, 2.0, 0.0]))
     tensor([0.7500, 0.0000, 1.0000])
@@ -212,9 +212,9 @@ def share(new: Tensor, old: Tensor) -> Tensor:
 
 
 def competing(learner: Learner) -> dict[str, Tensor]:
-    """Which rows of the read-out the current task trains: name -> bool [S or 1, C, 1...]; empty: all of them.
+    """Rows of the head that the current task trains: name -> bool [S or 1, C, 1...]; empty: all rows.
 
-    The others hold what they held before, so that an average over tasks must not count them.
+    The other rows are unchanged, so an average over tasks must not count them.
     """
     rows = learner.competing()
     if rows is None:
@@ -224,14 +224,14 @@ def competing(learner: Learner) -> dict[str, Tensor]:
 
 def _ends(path: Tensor, alphas: Sequence[float]) -> tuple[Tensor, Tensor]:
     if len(alphas) != path.shape[1] or alphas[0] != 0 or alphas[-1] != 1:
-        raise ValueError(f"alphas={tuple(alphas)}: need one for each of {path.shape[1]} points, from 0 to 1")
+        raise ValueError(f"alphas={tuple(alphas)}: expected {path.shape[1]} values from 0 to 1, one per point")
     return path[:, :1], path[:, -1:]
 
 
 def entezari(path: Tensor, alphas: Sequence[float]) -> Tensor:
     """max over alpha of L(alpha) - [(1 - alpha) L(0) + alpha L(1)]: [S], at least 0 (Entezari et al. 2022).
 
-    Non-convexity alone: 0 on every convex loss, however different the ends are.
+    Measures only non-convexity: 0 on every convex loss, even if the ends differ.
 
     >>> path = torch.tensor([[1.0, 3.0, 2.0], [0.0, 1.0, 4.0]])
     >>> entezari(path, (0, 0.5, 1)), frankle(path, (0, 0.5, 1)), excess(path, (0, 0.5, 1))
@@ -245,30 +245,30 @@ def entezari(path: Tensor, alphas: Sequence[float]) -> Tensor:
 def frankle(path: Tensor, alphas: Sequence[float]) -> Tensor:
     """max over alpha of L(alpha) - [L(0) + L(1)] / 2: [S], at least 0 (linear instability, Frankle et al. 2020).
 
-    Between unequal ends it is half their difference even on a monotone slide: not a barrier there.
+    Between unequal ends it is at least half their difference, even on a monotone slide, which has no barrier.
     """
     a, b = _ends(path, alphas)
     return path.amax(1) - ((a + b) / 2)[:, 0]
 
 
 def excess(path: Tensor, alphas: Sequence[float]) -> Tensor:
-    """max over alpha of L(alpha) - max(L(0), L(1)): [S], at least 0; a hill that is higher than both ends."""
+    """max over alpha of L(alpha) - max(L(0), L(1)): [S], at least 0; a hill higher than both ends."""
     a, b = _ends(path, alphas)
     return path.amax(1) - a.maximum(b)[:, 0]
 
 
-def best(path: Tensor, alphas: Sequence[float]) -> tuple[Tensor, Tensor]:
-    """Where the path is lowest, and how far below the better end: alpha* [S], gain [S] at least 0; NaN with NaN.
+def lowest(path: Tensor, alphas: Sequence[float]) -> tuple[Tensor, Tensor]:
+    """Position of the lowest point, and its depth below the better end: alpha* [S], gain [S] at least 0; NaN with NaN.
 
-    The gain is what averaging the two ends could give for nothing.
+    The gain is what averaging the two ends could give for free.
 
-    >>> best(torch.tensor([[4.0, 0.5, 2.0], [1.0, 2.0, 3.0]]), (0, 0.5, 1))
+    >>> lowest(torch.tensor([[4.0, 0.5, 2.0], [1.0, 2.0, 3.0]]), (0, 0.5, 1))
     (tensor([0.5000, 0.0000]), tensor([1.5000, 0.0000]))
     """
     a, b = _ends(path, alphas)
-    lowest, index = path.min(1)
+    value, index = path.min(1)
     alpha = torch.tensor(alphas, dtype=path.dtype, device=path.device)[index]
-    return alpha.masked_fill(lowest.isnan(), math.nan), a.minimum(b)[:, 0] - lowest
+    return alpha.masked_fill(value.isnan(), math.nan), a.minimum(b)[:, 0] - value
 
 
 def area(path: Tensor, alphas: Sequence[float]) -> Tensor:

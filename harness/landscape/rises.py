@@ -1,7 +1,7 @@
-"""How much a loss rises near a point, for all seeds at once: at worst within a ball, or on average.
+"""How much a loss rises near a point, for all seeds at once: the worst rise within a ball, or the average.
 
-Each is plain (distances of the weights themselves), adaptive (relative to |w|, so that rescaled ReLU layers change
-nothing), of the loss itself or of that of normalised logits (so that confidence changes nothing).
+Each is plain (distance of the weights) or adaptive (relative to |w|, invariant to rescaled ReLU layers), for the loss
+itself or with normalised logits (invariant to confidence).
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from harness.types import Apply, Buffers, Loss, Out, Params, Stream
 class Rise(NamedTuple):
     """How much the loss rises within a ball around the point."""
 
-    one_step: Tensor  # [S] at the end of the gradient step of length rho; may be negative
-    worst: Tensor  # [S] largest value found by the ascent; never negative
+    one_step: Tensor  # [S] after a gradient step of length rho; may be negative
+    worst: Tensor  # [S] largest rise found by the ascent; never negative
 
 
 def worst_rise(loss: Loss, params: Params, rho: float, steps: int, *, adaptive: bool = False) -> Rise:
     """max of L(w + e) - L(w) over ||e / T|| <= rho, by projected gradient ascent: `steps` + 1 gradients.
 
-    T = 1 (Foret et al. 2021) or, with `adaptive`, T = |w| for every parameter (Kwon et al. 2021 with eta = 0
-    and biases included, so that rescaling a ReLU unit changes nothing; a weight of exactly 0 does not move).
+    T = 1 (Foret et al. 2021) or, with `adaptive`, T = |w| for every parameter (Kwon et al. 2021 with eta = 0 and
+    biases included, invariant to rescaled ReLU units; a weight of exactly 0 does not move).
     With u = e / T the step is u <- project(u + step T g / ||T g||), from the best point so far; step = 2 rho,
-    halved for a seed whenever it found nothing better. The first step is SAM's own, e = rho T^2 g / ||T g||.
-    A lower bound of the maximum; at a stationary point the ascent has no direction and both values are 0.
+    halved for a seed after a step without improvement. The first step is SAM's, e = rho T^2 g / ||T g||.
+    A lower bound of the maximum; at a stationary point the ascent has no direction, and both values are 0.
     """
     if rho <= 0 or steps < 1:
         raise ValueError(f"rho={rho}, steps={steps}: the worst rise needs rho > 0 and at least 1 step")
@@ -71,9 +71,9 @@ def average_rise(
     """E[L(w + e) - L(w)] over e = rho T z, z standard normal, and its standard error: [S], [S]; 2 `pairs` + 1 passes.
 
     T = 1 or, with `adaptive`, T = |w|; rho is per coordinate (Andriushchenko et al. 2023). To second order it is
-    rho^2 / 2 tr(T H T), as long as no ReLU is taken across its kink, which the Hessian does not see: on a small net
-    rho = 0.001 gave three times as much. Draws come as z and -z, which takes the slope out of the spread. May be
-    negative. Invariances as in `worst_rise`. ValueError unless rho > 0 and pairs >= 2.
+    rho^2 / 2 tr(T H T), as long as no ReLU crosses its kink, which the Hessian does not see: on a small net rho = 0.001
+    gave three times as much. Draws come in pairs z and -z, which removes the slope from the variance. May be negative.
+    Invariances as in `worst_rise`. ValueError unless rho > 0 and pairs >= 2.
     """
     if rho <= 0 or pairs < 2:
         raise ValueError(f"rho={rho}, pairs={pairs}: the average rise needs rho > 0 and at least 2 pairs")
@@ -90,8 +90,8 @@ def average_rise(
 def normalised(apply: Apply, stream: Stream, now: int) -> Apply:
     """The forward pass with every row's competing logits z made (z - mean z) / ||z - mean z||.
 
-    Blind to the scale of the logits, hence to confidence (Andriushchenko et al. 2023). The norm is 1, so that the
-    loss stays near that of guessing. NaN where all competing logits of a row are equal. `now`: as in `Stream.mask`.
+    Invariant to the scale of the logits, and so to confidence (Andriushchenko et al. 2023). The norm is 1, so the loss
+    stays near chance level. NaN if all competing logits of a row are equal. `now`: as in `Stream.mask`.
     """
 
     def normal(params: Params, buffers: Buffers, x: Tensor, t: Tensor, **how: Any) -> Out:

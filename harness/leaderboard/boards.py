@@ -1,4 +1,4 @@
-"""From entries to boards: the seeds that are compared, what is complete, and what has to be said beside the rows."""
+"""From entries to boards: which seeds are compared, which entries are complete, and the notes below the table."""
 
 from __future__ import annotations
 
@@ -11,43 +11,43 @@ from typing import Any
 import numpy as np
 
 from harness import store
-from harness.leaderboard.comparison import compared, summaries
+from harness.leaderboard.comparison import compared, score_means
 from harness.leaderboard.entries import missing
-from harness.leaderboard.naming import described, listed, told_apart
+from harness.leaderboard.naming import listed, setting_in_words, told_apart
 from harness.leaderboard.records import Board, Entry, Place, Row, Score
 
 
-def board(place: Place, found: Sequence[Entry], cut_short: Sequence[store.Run], by: Score, baseline: str) -> Board:
-    """The board of one setting: its entries, and what was begun and did not finish."""
-    seeds = reference([e.seeds for e in found] or [tuple(run.manifest["seeds"]) for run in cut_short])
+def board(place: Place, found: Sequence[Entry], interrupted: Sequence[store.Run], by: Score, baseline: str) -> Board:
+    """The board of one setting: its entries, and the runs that started and did not finish."""
+    seeds = reference([e.seeds for e in found] or [tuple(run.manifest["seeds"]) for run in interrupted])
     notes = _sources([run for e in found for run in e.runs])
     complete: list[Entry] = []
     partial: list[Entry] = []
     for entry in found:
         if set(seeds) <= set(entry.seeds):
             if more := set(entry.seeds) - set(seeds):
-                notes.append(f"{entry.label}: seeds {listed(more)} are not compared, since other entries lack them")
+                notes.append(f"{entry.label}: seeds {listed(more)} are not compared because other entries lack them")
             entry = on(entry, seeds)
         whole = entry.seeds == seeds and not np.isnan(entry.scores[by.name]).any()
         (complete if whole else partial).append(entry)
     for entry in partial:
         if np.isnan(entry.scores[by.name]).all() and not entry.diverged:
             path = entry.runs[0].path
-            notes.append(f"{entry.label}: {by.title} was not measured; python -m harness measure {path} may add it")
+            notes.append(f"{entry.label}: {by.title} was not measured; try python -m harness measure {path}")
     against = next((e for e in complete if e.label == baseline), None)
     if complete and against is None:
-        notes.append(f"{baseline} is not among the complete entries, so that nothing is compared with it")
+        notes.append(f"{baseline} is not complete, so there is no comparison with it")
     rows = compared(complete, by, against)
-    rows += [_uncompared(e, seeds, by) for e in [*partial, *missing(cut_short, found)]]
+    rows += [_uncompared(e, seeds, by) for e in [*partial, *missing(interrupted, found)]]
     notes += hours(found)
-    some = next(run for runs in [*(e.runs for e in found), cut_short] for run in runs)
+    some = next(run for runs in [*(e.runs for e in found), interrupted] for run in runs)
     return Board(
         stream=place.stream,
         scenario=place.scenario,
         setting=f"{place.setting}, data {place.data}" if place.data else place.setting,
         version=place.version,
         split=place.split,
-        about=described(some.manifest),
+        about=setting_in_words(some.manifest),
         by=by,
         seeds=seeds,
         baseline=against.label if against else "",
@@ -59,7 +59,7 @@ def board(place: Place, found: Sequence[Entry], cut_short: Sequence[store.Run], 
 def reference(sets: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
     """The seeds that are compared: the set that most entries were run with.
 
-    Between equals the one that more entries contain, then the larger.
+    Ties go to the set that more entries contain, then to the larger one.
 
     >>> reference([(0, 1, 2), (0, 1, 2), (0, 1, 2, 3, 4), (0, 1)])
     (0, 1, 2)
@@ -70,7 +70,7 @@ def reference(sets: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
 
 
 def on(entry: Entry, seeds: tuple[int, ...]) -> Entry:
-    """The entry on these of its seeds."""
+    """The entry restricted to these seeds."""
     at = [entry.seeds.index(s) for s in seeds]
     kept = {name: values[at] for name, values in entry.scores.items()}
     return replace(entry, seeds=seeds, scores=kept, diverged=tuple(s for s in entry.diverged if s in seeds))
@@ -78,26 +78,26 @@ def on(entry: Entry, seeds: tuple[int, ...]) -> Entry:
 
 def _uncompared(entry: Entry, seeds: tuple[int, ...], by: Score) -> Row:
     got = {s for s, v in zip(entry.seeds, entry.scores[by.name]) if not math.isnan(v)}
-    return Row(entry, len(got & set(seeds)), summaries([entry])[0])
+    return Row(entry, len(got & set(seeds)), score_means([entry])[0])
 
 
 def _sources(runs: Sequence[store.Run]) -> list[str]:
-    made = Counter(str(run.manifest.get("source", ""))[:12] for run in runs)
-    if len(made) < 2:
+    counts = Counter(str(run.manifest.get("source", ""))[:12] for run in runs)
+    if len(counts) < 2:
         return []
-    told = ", ".join(f"{source or 'unknown'}: {count} run{'s' * (count > 1)}" for source, count in sorted(made.items()))
-    return [f"made by {len(made)} versions of the source ({told}), which may differ in what they compute"]
+    each = ", ".join(f"{source or 'unknown'}: {n} run{'s' * (n > 1)}" for source, n in sorted(counts.items()))
+    return [f"the runs come from {len(counts)} versions of the source ({each}); their results may differ"]
 
 
 def hours(found: Sequence[Entry]) -> list[str]:
-    """What the training of all entries took, and on which machines; nothing where no times were recorded."""
+    """Training time of all entries, and the machines; empty if no times were recorded."""
     timed = [(run.manifest, e.seconds * len(run.manifest["seeds"])) for e in found for run in e.runs if e.seconds > 0]
     if not timed:
         return []
     spent = sum(seconds for _, seconds in timed) / 3600
     machines = Counter(_machine(facts) for facts, _ in timed)
-    told = "; ".join(f"{name} ({count} run{'s' * (count > 1)})" for name, count in machines.most_common())
-    return [f"{spent:.2g} hours of training in all, evaluation and measures apart, on {told}"]
+    each = "; ".join(f"{name} ({count} run{'s' * (count > 1)})" for name, count in machines.most_common())
+    return [f"{spent:.2g} training hours in total (without evaluation and metrics), on {each}"]
 
 
 def _machine(facts: Mapping[str, Any]) -> str:
@@ -107,8 +107,8 @@ def _machine(facts: Mapping[str, Any]) -> str:
     return hardware.get("gpu") or cpu
 
 
-def apart(boards: Sequence[Board]) -> list[str]:
-    """What keeps the settings of one stream from being compared."""
+def incomparable(boards: Sequence[Board]) -> list[str]:
+    """Why the settings of one stream are not compared with one another."""
     notes = []
     for stream in dict.fromkeys(b.stream for b in boards):
         same = [b for b in boards if b.stream == stream]
@@ -116,12 +116,14 @@ def apart(boards: Sequence[Board]) -> list[str]:
             continue
         keys = ("tasks", "classes", "model", "optimizer", "train", "dtype", "pin", "dataset", "threads")
         runs = [next(run for row in b.rows for run in row.entry.runs) for b in same]
-        told = told_apart(
+        differences = told_apart(
             [
                 {**{k: run.manifest["config"].get(k) for k in keys}, "stream_version": b.version, "split": b.split}
                 for run, b in zip(runs, same)
             ]
         )
-        each = "; ".join(f"{b.setting}: {text or 'other data, threads or device'}" for b, text in zip(same, told))
-        notes.append(f"{stream}: {len(same)} settings, which are not compared with one another ({each})")
+        each = "; ".join(
+            f"{b.setting}: {text or 'other data, threads or device'}" for b, text in zip(same, differences)
+        )
+        notes.append(f"{stream}: {len(same)} settings that are not compared with one another ({each})")
     return notes

@@ -1,4 +1,4 @@
-"""Rows as people read them: the text of every cell, and the line above a table."""
+"""The text of every cell, and the heading of a table."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from harness.leaderboard.standings import comparing
 
 
 def cells(board: Board) -> list[dict[str, str]]:
-    """The rows as people read them, by title of the column; columns that no row has a value of are left out."""
+    """The rows as text, by title of the column. Columns without any value are left out."""
     scores = [s for s in SCORES if any(row.means[s.name][2] for row in board.rows)]
     timed = any(not math.isnan(row.entry.step) for row in board.rows)
     held = any(not math.isnan(row.entry.memory) for row in board.rows)
@@ -26,11 +26,11 @@ def cells(board: Board) -> list[dict[str, str]]:
             "seeds": _coverage(row.found, len(board.seeds), diverged, entry.state),
         }
         for score in scores:
-            line[score.title] = shown(row.means[score.name], len(entry.seeds), score.form)
+            line[score.title] = mean_cell(row.means[score.name], len(entry.seeds), score.form)
             if score == board.by:
                 line["IQM"] = _ranged(row.iqm, row.iqm_interval, score.form)
         if board.baseline:
-            line[f"less {board.baseline}"] = _spread(*row.difference, "+.3f")
+            line[f"minus {board.baseline}"] = _spread(*row.difference, "+.3f")
             line[f"> {board.baseline}"] = _ranged(row.improvement, row.improvement_interval, ".2f")
             line["detectable"] = _ranged(row.detectable, form=".3f")
         if timed:
@@ -44,7 +44,7 @@ def cells(board: Board) -> list[dict[str, str]]:
 
 
 def _coverage(found: int, of: int, diverged: str, state: str = "done") -> str:
-    """How many there are, and what became of the others.
+    """How many are complete, and what happened to the others.
 
     >>> _coverage(3, 3, ""), _coverage(3, 3, "1 diverged"), _coverage(0, 3, "", "not finished")
     ('3', '3, 1 diverged', '0/3, not finished')
@@ -66,7 +66,7 @@ def _standing_cells(standing: Standing, boards: int, baseline: str, form: str) -
 
 
 def _ranged(value: float, limits: tuple[float, float] = UNKNOWN, form: str = ".3f") -> str:
-    """A number with its interval in brackets, where there is one.
+    """A number, with its interval in brackets if it has one.
 
     >>> _ranged(2, (1, 3), ".0f"), _ranged(2, (2, 2), ".0f"), _ranged(2, form=".2f"), _ranged(math.nan)
     ('2 (1–3)', '2 (2)', '2.00', '-')
@@ -79,10 +79,10 @@ def _ranged(value: float, limits: tuple[float, float] = UNKNOWN, form: str = ".3
     return f"{value:{form}} ({low})" if low == high else f"{value:{form}} ({low}–{high})"
 
 
-def shown(value: tuple[float, float, int], seeds: int, form: str = ".3f") -> str:
-    """Mean ± half width; where values are missing, how many there are and no mean.
+def mean_cell(value: tuple[float, float, int], seeds: int, form: str = ".3f") -> str:
+    """Mean ± half width; if values are missing, their number and no mean.
 
-    >>> shown((0.91234, 0.01, 5), 5), shown((math.nan, math.nan, 4), 5), shown((math.nan, math.nan, 0), 5)
+    >>> mean_cell((0.91234, 0.01, 5), 5), mean_cell((math.nan, math.nan, 4), 5), mean_cell((math.nan, math.nan, 0), 5)
     ('0.912 ± 0.010', '4/5', '-')
     """
     mean, half, n = value
@@ -98,7 +98,7 @@ def _spread(mean: float, half: float, form: str) -> str:
 
 
 def size(count: float) -> str:
-    """Bytes for people.
+    """Bytes as text.
 
     >>> size(0), size(340e3), size(2.5e6)
     ('0', '340 kB', '2.5 MB')
@@ -112,7 +112,7 @@ def size(count: float) -> str:
 
 
 def heading(board: Board) -> str:
-    """What is compared, in what order, over which seeds."""
+    """What is compared, the order, and the seeds."""
     n = len(board.seeds)
     over = f"{'mean ± 95 % interval over seeds' if n > 1 else 'seed'} {listed(board.seeds)} (n = {n})"
     split = "" if board.split == "test" else f" on the {board.split} split"
@@ -123,19 +123,19 @@ Table = tuple[list[str], list[list[str]]]  # heads, rows
 
 
 def table(board: Board, columns: Sequence[str] = ()) -> Table:
-    """All columns or these, and in any case how many seeds there are and how many diverged."""
+    """All columns or these; the strategy and the number of seeds are always included."""
     rows = cells(board)
     heads = [h for h in rows[0] if not columns or h in (*columns, "strategy", "seeds")]
     return heads, [[row[h] for h in heads] for row in rows]
 
 
 def overall_heading(found: Leaderboard) -> str:
-    """What is compared over all settings, in what order, over which seeds."""
+    """What is compared over all settings, the order, and the seeds."""
     boards = comparing(found.boards)
     seeds = dict.fromkeys(f"{listed(board.seeds)} (n = {len(board.seeds)})" for board in boards)
     return (
-        f"{len(boards)} settings, {boards[0].by.title} over seeds {' or '.join(seeds)} of each. Sorted by mean rank"
-        " among the entries that are complete in all of them."
+        f"{len(boards)} settings, {boards[0].by.title} over seeds {' or '.join(seeds)} in each. Sorted by mean rank"
+        " among the entries that are complete in every setting."
     )
 
 

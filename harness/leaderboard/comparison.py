@@ -21,7 +21,7 @@ def compared(entries: Sequence[Entry], by: Score, baseline: Entry | None) -> lis
     table = np.stack([sign * e.scores[by.name] for e in entries])  # [entries, seeds], higher is better
     rank, between = stats.ranks(table.mean(1)), np.stack(stats.rank_intervals(table), 1)
     middle, around = sign * stats.iqm(table), np.sort(sign * np.stack(stats.bootstrap([table], stats.iqm), 1), 1)
-    front, means = fronts(entries), summaries(entries)
+    front, means = fronts(entries), score_means(entries)
     rows = []
     for i, entry in enumerate(entries):
         row = Row(
@@ -36,16 +36,16 @@ def compared(entries: Sequence[Entry], by: Score, baseline: Entry | None) -> lis
         )
         if baseline is not None and entry is not baseline:
             base = sign * baseline.scores[by.name]
-            with np.errstate(invalid="ignore"):  # both diverged: minus infinity less itself
-                apart = table[i] - base
-            mean, half = stats.student(sign * apart)
+            with np.errstate(invalid="ignore"):  # both diverged: minus infinity minus itself
+                difference = table[i] - base
+            mean, half = stats.student(sign * difference)
             share = stats.improvement(table[i], base)
             row = replace(
                 row,
                 difference=(float(mean), float(half)),
                 improvement=share,
                 improvement_interval=stats.proportion_interval(share, len(base)),
-                detectable=stats.detectable(apart),
+                detectable=stats.detectable(difference),
             )
         rows.append(row)
     return sorted(rows, key=lambda row: (row.rank, row.entry.label))
@@ -57,7 +57,7 @@ def pair(limits: Iterable[Any]) -> tuple[float, float]:
 
 
 def fronts(entries: Sequence[Entry]) -> dict[str, NDArray[np.bool_]]:
-    """Which entries are on the Pareto front of average accuracy against each of FRONTS: name -> bool [entries]."""
+    """Which entries are on the Pareto front of average accuracy and each of FRONTS: name -> bool [entries]."""
     accuracy = np.array([e.scores["average_accuracy"].mean() for e in entries])
     costs = {
         "step": [e.step for e in entries],
@@ -67,8 +67,8 @@ def fronts(entries: Sequence[Entry]) -> dict[str, NDArray[np.bool_]]:
     return {name: stats.pareto(np.stack([accuracy, -np.array(cost)], 1)) for name, cost in costs.items()}
 
 
-def summaries(entries: Sequence[Entry]) -> list[dict[str, tuple[float, float, int]]]:
-    """Of each entry and score: mean, half width, number of values. Entries have equally many seeds."""
+def score_means(entries: Sequence[Entry]) -> list[dict[str, tuple[float, float, int]]]:
+    """For each entry and score: mean, half width, number of values. All entries have the same number of seeds."""
     made: list[dict[str, tuple[float, float, int]]] = [{} for _ in entries]
     for score in SCORES:
         table = np.stack([e.scores[score.name] for e in entries])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from harness import store
 from harness.leaderboard.naming import labels
 from harness.leaderboard.records import ACCURACIES, SCORES, Entry, Place
 from harness.stats import Array
+from harness.store.costs import by_key, costs_of
 from harness.store.readers import Wanted, snapshot, unfinished
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def finished(folders: Sequence[Path]) -> tuple[dict[Place, list[Entry]], list[str]]:
-    """The entries of every setting, and what was left out."""
+    """The entries of every setting, and notes on what was left out."""
     import pyarrow.dataset as ds
 
     metrics = [score.metric for score in SCORES] + ["memory"]
@@ -54,14 +55,14 @@ def spec_of(run: store.Run) -> str:
 
 
 def _grouped(runs: Sequence[store.Run], notes: list[str]) -> dict[Place, dict[str, list[store.Run]]]:
-    """Runs by setting and strategy; a setting apart by its data where the same seeds saw different streams."""
+    """Runs by setting and strategy. A setting is split by its data if the same seeds saw different streams."""
     seen: dict[tuple[Place, tuple[int, ...]], set[str]] = {}
-    for run in runs:  # the hash is of the data and of every seed's draws
+    for run in runs:  # the hash covers the data and the draws of every seed
         seen.setdefault((place_of(run), tuple(run.manifest["seeds"])), set()).add(run.manifest.get("stream_hash", ""))
     divided = dict.fromkeys(place for (place, _), hashes in seen.items() if len(hashes) > 1)
     for place in divided:
         where = f"{place.stream}, setting {place.setting}"
-        notes.append(f"{where}: the same seeds saw different data, so that these stand apart")
+        notes.append(f"{where}: the same seeds saw different data, so these runs are listed separately")
     groups: dict[Place, dict[str, list[store.Run]]] = {}
     for run in runs:
         place = place_of(run)
@@ -72,9 +73,9 @@ def _grouped(runs: Sequence[store.Run], notes: list[str]) -> dict[Place, dict[st
 
 
 def seed_scores(runs: Sequence[store.Run], metrics: pd.DataFrame) -> dict[tuple[str, int], Array]:
-    """Every score of every seed: (run_id, seed) -> [SCORES], NaN where it was not recorded.
+    """Every score of every seed: (run_id, seed) -> [SCORES], NaN if it was not recorded.
 
-    A mean over boundaries is NaN if a value of it is, and a score at the end is of the run's last boundary only.
+    A mean over boundaries is NaN if one of its values is. A score at the end uses the last boundary of the run only.
     """
     import pandas as pd
 
@@ -95,36 +96,7 @@ def seed_scores(runs: Sequence[store.Run], metrics: pd.DataFrame) -> dict[tuple[
         keys = [rows.run_id, rows.seed]
         mean = value.groupby(keys).mean()
         made[score.name] = mean.mask(value.isna().groupby(keys).any())
-    # a dict from here on: looking thousands of runs up one by one in a frame takes a hundred times as long
-    return _by_key(pd.DataFrame(made))
-
-
-def _by_key(frame: pd.DataFrame) -> dict[Any, Array]:
-    return dict(zip(frame.index, frame.to_numpy(dtype=np.float64)))
-
-
-def costs_of(tables: Mapping[str, pd.DataFrame]) -> dict[str, Array]:
-    """Of a run: time of a step over that of a plain step on the same task, median over tasks; bytes; seconds."""
-    import pandas as pd
-
-    timing, metrics = tables["timing"], tables["metrics"]
-    parts = {part: rows.set_index(["run_id", "boundary"]).seconds for part, rows in timing.groupby("part")}
-    step = parts.get("step", pd.Series(dtype=float))
-    plain = parts.get("plain step", step)
-    plain = plain.reindex(step.index)
-    known = plain.notna().groupby(level=0).transform("any") if len(step) else plain.astype(bool)
-    ratio = step / plain.where(known, step)  # a run of plain training has no plain step beside it: 1
-    held = metrics[metrics.metric == "memory"]
-    last = held[held.boundary == held.groupby("run_id").boundary.transform("max")]
-    return _by_key(
-        pd.DataFrame(
-            {
-                "step": ratio.groupby(level=0).median() if len(ratio) else ratio,
-                "memory": last.groupby("run_id").value.mean(),
-                "seconds": timing[timing.part == "train"].groupby("run_id").seconds.sum(),
-            }
-        )
-    )
+    return by_key(pd.DataFrame(made))
 
 
 def _entry(
@@ -134,12 +106,12 @@ def _entry(
     costs: Mapping[str, Array],
     notes: list[str],
 ) -> Entry:
-    """Runs of one strategy, their seeds together; a seed that stands in two runs is that of the larger one."""
+    """Runs of one strategy with their seeds combined; a seed in two runs is read from the larger run."""
     of: dict[int, store.Run] = {}
     for run in sorted(runs, key=lambda r: (-len(r.manifest["seeds"]), r.manifest["run_id"])):
         for seed in run.manifest["seeds"]:
             if seed in of:
-                notes.append(f"{label}: seed {seed} is that of {of[seed].path.name}, not of {run.path.name}")
+                notes.append(f"{label}: seed {seed} is read from {of[seed].path.name}, not from {run.path.name}")
             else:
                 of[seed] = run
     seeds = tuple(sorted(of))
@@ -160,7 +132,7 @@ def _entry(
     )
 
 
-def begun(folders: Sequence[Path]) -> dict[Place, list[store.Run]]:
+def started(folders: Sequence[Path]) -> dict[Place, list[store.Run]]:
     """The runs of every setting that did not finish."""
     made: dict[Place, list[store.Run]] = {}
     for run in unfinished(folders):
@@ -169,10 +141,10 @@ def begun(folders: Sequence[Path]) -> dict[Place, list[store.Run]]:
     return made
 
 
-def missing(cut_short: Sequence[store.Run], found: Sequence[Entry]) -> list[Entry]:
-    """What was begun and did not finish, unless the same strategy finished elsewhere with these seeds."""
+def missing(interrupted: Sequence[store.Run], found: Sequence[Entry]) -> list[Entry]:
+    """Runs that started and did not finish, unless the same strategy finished elsewhere with these seeds."""
     have = [(spec_of(run), set(e.seeds)) for e in found for run in e.runs]
-    left = [r for r in cut_short if not any(spec_of(r) == spec and set(r.manifest["seeds"]) <= s for spec, s in have)]
+    left = [r for r in interrupted if not any(spec_of(r) == spec and set(r.manifest["seeds"]) <= s for spec, s in have)]
     nothing = {score.name: np.array([], dtype=np.float64) for score in SCORES}
     names = [run.manifest["strategy"] for run in left]
     return [Entry(name, name, (run,), (), nothing, state=_state(run)) for name, run in zip(names, left)]

@@ -1,4 +1,4 @@
-"""What entries and settings are called: the values in which they differ, and the setting in words."""
+"""Names of entries and settings: the values in which they differ, and the setting in words."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from harness import store
 
 
 def labels(runs: Sequence[store.Run]) -> list[str]:
-    """The strategy's name; where several have it, with the values in which they differ."""
+    """The strategy's name; if several runs share it, with the values in which they differ."""
     names = [run.manifest["strategy"] for run in runs]
-    made = list(names)
+    found = list(names)
     for name in {n for n, count in Counter(names).items() if count > 1}:
         same = [i for i, n in enumerate(names) if n == name]
         for i, text in zip(same, told_apart([runs[i].manifest["config"]["strategy"] for i in same])):
-            made[i] = f"{name} ({text})"
-    return made
+            found[i] = f"{name} ({text})"
+    return found
 
 
 def told_apart(configs: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What sets each configuration apart from the others: the keys whose values are not the same everywhere.
+    """What distinguishes each configuration from the others: the keys whose values differ.
 
     >>> told_apart([{"ewc": {"strength": 1, "decay": 0}}, {"ewc": {"strength": 2, "decay": 0}}, {"ewc": {"decay": 0}}])
     ['strength=1', 'strength=2', 'no strength']
@@ -36,7 +36,7 @@ def told_apart(configs: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def leaves(node: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:
-    """The values of a configuration with their dotted keys.
+    """The values of a configuration by dotted key.
 
     >>> dict(leaves({"ewc": {"strength": 1.0, "options": {"mode": None}}}))
     {'ewc.strength': 1.0, 'ewc.options.mode': None}
@@ -48,7 +48,7 @@ def leaves(node: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:
         yield prefix, node
 
 
-def described(facts: Mapping[str, Any]) -> str:
+def setting_in_words(facts: Mapping[str, Any]) -> str:
     """A setting in words: length, budget, optimizer, model."""
     cfg = facts["config"]
     steps, epochs = cfg["train"]["steps"], cfg["train"]["epochs"]

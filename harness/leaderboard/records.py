@@ -1,4 +1,4 @@
-"""What a leaderboard is made of: scores, entries, rows, boards."""
+"""The parts of a leaderboard: scores, entries, rows, boards."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ class Score(NamedTuple):
     title: str
     metric: str
     last: bool
-    better: str  # higher, lower, or "" where neither is
+    better: str  # higher, lower, or "" if neither
     form: str = ".3f"
 
     @property
     def sign(self) -> float:
-        """What turns its values so that higher is better."""
+        """Factor that makes higher values better."""
         return -1.0 if self.better == "lower" else 1.0
 
 
@@ -36,8 +36,8 @@ SCORES = (
     Score("barrier", "barrier", "barrier_entezari_loss_joint", False, "lower", ".3g"),
 )
 BY_NAME = {score.name: score for score in SCORES}
-ACCURACIES = ("average_accuracy", "learning_accuracy")  # what a diverged seed has the lowest value of
-FRONTS = ("step", "memory", "forgetting")  # what average accuracy is weighed against
+ACCURACIES = ("average_accuracy", "learning_accuracy")  # a diverged seed has the lowest value of these
+FRONTS = ("step", "memory", "forgetting")  # what average accuracy is traded against
 BASELINE = "naive"
 UNKNOWN = (math.nan, math.nan)
 
@@ -50,7 +50,7 @@ class Place(NamedTuple):
     setting: str
     version: int
     split: str
-    data: str = ""  # the hash of it, where the same seeds saw different data
+    data: str = ""  # hash of the data if the same seeds saw different data
 
 
 @dataclass(frozen=True)
@@ -63,19 +63,19 @@ class Entry:
     seeds: tuple[int, ...]  # of the values below, in this order
     scores: Mapping[str, Array]  # name of a score -> [seeds]
     diverged: tuple[int, ...] = ()
-    step: float = math.nan  # time of a step over that of a plain one
+    step: float = math.nan  # time of a step over that of a plain step
     memory: float = math.nan  # bytes for one seed
     seconds: float = math.nan  # of training, for one seed
-    state: str = "done"  # or why there is nothing of it
+    state: str = "done"  # or why there are no results
 
 
 @dataclass(frozen=True)
 class Row:
-    """An entry with what the comparison says of it; NaN where it says nothing."""
+    """An entry with the statistics of its comparison; NaN if undefined."""
 
     entry: Entry
-    found: int  # of the board's seeds, those with a value of the sort key
-    means: Mapping[str, tuple[float, float, int]]  # score -> mean, half width of the interval, values there are
+    found: int  # number of the board's seeds with a value of the sort key
+    means: Mapping[str, tuple[float, float, int]]  # score -> mean, half width, number of values
     rank: float = math.nan
     rank_interval: tuple[float, float] = UNKNOWN
     iqm: float = math.nan
@@ -89,7 +89,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Board:
-    """One setting: rows in order of rank, those that have none behind."""
+    """One setting: rows in order of rank, unranked rows last."""
 
     stream: str
     scenario: str
@@ -99,7 +99,7 @@ class Board:
     about: str
     by: Score
     seeds: tuple[int, ...]
-    baseline: str  # "" where it is not among the entries
+    baseline: str  # "" if it is not among the entries
     rows: tuple[Row, ...]
     notes: tuple[str, ...] = ()
 
@@ -121,9 +121,9 @@ class Standing:
 
 @dataclass(frozen=True)
 class Leaderboard:
-    """All boards, and what is said of them together."""
+    """All boards, and the statistics over them."""
 
     boards: tuple[Board, ...]
-    overall: tuple[Standing, ...] = ()  # empty where fewer than two boards compare anything
+    overall: tuple[Standing, ...] = ()  # empty if fewer than two boards compare anything
     notes: tuple[str, ...] = ()
     baseline: str = BASELINE

@@ -23,20 +23,20 @@ def comparing(boards: Sequence[Board]) -> list[Board]:
 def overall(boards: Sequence[Board], baseline: str) -> tuple[Standing, ...]:
     """Mean rank, IQM and probability of improvement over all boards that compare at least two entries.
 
-    Only entries that are complete on every board are ranked, among themselves. Seeds are drawn anew in each board by
-    itself, in it for all entries at once. The IQM and its bootstrap, and the probability of improvement (over all
-    pairs of seeds, mean over boards), are those of Agarwal et al. (2021) with boards for tasks.
+    Only entries that are complete on every board are ranked, among themselves. Each board resamples its own seeds, the
+    same for all entries. The IQM and its bootstrap, and the probability of improvement (over all pairs of seeds, mean
+    over boards), are those of Agarwal et al. (2021) with boards as tasks.
     """
     boards = comparing(boards)
     if len(boards) < 2:
         return ()
     sign = boards[0].by.sign
     complete = [{r.entry.label: r.entry for r in b.rows if not math.isnan(r.rank)} for b in boards]
-    there = Counter(label for entries in complete for label in entries)
+    counts = Counter(label for entries in complete for label in entries)
     diverged = Counter(label for entries in complete for label, entry in entries.items() for _ in entry.diverged)
-    whole = sorted(label for label, count in there.items() if count == len(boards))
-    rest = sorted(set(there) - set(whole), key=lambda label: (-there[label], label))
-    unranked = [Standing(label, there[label], diverged[label]) for label in rest]
+    whole = sorted(label for label, count in counts.items() if count == len(boards))
+    rest = sorted(set(counts) - set(whole), key=lambda label: (-counts[label], label))
+    unranked = [Standing(label, counts[label], diverged[label]) for label in rest]
     if not whole:
         return tuple(unranked)
     by = boards[0].by.name

@@ -1,8 +1,7 @@
-"""What is measured at a task boundary. One family a file; each a pure function Boundary -> {name: value}.
+"""The metrics of a task boundary: one family per file, each a pure function Boundary -> {name: value}.
 
-Every file declares its columns in `COLUMNS`. Nothing here changes a parameter, a buffer, a .grad, a mode or a
-random stream: what is drawn comes from keys folded off the boundary's own stream, which stays where it was, so that
-adding a metric moves no other's draws.
+Every file declares its columns in `COLUMNS`. Metrics change no parameter, buffer, .grad, mode or random stream. Random
+keys are folded off the boundary's stream without advancing it, so adding a metric does not change another's draws.
 """
 
 from __future__ import annotations
@@ -25,22 +24,22 @@ Readings = dict[str, Tensor | Reading]
 PROBES = {"first": "first task", "current": "task just trained", "joint": "mean over the tasks seen"}
 
 
-def spread(t: int, limit: int) -> tuple[int, ...]:
-    """Which of the tasks 0 ... t are measured: at most `limit`, evenly spaced, the first and the current among them.
+def spaced(t: int, limit: int) -> tuple[int, ...]:
+    """Which of the tasks 0 ... t are measured: at most `limit`, evenly spaced, including the first and the current one.
 
     Bounds the cost of a boundary on a long stream. ValueError if limit < 2.
 
-    >>> spread(3, 5), spread(10, 5), spread(0, 5)
+    >>> spaced(3, 5), spaced(10, 5), spaced(0, 5)
     ((0, 1, 2, 3), (0, 2, 5, 7, 10), (0,))
     """
     if limit < 2:
-        raise ValueError(f"tasks={limit}: the first and the current task are always measured, at least 2")
+        raise ValueError(f"tasks={limit}: must be at least 2, for the first and the current task")
     count = min(limit, t + 1)
     return tuple(i * t // max(count - 1, 1) for i in range(count))
 
 
 def shares(tasks: Sequence[int], t: int) -> tuple[float, ...]:
-    """Weights of the measured tasks in the mean over all seen: 1/(t+1) for the current, the old share the rest.
+    """Weights of the measured tasks in the mean over all seen: 1/(t+1) for the current; the old ones share the rest.
 
     >>> shares((0, 5, 9), 9)
     (0.45, 0.45, 0.1)
@@ -50,7 +49,7 @@ def shares(tasks: Sequence[int], t: int) -> tuple[float, ...]:
 
 
 def mixture(b: Boundary, tasks: Sequence[int], size: int) -> Batch:
-    """One batch whose loss is the mean over all seen tasks, from `size` rows split evenly over `tasks`."""
+    """One batch whose loss is the mean over all tasks seen, from `size` rows split evenly over `tasks`."""
     parts = [replace(b.probe(i, max(1, size // len(tasks))), mask=None) for i in tasks]
     weighted = [replace(p, w=p.w * c) for p, c in zip(parts, shares(tasks, b.t))]
     return reduce(lambda joined, part: cat(joined, part).batch, weighted)
@@ -64,37 +63,37 @@ def probed(
     tasks: int,
     measure: Callable[[Batch, Tensor], Readings],
 ) -> Readings:
-    """`measure(rows, key)` on each probe, its readings named <name>_<probe>; after the first task all are one.
+    """`measure(rows, key)` on each probe; readings are named <name>_<probe>. After the first task all probes are equal.
 
     "first" and "current" are `size` rows of one task; "joint" is the mean loss over the tasks seen, from `size` rows
-    split evenly over at most `tasks` of them (see `spread`). Keys depend on the setting, the boundary and the probe.
-    ValueError for another probe.
+    split evenly over at most `tasks` of them (see `spaced`). Keys depend on the setting, the boundary and the probe.
+    ValueError for an unknown probe.
     """
-    made: dict[str, Readings] = {}
+    measured: dict[str, Readings] = {}
     found: Readings = {}
     for probe in probes:
         if probe not in PROBES:
             raise ValueError(f"metrics.{setting}.probes={probe}: choose from {', '.join(PROBES)}")
         same = "current" if b.t == 0 else probe
-        if same not in made:
-            made[same] = measure(_rows(b, same, size, tasks), own_key(b, setting, same))
-        found.update({f"{name}_{probe}": value for name, value in made[same].items()})
+        if same not in measured:
+            measured[same] = measure(_rows(b, same, size, tasks), own_key(b, setting, same))
+        found.update({f"{name}_{probe}": value for name, value in measured[same].items()})
     return found
 
 
 def _rows(b: Boundary, probe: str, size: int, tasks: int) -> Batch:
     if probe == "joint":
-        return mixture(b, spread(b.t, tasks), size)
+        return mixture(b, spaced(b.t, tasks), size)
     return b.probe(0 if probe == "first" else b.t, size)
 
 
 def own_key(b: Boundary, *purpose: str) -> Tensor:
-    """A key [S] for what is drawn here at this boundary; the boundary's stream stays where it was."""
+    """A key [S] for the draws of a metric at this boundary; does not advance the boundary's stream."""
     return reduce(fold, purpose, fold(b.random.base, b.t))
 
 
 def by_probe(columns: Mapping[str, Column]) -> dict[str, Column]:
-    """The columns that `probed` makes of these."""
+    """The columns that `probed` derives from these."""
     return {
         f"{name}_{probe}": c._replace(text=f"{c.text}, {of}")
         for name, c in on_train(columns).items()
@@ -103,7 +102,7 @@ def by_probe(columns: Mapping[str, Column]) -> dict[str, Column]:
 
 
 def on_train(columns: Mapping[str, Column]) -> dict[str, Column]:
-    """The same columns, of training rows, as a probe's are."""
+    """The same columns, measured on training rows as all probes are."""
     return {name: c._replace(data="train") for name, c in columns.items()}
 
 
@@ -113,7 +112,7 @@ def objective(b: Boundary, batch: Batch) -> Loss:
 
 
 def crossed(value: Tensor, tasks: Sequence[int], axis: str, coords: Sequence[float | int]) -> Reading:
-    """A number for each evaluated task and each coordinate of an axis, [S, tasks, K], as a reading [S, tasks K].
+    """A value for each evaluated task and each coordinate of an axis, [S, tasks, K], as a reading [S, tasks K].
 
     >>> r = crossed(torch.tensor([[[1.0, 2.0], [3.0, 4.0]]]), (0, 5), "alpha", (0.0, 1.0))
     >>> r.value, r.tasks, r.coords
@@ -127,7 +126,7 @@ def crossed(value: Tensor, tasks: Sequence[int], axis: str, coords: Sequence[flo
 def score(b: Boundary, net: Net, batch: Batch, now: int | None = None) -> Tensor:
     """Loss and error (1 - accuracy; 0 for regression) of a net on a batch, under this boundary's mask or task `now`'s.
 
-    [S, 2]; in evaluation mode, with the statistics that the net holds.
+    [S, 2]; in evaluation mode, with the net's own running statistics.
     """
     batch = replace(batch, mask=b.stream.mask(batch.t, b.t if now is None else now))
     logits = net(batch.x, batch.t).logits

@@ -1,8 +1,8 @@
-"""Whether the deployed net means its probabilities: on the test rows of each task, under this boundary's mask.
+"""Calibration of the deployed net's probabilities on the test rows of each task, under this boundary's mask.
 
-Guo, Pleiss, Sun & Weinberger (2017), On calibration of modern neural networks, ICML. The temperature is fitted on
-the task's validation rows, which no training sees, and what it mends is measured on the test rows. "Overall" is over
-the rows of all tasks seen, the measured ones weighted by how many they stand for (`metrics.shares`).
+Guo, Pleiss, Sun & Weinberger (2017), On calibration of modern neural networks, ICML. The temperature is fitted on the
+task's validation rows, which are never trained on; its effect is measured on the test rows. "Overall" is over the rows
+of all tasks seen, with the measured tasks weighted by the number they represent (`metrics.shares`).
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from torch.nn.functional import one_hot
 
 from harness.boundary import Boundary
 from harness.learner import mask_logits
-from harness.metrics import Readings, blank, shares, spread
+from harness.metrics import Readings, blank, shares, spaced
 from harness.types import Column, Reading
 
-NET = "deployed"  # whose probabilities these are
+NET = "deployed"  # the net whose probabilities these are
 BINS = 15
-HOTTEST = 100.0  # temperatures are sought in [1 / HOTTEST, HOTTEST]
+HOTTEST = 100.0  # temperatures are searched in [1 / HOTTEST, HOTTEST]
 
 _TEXT = {
     "ece": ("lower", "probability", "expected calibration error, 15 bins of equal width (Guo et al. 2017)", "test"),
     "nll": ("lower", "nat", "negative log-likelihood of the true class", "test"),
     "brier": ("lower", "", "squared error of the probabilities, summed over classes", "test"),
-    "temperature": ("", "", "divisor of the logits with the least nll, in [0.01, 100]; overconfident above 1", "val"),
-    "ece_tempered": ("lower", "probability", "ece with the logits divided by it", "test"),
-    "nll_tempered": ("lower", "nat", "nll with the logits divided by it", "test"),
+    "temperature": ("", "", "divisor of the logits with the lowest nll, in [0.01, 100]; above 1: overconfident", "val"),
+    "ece_tempered": ("lower", "probability", "ece with the logits divided by the temperature", "test"),
+    "nll_tempered": ("lower", "nat", "nll with the logits divided by the temperature", "test"),
 }  # fmt: skip
 COLUMNS: dict[str, Column] = {
     name + task: Column(better, unit, text + (", each task" if task else ", all tasks seen"), data)
@@ -39,18 +39,18 @@ COLUMNS: dict[str, Column] = {
 
 
 def calibration(b: Boundary, *, size: int, tasks: int) -> Readings:
-    """Calibration of each measured task (`metrics.spread`) and overall on `size` test rows of each, after a task.
+    """Calibration of each measured task (`metrics.spaced`) and overall on `size` test rows of each, after a task.
 
-    The temperature takes as many validation rows. Cost: two forward passes of the deployed net for each task.
-    Nothing for a regression. NaN where the deployed net's logits are no log-probabilities up to a constant (nearest
-    class means): their softmax, and hence its error, is of the distances' unit of length.
+    The temperature uses as many validation rows. Cost: two forward passes of the deployed net per task. Empty for
+    regression. NaN if the deployed net's logits are not log-probabilities up to a constant (nearest class means): their
+    softmax, and so its error, depends on the unit of length of the distances.
     """
     if b.phase != "end" or b.stream.loss == "mse":
         return {}
-    measured = spread(b.t, tasks)
+    measured = spaced(b.t, tasks)
     parts = [(answers(b, i, size, "val"), answers(b, i, size, "test")) for i in measured]
-    each = [scores(val, test) for val, test in parts]
-    of_all = scores(*(pooled([part[k] for part in parts], shares(measured, b.t)) for k in range(2)))
+    each = [calibration_scores(val, test) for val, test in parts]
+    of_all = calibration_scores(*(pooled([part[k] for part in parts], shares(measured, b.t)) for k in range(2)))
     found: Readings = dict(of_all)
     found.update(
         {f"{n}_task": Reading(torch.stack([e[n] for e in each], 1), axis="task", coords=measured) for n in of_all}
@@ -65,9 +65,9 @@ def _undefined(r: Tensor | Reading) -> Tensor | Reading:
 
 
 class Answers(NamedTuple):
-    """What a net says of rows."""
+    """A net's answers on rows."""
 
-    logits: Tensor  # [S, N, C], minus infinity where an output does not compete
+    logits: Tensor  # [S, N, C], minus infinity for outputs that do not compete
     y: Tensor  # [S, N]
     w: Tensor  # [S, N] weights that sum to 1
 
@@ -81,13 +81,13 @@ def answers(b: Boundary, task: int, size: int, split: str) -> Answers:
 
 
 def pooled(parts: list[Answers], weight: tuple[float, ...]) -> Answers:
-    """The rows of all parts, whose weights are scaled by `weight`."""
+    """The rows of all parts, with their weights scaled by `weight`."""
     logits, y, w = (torch.cat(list(v), 1) for v in zip(*(a._replace(w=a.w * c) for a, c in zip(parts, weight))))
     return Answers(logits, y, w)
 
 
-def scores(val: Answers, test: Answers) -> dict[str, Tensor]:
-    """Every measure of this file: [S] each."""
+def calibration_scores(val: Answers, test: Answers) -> dict[str, Tensor]:
+    """Every metric of this file: [S] each."""
     t = temperature(val)
     tempered = test._replace(logits=test.logits / t[:, None, None])
     return {
@@ -101,12 +101,12 @@ def scores(val: Answers, test: Answers) -> dict[str, Tensor]:
 
 
 def nll(a: Answers) -> Tensor:
-    """Mean of -log p(y): [S], at least 0; infinite where a true class has probability 0."""
+    """Mean of -log p(y): [S], at least 0; infinite if a true class has probability 0."""
     return -(a.w * a.logits.log_softmax(2).gather(2, a.y[..., None])[..., 0]).sum(1)
 
 
 def brier(a: Answers) -> Tensor:
-    """Mean of sum_c (p_c - [c = y])^2: [S], in [0, 2] (Brier 1950); half of it for two classes is also called so.
+    """Mean of sum_c (p_c - [c = y])^2: [S], in [0, 2] (Brier 1950). For two classes, half of it has the same name.
 
     >>> brier(Answers(torch.tensor([[[0.8, 0.2], [0.6, 0.4]]]).log(), torch.tensor([[0, 1]]), torch.full((1, 2), 0.5)))
     tensor([0.4000])
@@ -117,9 +117,9 @@ def brier(a: Answers) -> Tensor:
 def ece(a: Answers, bins: int = BINS) -> Tensor:
     """sum over bins of |rows that are right - sum of their confidence|, rows counted by weight: [S], in [0, 1].
 
-    Bin m holds the rows whose confidence, the largest probability, is in ((m - 1) / bins, m / bins]. Guo et al. (2017)
-    after Naeini, Cooper & Hauskrecht (2015). Biased upwards on few rows: on 512 a calibrated net has 0.01, if sure
-    of itself, to 0.05.
+    Bin m has the rows whose confidence, the largest probability, is in ((m - 1) / bins, m / bins]. Guo et al. (2017)
+    after Naeini, Cooper & Hauskrecht (2015). Biased upwards on few rows: on 512 rows a calibrated net has 0.01 (if
+    confident) to 0.05.
 
     >>> p = torch.tensor([[[0.9, 0.1], [0.9, 0.1], [0.6, 0.4], [0.6, 0.4]]], dtype=torch.float64)
     >>> y, w = torch.tensor([[0, 1, 0, 1]]), torch.full((1, 4), 0.25)
@@ -135,9 +135,9 @@ def ece(a: Answers, bins: int = BINS) -> Tensor:
 def temperature(a: Answers) -> Tensor:
     """The T > 0 that minimises the mean of -log softmax(logits / T)_y: [S], in [1 / HOTTEST, HOTTEST].
 
-    In b = 1 / T the objective is convex; its derivative mean(E_p[logit] - logit_y) is bisected on log b to 1e-12.
-    At an end of the range the optimum lies there or beyond: low where no row is wrong, high where answers are no
-    better than chance. NaN without rows.
+    The objective is convex in b = 1 / T; its derivative mean(E_p[logit] - logit_y) is bisected on log b to 1e-12.
+    A result at an end of the range means that the optimum is there or beyond: at the low end if no row is wrong, at the
+    high end if answers are no better than chance. NaN without rows.
 
     >>> z = torch.tensor([[[math.log(9.0), 0.0]]], dtype=torch.float64).expand(1, 4, 2)
     >>> temperature(Answers(z, torch.tensor([[0, 0, 0, 1]]), torch.full((1, 4), 0.25)))  # log 9 = 2 log 3: p = 3/4

@@ -1,8 +1,8 @@
-"""Neural collapse of the last features: whether each class has shrunk to a point, and where these points lie.
+"""Neural collapse of the last features: how far each class has shrunk to a point, and how these points lie.
 
 Papyan, Han & Donoho (2020), Prevalence of neural collapse during the terminal phase of deep learning training, PNAS.
-Task by task, on its training rows and its classes. The features are what the trained net's head reads, whatever
-stands in place of the head when the net is deployed. Smaller is more collapsed everywhere; neither is better.
+Measured per task, on its training rows and classes. The features are the input of the trained net's head, even if the
+deployed net replaces the head. Smaller is always more collapsed; neither direction is better.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from harness.boundary import Boundary
 from harness.landscape.curvature import rowwise
-from harness.metrics import Readings, blank, spread
+from harness.metrics import Readings, blank, spaced
 from harness.toolbox import class_means
 from harness.toolbox.memory import pick_rows
 from harness.types import Column, Reading
@@ -34,15 +34,15 @@ COLUMNS: dict[str, Column] = {
 
 
 def collapse(b: Boundary, *, size: int, tasks: int) -> Readings:
-    """Collapse of the features of each measured task (`metrics.spread`) on `size` of its training rows, after a task.
+    """Collapse of the features of each measured task (`metrics.spaced`) on `size` of its training rows, after a task.
 
-    Cost: one forward pass for each. Nothing for a regression, which has no classes, or where the model declares
-    no head. NaN for a task with a single class, and where all class means are one point.
+    Cost: one forward pass per task. Empty for regression, which has no classes, and for a model without a declared
+    head. NaN for a task with a single class, and if all class means coincide.
     """
     layer = class_means.head(b.learner.model)
     if b.phase != "end" or b.stream.loss == "mse" or layer is None:
         return {}
-    measured = spread(b.t, tasks)
+    measured = spaced(b.t, tasks)
     weight, found = b.trained.params[layer.weight].double(), []
     for i in measured:
         batch = b.probe(i, size)
@@ -53,17 +53,17 @@ def collapse(b: Boundary, *, size: int, tasks: int) -> Readings:
 
 
 class Classes(NamedTuple):
-    """Features by class; a class without rows has zeros everywhere."""
+    """Features by class; a class without rows is all zeros."""
 
-    mean: Tensor  # [S, C, D] class means less their mean, every class counting alike
-    present: Tensor  # [S, C] classes that have rows
-    within: Tensor  # [S, B, D] rows less the mean of their class
+    mean: Tensor  # [S, C, D] class means minus their unweighted mean
+    present: Tensor  # [S, C] classes with rows
+    within: Tensor  # [S, B, D] rows minus the mean of their class
     variance: Tensor  # [S, C] mean |row - class mean|^2
     w: Tensor  # [S, B]
 
 
 def classes(z: Tensor, y: Tensor, w: Tensor, outputs: int) -> Classes:
-    """Class means and what is left: features z [S, B, D] of rows of class y [S, B] and weight w [S, B]."""
+    """Class means and residuals of features z [S, B, D] with classes y [S, B] and weights w [S, B]."""
     total, count = class_means.class_sums(z, y, w, outputs)
     present = count > 0
     mean = total / count.where(present, 1)[..., None]
@@ -75,7 +75,7 @@ def classes(z: Tensor, y: Tensor, w: Tensor, outputs: int) -> Classes:
 
 
 def geometry(c: Classes, head: Tensor) -> dict[str, Tensor]:
-    """Every measure of this file: head weights [S, C, D] -> name -> [S]."""
+    """Every metric of this file: head weights [S, C, D] -> name -> [S]."""
     rows = torch.where(c.present[..., None], head, 0)
     return {
         "nc1": nc1(c),
@@ -87,13 +87,13 @@ def geometry(c: Classes, head: Tensor) -> dict[str, Tensor]:
 
 
 def nc1(c: Classes) -> Tensor:
-    """tr(S_W pinv(S_B)) / C: [S], at least 0; 0 where every class is one point.
+    """tr(S_W pinv(S_B)) / C: [S], at least 0; 0 if every class is one point.
 
     S_W is the mean over rows of (h - mu_c)(h - mu_c)', S_B the mean over classes of (mu_c - mu)(mu_c - mu)'. With
     s_k, v_k the singular values and vectors of the centred class means it is sum_k mean((h - mu_c).v_k)^2 / s_k^2.
-    S_B has rank C - 1 at most, and rounding beyond: kept are the s_k above 1e-5 of the first, as features are float32.
-    (A pseudo-inverse at its default tolerance inverts the rounding: values of either sign, in the millions.)
-    NaN with fewer than two classes, and where all class means coincide.
+    S_B has rank at most C - 1, plus rounding errors: only the s_k above 1e-5 of the first are kept, as features are
+    float32. (A pseudo-inverse with its default tolerance inverts the rounding errors: values in the millions, of
+    either sign.) NaN with fewer than two classes, and if all class means coincide.
 
     >>> y, w = torch.tensor([[0, 0, 1, 1]]), torch.full((1, 4), 0.25)
     >>> h = torch.tensor([[[1.0, 1.0], [1.0, -1.0], [-1.0, 3.0], [-1.0, -3.0]]])  # apart along x, spread along y
@@ -112,8 +112,8 @@ def nc1(c: Classes) -> Tensor:
 def cdnv(c: Classes) -> Tensor:
     """Mean over pairs of classes of (V_i + V_j) / (2 |mu_i - mu_j|^2): [S], V = mean |h - mu|^2; at least 0.
 
-    Galanti, György & Hutter (2021), On the role of neural collapse in transfer learning. Unlike NC1 it weighs all
-    directions alike. Infinite where two classes share their mean; NaN with fewer than two classes.
+    Galanti, György & Hutter (2021), On the role of neural collapse in transfer learning. Unlike NC1 it weights
+    all directions equally. Infinite if two classes share their mean; NaN with fewer than two classes.
 
     >>> y, w = torch.tensor([[0, 0, 1, 1]]), torch.full((1, 4), 0.25)
     >>> h = torch.tensor([[[1.0, 1.0], [1.0, -1.0], [-1.0, 3.0], [-1.0, -3.0]]])
@@ -129,8 +129,8 @@ def nc2(points: Tensor, present: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Equinorm, equiangularity and maximal angle of the points [S, C, D] of the classes present: [S] each.
 
     std(|m_c|) / mean(|m_c|), std over pairs of cos(m_c, m_c'), and mean over pairs of |cos + 1/(C - 1)|; standard
-    deviations are of the population. All are 0 for a simplex equiangular tight frame, C points as far apart as can
-    be. Two centred class means are one always. NaN with fewer than two classes, or where a point is 0.
+    deviations are those of the population. All are 0 for a simplex equiangular tight frame, C points as far apart as
+    possible. Two centred class means always form one. NaN with fewer than two classes, or if a point is 0.
 
     >>> corners = torch.eye(3)[None] - 1 / 3
     >>> [round(v.item(), 6) for v in nc2(corners, torch.ones(1, 3, dtype=torch.bool))]
@@ -148,9 +148,9 @@ def nc2(points: Tensor, present: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def nc3(head: Tensor, mean: Tensor) -> Tensor:
-    """|W / |W| - M / |M||^2, Frobenius norms: [S], in [0, 4]; 0 where the head's rows are the class means, scaled.
+    """|W / |W| - M / |M||^2, Frobenius norms: [S], in [0, 4]; 0 if the head's rows are the class means, up to scale.
 
-    Both are [S, C, D], zero for other classes; the head's rows are not centred, as published. NaN where either is 0.
+    Both are [S, C, D], zero for absent classes; the head's rows are not centred, as published. NaN if either is 0.
 
     >>> m = torch.tensor([[[1.0, 0.0], [-1.0, 0.0]]])
     >>> [round(nc3(w, m).item(), 5) for w in (3 * m, -m)]

@@ -1,9 +1,8 @@
-"""Whether the tasks pull the same way: angles between their gradients at the net after a task.
+"""Do the tasks pull in the same direction? Angles between their gradients at the net after a task.
 
-A negative cosine says that a step down one loss is, to first order, a step up the other: interference (Lopez-Paz &
-Ranzato 2017, who constrain it; Yu et al. 2020 for the cosine). Between tasks of the same sign there is transfer (Riemer
-et al. 2019). At an optimum of one task its gradient is small and its direction is noise: read `gradient_norm_task`
-beside it.
+A negative cosine means that a step down one loss is, to first order, a step up the other: interference (Lopez-Paz &
+Ranzato 2017, who constrain it; Yu et al. 2020 for the cosine). A positive cosine means transfer (Riemer et al. 2019).
+At an optimum of a task its gradient is small and its direction is noise: read it together with `gradient_norm_task`.
 """
 
 from __future__ import annotations
@@ -13,29 +12,27 @@ from torch import Tensor
 
 from harness.boundary import Boundary
 from harness.landscape.curvature import flatten, value_and_grad
-from harness.metrics import Readings, blank, crossed, objective, spread
+from harness.metrics import Readings, blank, crossed, objective, spaced
 from harness.types import Column, Reading
 
 COLUMNS: dict[str, Column] = {
     "gradient_cosine": Column("", "cosine", "between the loss gradients of two measured tasks", "train"),
     "gradient_cosine_mean": Column("", "cosine", "mean over all pairs of measured tasks", "train"),
-    "gradient_cosine_new": Column("", "cosine", "mean over the pairs of the new task with each old one", "train"),
-    "gradient_conflict": Column(
-        "", "fraction", "pairs of measured tasks whose gradients have a negative cosine", "train"
-    ),
+    "gradient_cosine_new": Column("", "cosine", "mean over the pairs of the new task and each old task", "train"),
+    "gradient_conflict": Column("", "fraction", "share of pairs of measured tasks with a negative cosine", "train"),
     "gradient_norm_task": Column("", "nat/weight", "norm of each measured task's loss gradient", "train"),
 }
 
 
 def conflict(b: Boundary, *, size: int, tasks: int) -> Readings:
-    """Cosines of the measured tasks' gradients at theta_t, each on `size` probe rows; nothing at t = 0.
+    """Cosines of the measured tasks' gradients at theta_t, each on `size` probe rows; empty at t = 0.
 
-    The tasks are those of `metrics.spread(t, tasks)`, the losses those of evaluation mode under this boundary's mask.
-    Range -1 to 1; NaN where a gradient is 0, which has no direction. Cost: 1 gradient for each measured task.
+    The tasks are those of `metrics.spaced(t, tasks)`; losses are in evaluation mode under this boundary's mask. In
+    [-1, 1]; NaN for a gradient of 0, which has no direction. Cost: 1 gradient per measured task.
     """
     if b.phase != "end" or b.t == 0:
         return {}
-    measured = spread(b.t, tasks)
+    measured = spaced(b.t, tasks)
     gradients = [flatten(value_and_grad(objective(b, b.probe(i, size)), b.trained.params)[1]) for i in measured]
     stacked = torch.stack(gradients, 1)  # [S, T, P]
     cosine = cosines(stacked)

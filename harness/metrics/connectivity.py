@@ -1,10 +1,10 @@
-"""Valley or wall: the straight line from the last boundary's point to this one.
+"""Valley or wall: the straight line from the last boundary's net to this one.
 
-On it, the loss of the old tasks, of the new one, and of all seen ("joint"), all under this boundary's mask. A naive
-learner slides down the line without a hill; what averaging could recover is the gain at the best point.
+Along it, the loss of the old tasks, of the new task and of all tasks seen ("joint"), all under this boundary's mask. A
+naive learner slides down the line without a hill; averaging could recover the gain at the best point.
 
-The line to a jointly trained net is no measure of a boundary: whether such a run stands among the results would then
-decide what a run's tables say. `along` gives it to whoever has both nets.
+The line to a jointly trained net is not a metric of a boundary, because a run's tables must not depend on whether such
+a run is among the results. With both nets at hand, `along` computes it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 from harness import tree
 from harness.boundary import Boundary
 from harness.landscape import paths
-from harness.metrics import Readings, blank, crossed, score, shares, spread
+from harness.metrics import Readings, blank, crossed, score, shares, spaced
 from harness.types import Batch, Column, Net, Params, Reading
 
 BARRIERS: dict[str, Callable[[Tensor, Sequence[float]], Tensor]] = {
@@ -70,8 +70,8 @@ COLUMNS: dict[str, Column] = {
     "area_loss_joint": Column(
         "", "nat", "integral over the line of the loss above the better end, all tasks seen", "train"
     ),
-    "best_alpha_loss_joint": Column("", "", "where on the line the joint loss is lowest", "train"),
-    "best_alpha_error_joint": Column("", "", "where on the line the joint error is lowest", "train"),
+    "best_alpha_loss_joint": Column("", "", "position on the line of the lowest joint loss", "train"),
+    "best_alpha_error_joint": Column("", "", "position on the line of the lowest joint error", "train"),
     "gain_loss_joint": Column("", "nat", "joint loss of the better end minus the lowest on the line", "train"),
     "gain_error_joint": Column("", "error", "joint error of the better end minus the lowest on the line", "train"),
     "path_loss_task": Column("", "nat", "loss of each measured task along the line", "train"),
@@ -81,12 +81,12 @@ COLUMNS: dict[str, Column] = {
 
 
 def connectivity(b: Boundary, *, size: int, tasks: int, points: int, by_task: bool) -> Readings:
-    """The line theta_{t-1} -> theta_t on `size` probe rows of each measured task; nothing at t = 0.
+    """The line theta_{t-1} -> theta_t on `size` probe rows of each measured task; empty at t = 0.
 
-    The tasks measured are those of `metrics.spread(t, tasks)`; joint = old and new weighted by how many tasks they
-    stand for. `by_task` also gives the path of each of them. Cost: `points` forward passes over every measured task's
-    rows. A net with batch norm gets its statistics renewed at every point, the ends included, from all the measured
-    rows (two more passes a point). Regression has no error columns.
+    The tasks are those of `metrics.spaced(t, tasks)`; joint weights old and new by the number of tasks that they
+    represent. `by_task` adds the path of each task. Cost: `points` forward passes over the rows of every measured task.
+    With batch norm, running statistics are recomputed at every point, including the ends, from all measured rows (two
+    more passes per point). Regression has no error columns.
     """
     if b.phase != "end" or b.t == 0:
         return {}
@@ -96,9 +96,9 @@ def connectivity(b: Boundary, *, size: int, tasks: int, points: int, by_task: bo
 
 def along(b: Boundary, start: Params, end: Params, *, size: int, tasks: int, points: int, by_task: bool) -> Readings:
     """The columns of this file for the line between any two points, under the losses and the mask of boundary t > 0."""
-    measured, alphas = spread(b.t, tasks), paths.grid(points)
+    measured, alphas = spaced(b.t, tasks), paths.grid(points)
     batches = [b.probe(i, size) for i in measured]
-    values = paths.line(start, end, lambda p: scores(b, p, batches), alphas)  # [S, K, measured tasks, 2]
+    values = paths.line(start, end, lambda p: losses_and_errors(b, p, batches), alphas)  # [S, K, measured tasks, 2]
     weight = torch.tensor(shares(measured, b.t), dtype=values.dtype, device=values.device)
     means = {
         "old": values[:, :, :-1].mean(2),
@@ -110,10 +110,10 @@ def along(b: Boundary, start: Params, end: Params, *, size: int, tasks: int, poi
     for name, mean in means.items():
         found[f"path_loss_{name}"] = Reading(mean[..., 0], axis="alpha", coords=alphas)
         found[f"area_loss_{name}"] = paths.area(mean[..., 0], alphas)
-        found.update(summary("loss", name, mean[..., 0], alphas))
+        found.update(barriers_of("loss", name, mean[..., 0], alphas))
         if classes:
             found[f"path_accuracy_{name}"] = Reading(1 - mean[..., 1], axis="alpha", coords=alphas)
-            found.update(summary("error", name, mean[..., 1], alphas))
+            found.update(barriers_of("error", name, mean[..., 1], alphas))
     if by_task:
         loss, error = values.transpose(1, 2).unbind(3)  # [S, measured tasks, K]
         found["path_loss_task"] = crossed(loss, measured, "alpha", alphas)
@@ -122,15 +122,15 @@ def along(b: Boundary, start: Params, end: Params, *, size: int, tasks: int, poi
     return blank(b, found)
 
 
-def summary(kind: str, name: str, path: Tensor, alphas: Sequence[float]) -> Readings:
-    """The three barriers of one path [S, K], and for the joint one its best point."""
+def barriers_of(kind: str, name: str, path: Tensor, alphas: Sequence[float]) -> Readings:
+    """The three barriers of one path [S, K], and the best point of the joint path."""
     found: Readings = {f"{barrier}_{kind}_{name}": of(path, alphas) for barrier, of in BARRIERS.items()}
     if name == "joint":
-        found[f"best_alpha_{kind}_joint"], found[f"gain_{kind}_joint"] = paths.best(path, alphas)
+        found[f"best_alpha_{kind}_joint"], found[f"gain_{kind}_joint"] = paths.lowest(path, alphas)
     return found
 
 
-def scores(b: Boundary, params: Params, batches: Sequence[Batch]) -> Tensor:
+def losses_and_errors(b: Boundary, params: Params, batches: Sequence[Batch]) -> Tensor:
     """Loss and error of the trained net with other parameters on each batch: [S, batches, 2]."""
     net = Net(params, b.trained.buffers, b.trained.apply)
     if net.buffers:

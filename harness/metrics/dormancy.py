@@ -1,8 +1,8 @@
-"""What hidden units do on a set of rows: silent, stuck on one side, saturated, or one the copy of another.
+"""Hidden units on a set of rows: silent, of constant sign, saturated, or copies of one another.
 
-"Dead" and "dormant" mean different things in different papers; each definition has its own column. A measure that is
-of a unit is the mean over all units of the net (larger layers count for more), and layer by layer. The k channels
-that CReLU or Fourier features make of a unit belong together.
+"Dead" and "dormant" mean different things in different papers; each definition has its own column. A metric of units is
+averaged over all units of the net (larger layers count more), and per layer. The k channels that CReLU or Fourier
+features make of a unit count as one unit.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ ALIKE = 0.95  # cosine (Joudaki et al. 2025)
 _TEXT = {
     "dead_frac": "hidden units that are 0 on every probe row (Dohare et al. 2024)",
     **{f"redo_dormant_{t:g}": f"units with E|h| <= {t:g} x layer mean (Sokar et al. 2023)" for t in TAUS},
-    "lop_dormant_0.01": "units that are not 0 on less than 1 % of rows and positions (Dohare et al. 2024, CIFAR-100)",
+    "lop_dormant_0.01": "units that are nonzero on less than 1 % of rows and positions (Dohare et al. 2024, CIFAR-100)",
     "dead_95": "units with |h| < 1e-7 on more than 95 % of rows and positions (Joudaki et al. 2025)",
     "zero_act_frac": "activations that are 0; not a count of units (Elsayed & Mahmood 2024)",
     "duplicate_frac": "pairs of live units of a layer whose activations have a cosine above 0.95 (Joudaki et al. 2025)",
 }
 COLUMNS: dict[str, Column] = {
-    name + layer: Column("lower", "fraction", "the same, layer by layer" if layer else text, "train")
+    name + layer: Column("lower", "fraction", "the same, per layer" if layer else text, "train")
     for name, text in _TEXT.items()
     for layer in ("", "_layer")
 } | {
-    "saturated_0.9": Column("", "fraction", "activations beyond 0.9 of their asymptote, if there is one", "train"),
-    "saturated_0.9_layer": Column("", "fraction", "the same, layer by layer", "train"),
+    "saturated_0.9": Column("", "fraction", "activations beyond 0.9 of their asymptote, if they have one", "train"),
+    "saturated_0.9_layer": Column("", "fraction", "the same, per layer", "train"),
     "unit_sign_entropy": Column("", "bit", "mean over units of the entropy of [h > 0] over the rows", "train"),
-    "unit_sign_entropy_layer": Column("", "bit", "the same, layer by layer", "train"),
+    "unit_sign_entropy_layer": Column("", "bit", "the same, per layer", "train"),
 }
 
 
 def dormancy(acts: dict[str, Tensor], units: tuple[Unit, ...]) -> dict[str, Tensor | Reading]:
-    """Every measure of this file but duplicates, over all units and of each layer; nothing where there are no units."""
+    """Every metric of this file except duplicates, over all units and per layer; empty without units."""
     parts: dict[str, dict[str, Tensor]] = {}  # measure -> act -> value of each unit [S, H]
     for u in units:
         h = acts[u.act].unflatten(2, (-1, u.size))  # [S, B, k, H, ...]
@@ -66,21 +66,21 @@ def dormancy(acts: dict[str, Tensor], units: tuple[Unit, ...]) -> dict[str, Tens
 
 
 def strength(act: Tensor, size: int) -> Tensor:
-    """E|h| of each unit over rows and space, summed over the copies that CReLU makes: [S, size]."""
+    """E|h| of each unit over rows and space, summed over CReLU's copies: [S, size]."""
     mean = act.abs().mean((1, *range(3, act.dim())))  # [S, k * size]
     return mean.view(len(act), -1, size).sum(1)
 
 
 def fraction(where: Tensor, like: Tensor) -> Tensor:
-    """Fraction of rows and positions that hold: bool [S, B, H, ...] -> [S, H] of the dtype of `like`."""
+    """Fraction of rows and positions that are True: bool [S, B, H, ...] -> [S, H] of the dtype of `like`."""
     mean: Tensor = where.to(like.dtype).mean((1, *range(3, where.dim())))
     return mean
 
 
 def dormant(h: Tensor, tau: float) -> Tensor:
-    """1 where E|h| <= tau times the layer's mean, else 0, NaN where not finite: [S, size] -> [S, size].
+    """1 if E|h| <= tau times the layer's mean, else 0; NaN if not finite: [S, size] -> [S, size].
 
-    A layer in which nothing fires is dormant throughout.
+    In a layer where nothing fires, every unit is dormant.
 
     >>> dormant(torch.tensor([[0.0, 0.1, 3.9], [0.0, 0.0, 0.0]]), 0.1).tolist()
     [[1.0, 1.0, 0.0], [1.0, 1.0, 1.0]]
@@ -90,9 +90,9 @@ def dormant(h: Tensor, tau: float) -> Tensor:
 
 
 def sign_entropy(p: Tensor) -> Tensor:
-    """Entropy in bits of an event of probability p: 0 where it never or always happens, 1 at p = 1/2.
+    """Entropy in bits of an event of probability p: 0 if it never or always happens, 1 at p = 1/2.
 
-    For relu and tanh [h > 0] is the sign of the pre-activation; for Fourier features it is the sine's.
+    For relu and tanh [h > 0] is the sign of the pre-activation; for Fourier features it is that of the sine.
 
     >>> sign_entropy(torch.tensor([0.0, 0.25, 0.5, 1.0]))
     tensor([0.0000, 0.8113, 1.0000, 0.0000])
@@ -102,10 +102,11 @@ def sign_entropy(p: Tensor) -> Tensor:
 
 
 def duplicates(acts: dict[str, Tensor], units: tuple[Unit, ...]) -> dict[str, Tensor | Reading]:
-    """Pairs of live units of one layer with a cosine above `ALIKE`: share of all such pairs, and layer by layer.
+    """Share of pairs of live units of a layer with a cosine above `ALIKE`: overall, and per layer.
 
-    The cosine is of the activations over rows and positions, uncentred, CReLU's copies side by side. A unit that is 0
-    throughout pairs with none; NaN where a layer (or no layer) has two live units. Costs rows x units^2.
+    The cosine is of the activations over rows and positions, uncentred, with CReLU's copies concatenated. A unit that
+    is always 0 is in no pair; NaN for a layer without two live units, and overall if no layer has two. Costs
+    rows x units^2.
     """
     if not units:
         return {}

@@ -1,7 +1,7 @@
-"""Curvature of the next task's loss before any training on it: does its loss of directions foretell plasticity's?
+"""Curvature of the next task's loss before any training on it: does its collapse precede loss of plasticity?
 
-Lewandowski et al. (2024) and He et al. (2025) report that curvature collapses at a new task's start before
-plasticity is lost; read these against the task's own learning accuracy. No direction is better.
+Lewandowski et al. (2024) and He et al. (2025) report that curvature collapses at the start of a new task before
+plasticity is lost. Compare these with the task's learning accuracy. No direction is better.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from harness.types import Column, Reading
 COLUMNS: dict[str, Column] = on_train(
     {
         "next_lambda_max": Column("", "nat/weight2", "largest Hessian eigenvalue of the coming task's loss"),
-        "next_lambda_residual": Column("lower", "nat/weight2", "||Hu - lambda u|| of it"),
+        "next_lambda_residual": Column("lower", "nat/weight2", "||Hu - lambda u|| of that eigenvalue"),
         "next_trace": Column("", "nat/weight2", "Hessian trace of the coming task's loss, with standard error"),
         "next_stable_rank": Column("", "dimensions", "tr H^2 / lambda_max^2 of the coming task's loss"),
         "next_curvature_rank": Column("", "dimensions", "eigenvalues above threshold x lambda_max, coming task"),
@@ -56,18 +56,18 @@ def forecast(
     * next_lambda_max, with its residual, from `steps` Lanczos steps; next_trace and next_stable_rank = tr H^2 /
       lambda_max^2 in [0, P] from the same space and `trace_probes` vectors outside it, with standard errors.
     * next_curvature_rank [thresholds] (the epsilon-rank of He et al. 2025, relative to lambda_max) and
-      next_negative_mass from `vectors` x `quadrature_steps` quadrature (see `curvature`); vectors=0 leaves them out.
-    * next_eos_ratio: `edge.ratio` at the learning rate of the first step; NaN with Adam where its state is fresh, and
-      far above 1 with Adam where the task wakes weights that had no gradient so far (see `edge.inverse_root`).
+      next_negative_mass from `vectors` x `quadrature_steps` quadrature (see `curvature`); vectors=0 omits them.
+    * next_eos_ratio: `edge_of_stability.ratio` at the learning rate of the first step. With Adam it is NaN if its state
+      is fresh, and far above 1 if the task wakes weights that had no gradient so far (see `inverse_root` there).
 
     Cost: `steps` + `trace_probes` + `vectors` x `quadrature_steps` Hessian products, one gradient and one forward
-    pass; `steps` products more with Adam. At t = 0 it is that of the initialisation. NaN for a diverged seed; ranks
-    NaN for a flat one. Raises ValueError for fewer than 1 step or one trace probe.
+    pass; `steps` more products with Adam. At t = 0 the net is the initialisation. NaN for a diverged seed; ranks are
+    NaN for a flat seed. Raises ValueError for fewer than 1 step or one trace probe.
     """
     if b.phase != "start":
         return {}
     if steps < 1:
-        raise ValueError(f"metrics.forecast.steps={steps}: at least 1 Lanczos step")
+        raise ValueError(f"metrics.forecast.steps={steps}: must be at least 1")
     batch, key, params = b.probe(b.t, size), own_key(b, "forecast"), b.trained.params
     loss = objective(b, batch)
     hessian = Hessian(loss, params)

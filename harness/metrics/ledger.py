@@ -1,19 +1,19 @@
-"""The forgetting ledger: how much of what an old task lost is what its own optimum foretold.
+"""The forgetting ledger: how much of an old task's loss increase its own optimum predicts.
 
-Let theta_i be the net after task i, theta_t the one now and d = theta_t - theta_i. Seen from theta_i,
+Let theta_i be the net after task i, theta_t the current net and d = theta_t - theta_i. Expanded at theta_i,
 
     L_i(theta_t) - L_i(theta_i) = g'd + 1/2 d'Hd + residual,    g, H: gradient and Hessian of L_i at theta_i
     1/2 d'Hd <= 1/2 lambda_1 |d|^2
 
-(Mirzadeh et al. 2020; Yin et al. 2020 read forgetting off the second term). The residual names what no local picture of
-the old optimum can say: a net that went far (non-local forgetting, Lanzillotta et al. 2024). No claim is built in; the
-terms stand beside what happened.
+(Mirzadeh et al. 2020; Yin et al. 2020 predict forgetting by the second term). The residual is what no local expansion
+at the old optimum can capture: a net that moved far (non-local forgetting, Lanzillotta et al. 2024). No claim is built
+in; the terms are reported next to the actual change.
 
-L_i is the mean loss over task i's frozen probe in evaluation mode, all of it under one mask, that of this boundary.
-With scenario=class and classes=seen, classes that came later compete at theta_i too, although it never met them: it is
-no optimum of this loss, the first-order term says by how much, and `ledger_mask` holds what the wider mask alone added
-before any weight moved. g and H keep the running statistics of theta_i; what renewing them costs is in the residual,
-and named by `ledger_statistics`.
+L_i is the mean loss over task i's frozen probe in evaluation mode, always under this boundary's mask. With
+scenario=class and classes=seen, later classes compete at theta_i too, although it never saw them. It is then not an
+optimum of this loss; the first-order term measures by how much, and `ledger_mask` is the loss that the wider mask alone
+added before any weight moved. g and H use the running statistics of theta_i; the effect of updating them is part of the
+residual, and reported as `ledger_statistics`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from torch import Tensor
 from harness import tree
 from harness.boundary import Boundary
 from harness.landscape.curvature import Hessian, lanczos
-from harness.metrics import Readings, blank, score, spread
+from harness.metrics import Readings, blank, score, spaced
 from harness.types import Column, Loss, Net, Params, Reading
 
 COLUMNS: dict[str, Column] = {
@@ -36,39 +36,38 @@ COLUMNS: dict[str, Column] = {
         "", "nat", "first-order term of that change of loss, g'd at the net just after the task", "train"
     ),
     "ledger_second": Column("", "nat", "second-order term, 1/2 d'Hd at the net just after the task", "train"),
-    "ledger_residual": Column("", "nat", "change of loss less both terms: what is not local to that net", "train"),
+    "ledger_residual": Column("", "nat", "change of loss minus both terms: the non-local part", "train"),
     "ledger_distance": Column("", "weight", "|d|, Euclidean distance to the net just after the task"),
     "ledger_gradient": Column(
-        "", "nat/weight", "|g|, which is 0 where that net is an optimum of the task's loss", "train"
+        "", "nat/weight", "|g|, which is 0 if that net is an optimum of the task's loss", "train"
     ),
     "ledger_mask": Column(
-        "", "nat", "loss that classes learnt later add by competing, at the net just after the task", "train"
+        "", "nat", "loss added by the competition of later classes, at the net just after the task", "train"
     ),
-    "ledger_statistics": Column(
-        "", "nat", "change of loss by the running statistics, weights as they are now", "train"
-    ),
+    "ledger_statistics": Column("", "nat", "change of loss by the running statistics, at the current weights", "train"),
     "ledger_lambda_max": Column(
         "", "nat/weight2", "largest Hessian eigenvalue at the net just after the task", "train"
     ),
     "ledger_lambda_residual": Column("lower", "nat/weight2", "||Hu - lambda u|| of that eigenvalue", "train"),
-    "ledger_bound": Column("", "nat", "1/2 lambda_max |d|^2, which the second-order term cannot exceed", "train"),
+    "ledger_bound": Column("", "nat", "1/2 lambda_max |d|^2, upper bound of the second-order term", "train"),
     "ledger_share": Column("", "fraction", "share of |d|^2 in the eigenspace of the k largest eigenvalues", "train"),
 }
 
 
 def ledger(b: Boundary, *, size: int, tasks: int, steps: int, k: int) -> Readings:
-    """The account of every measured old task i < t after task t: [S, tasks] each; nothing at t = 0.
+    """The account of every measured old task i < t after task t: [S, tasks] each; empty at t = 0.
 
-    The old tasks are those of `metrics.spread(t, tasks)`. `steps` are Lanczos steps from d at theta_i, one Hessian
-    product each: 1 gives the second-order term alone, more than `k` also lambda_max, the bound and the share of d in
-    the top-k eigenspace, a number in [0, 1] that is k/P for a random direction in P dimensions. Since the steps start
-    at d, one run serves all four, with no state from one boundary to the next. lambda_max is a lower bound until its
-    residual is small, and in exact arithmetic the largest eigenvalue of which d has a part, so that the bound holds.
-    Fewer steps overstate the share: on digits 12 of them by up to about 20 times, 20 by a third at most, 30 by 3 %.
+    The old tasks are those of `metrics.spaced(t, tasks)`. `steps` are Lanczos steps from d at theta_i, one Hessian
+    product each: 1 gives only the second-order term, more than `k` also lambda_max, the bound and the share of d in the
+    top-k eigenspace, a number in [0, 1] that is k/P for a random direction in P dimensions. The steps start at d, so
+    one run gives all four, without state between boundaries. lambda_max is a lower bound until its residual is small.
+    In exact arithmetic it converges to the largest eigenvalue in whose eigenspace d has a component, so the bound
+    holds. Fewer steps overstate the share: on digits 12 steps by up to about 20 times, 20 by a third at most, 30 by
+    3 %.
 
-    Cost of an old task: `steps` Hessian products, 1 gradient, 3 forward passes (1 more with batch norm, 1 more with
-    scenario=class); `steps` copies of the parameters. NaN where the net after task i was not kept (keep=last), and for
-    the share where the net has not moved. Regression has no accuracy. ValueError for 1 < steps <= k.
+    Cost per old task: `steps` Hessian products, 1 gradient, 3 forward passes (1 more with batch norm, 1 more with
+    scenario=class); `steps` copies of the parameters. NaN if the net after task i was not kept (keep=last); the share
+    is NaN if the net has not moved. Regression has no accuracy. ValueError for 1 < steps <= k.
 
     On a quadratic loss the residual is 0. L = (w - 1)^2, from w = 2 to w = 5: g'd = 2 * 3, 1/2 d'Hd = 9, 1 -> 16:
 
@@ -79,7 +78,7 @@ def ledger(b: Boundary, *, size: int, tasks: int, steps: int, k: int) -> Reading
         raise ValueError(f"metrics.ledger.steps={steps}: must be 1, or above k={k} for the bound and the share")
     if b.phase != "end" or b.t == 0:
         return {}
-    old = spread(b.t, tasks)[:-1]
+    old = spaced(b.t, tasks)[:-1]
     rows = [entry(b, i, size, steps, k) if i in b.nets else {} for i in old]
     lost = torch.full_like(b.accuracy[:, 0, 0], math.nan, device=b.learner.device)
     names = [n for n in COLUMNS if any(n in row for row in rows)]
@@ -88,7 +87,7 @@ def ledger(b: Boundary, *, size: int, tasks: int, steps: int, k: int) -> Reading
 
 
 def entry(b: Boundary, i: int, size: int, steps: int, k: int) -> dict[str, Tensor]:
-    """What old task i lost, and what its own optimum says of it: column -> [S]."""
+    """The change of old task i's loss, and its terms at the task's own optimum: column -> [S]."""
     then, now, batch = b.nets[i], b.trained, b.probe(i, size)
     before, after = score(b, then, batch), score(b, now, batch)
     found = {"ledger_loss": after[:, 0] - before[:, 0]}
@@ -107,7 +106,7 @@ def entry(b: Boundary, i: int, size: int, steps: int, k: int) -> dict[str, Tenso
 
 @torch.no_grad()
 def account(loss: Loss, at: Params, d: Params, steps: int, k: int) -> dict[str, Tensor]:
-    """The local picture of `loss` at `at` in direction d: what `ledger` says, each [S]."""
+    """The local terms of `ledger` for `loss` at `at` in direction d: [S] each."""
     hessian, distance = Hessian(loss, at), tree.norm(d)
     found = {
         "first": tree.dot(hessian.gradient, d),
@@ -125,7 +124,7 @@ def account(loss: Loss, at: Params, d: Params, steps: int, k: int) -> dict[str, 
 
     return {
         **found,
-        "second": scaled((values * share).sum(1)),  # d lies in the space of the steps
+        "second": scaled((values * share).sum(1)),  # d is in the Krylov space
         "lambda_max": values[:, 0],
         "lambda_residual": residuals[:, 0],
         "bound": scaled(values[:, 0]),

@@ -1,6 +1,6 @@
-"""Whether the learner can still learn: its units, features, weights and gradients, and the two gaps.
+"""Can the learner still learn? Its units, features, weights and gradients, and the two gaps.
 
-Measured on the frozen probe of task t (training rows): at phase "start" the new task's data before training on it, at
+Measured on the frozen probe of task t (training rows): in phase "start" the new task's data before training on it, in
 phase "end" the data of the task just trained. All forward passes are in evaluation mode.
 """
 
@@ -30,8 +30,8 @@ COLUMNS: dict[str, Column] = {
 
 
 def plasticity(b: Boundary, *, size: int, duplicates: bool, rank: bool, gradient: bool) -> Readings:
-    """One forward pass over `size` probe rows, and as much again for each of `duplicates` (a product rows x units^2
-    of each layer), `rank` (an SVD of the last features) and `gradient` (a backward pass).
+    """Cost: one forward pass over `size` probe rows, and about as much again for each of `duplicates` (a product of
+    rows x units^2 per layer), `rank` (an SVD of the last features) and `gradient` (a backward pass).
     """
     batch = b.probe(b.t, size)
     with torch.no_grad():
@@ -41,7 +41,7 @@ def plasticity(b: Boundary, *, size: int, duplicates: bool, rank: bool, gradient
     if duplicates:
         found.update(dormancy.duplicates(acts, units))
     if rank and units:
-        found.update(ranks.ranks(acts[units[-1].act]))
+        found.update(ranks.feature_ranks(acts[units[-1].act]))
     if gradient:
         grads = value_and_grad(objective(b, batch), b.trained.params)[1]
         found["grad_norm"] = tree.norm(grads)
@@ -63,6 +63,6 @@ def weights(b: Boundary) -> Readings:
         "dist_init_l2": tree.norm(tree.sub(params, b.nets.initial.params)),
     }
     size = [params[layer.weight].abs().flatten(1) for layer in b.learner.model.layers]
-    if size:  # a user's own module may declare none
+    if size:  # a user's own module may declare no layers
         found["weight_mag"] = torch.cat(size, 1).mean(1)
     return found

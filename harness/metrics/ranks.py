@@ -1,7 +1,7 @@
-"""How many directions features use: five numbers from the spectrum of a feature matrix, each under its own name.
+"""How many directions the features use: five numbers from the spectrum of a feature matrix, each with its own name.
 
-"Stable rank" and "rank" mean different things in different papers, so that every function here says which sum it
-takes. All are 0 for the zero matrix, and NaN where the features are not finite.
+"Stable rank" and "rank" mean different things in different papers; every function here states its formula. All are 0
+for the zero matrix, and NaN if the features are not finite.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ COLUMNS: dict[str, Column] = {
 }
 
 
-def ranks(act: Tensor) -> dict[str, Tensor]:
-    """Every measure of this file for activations [S, rows, units, ...]: name -> [S]."""
+def feature_ranks(act: Tensor) -> dict[str, Tensor]:
+    """Every metric of this file for activations [S, rows, units, ...]: name -> [S]."""
     sigma = singular_values(act)
     return {
         "effective_rank": effective_rank(sigma),
@@ -61,8 +61,8 @@ def effective_rank(sigma: Tensor) -> Tensor:
 def srank(sigma: Tensor, share: float) -> Tensor:
     """Fewest leading values whose sum is at least `share` of all: [S, r] -> [S]; 0 for the zero matrix.
 
-    Of singular values with share = 0.99 it is srank_0.01 of Kumar et al. (2021), which Dohare et al. (2024) call the
-    stable rank; of their squares (the features' energy) the approximate rank that they report beside it.
+    For singular values and share = 0.99 it is srank_0.01 of Kumar et al. (2021), which Dohare et al. (2024) call the
+    stable rank; for their squares (the features' energy) it is the approximate rank that they also report.
 
     >>> sigma = torch.tensor([[98.0, 1.5, 0.5], [50.0, 49.0, 1.0], [0.0, 0.0, 0.0]])
     >>> srank(sigma, 0.99), srank(sigma.square(), 0.99)
@@ -86,7 +86,7 @@ def stable_rank(sigma: Tensor) -> Tensor:
 def participation_ratio(features: Tensor) -> Tensor:
     """(sum lambda)^2 / sum lambda^2 over the eigenvalues of the features' covariance: [S, n, d] -> [S], in [1, d].
 
-    Centred, unlike the others: a feature that never changes counts for nothing. 0 where no feature changes.
+    Centred, unlike the others: constant features do not count. 0 if all features are constant.
     Gao et al. (2017), A theory of multineuronal dimensionality.
 
     >>> square = torch.tensor([[[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]]])  # equal variances
@@ -94,6 +94,6 @@ def participation_ratio(features: Tensor) -> Tensor:
     tensor([2., 1., 0.])
     """
     x = features - features.mean(1, keepdim=True)
-    gram = x @ x.mT if x.shape[1] < x.shape[2] else x.mT @ x  # the same eigenvalues but for zeros
+    gram = x @ x.mT if x.shape[1] < x.shape[2] else x.mT @ x  # the same eigenvalues except zeros
     total = gram.diagonal(dim1=1, dim2=2).sum(1)
     return torch.where(total == 0, 0, total.square() / gram.square().sum((1, 2)))

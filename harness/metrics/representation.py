@@ -1,9 +1,9 @@
-"""What the features still know: a fresh linear read-out of each task, and how far its features have moved.
+"""What the features still encode: a linear probe fitted to each task, and how far its features have moved.
 
-Forgetting splits in two. Deep: a linear read-out fitted anew to the task finds less in the features than it found at
-the task's own boundary (Davari et al. 2022, Probing representation forgetting, CVPR). Shallow: the rest of what the
-score lost, since the head no longer fits features that are still there. Both terms after Lanzillotta, Meier & Hofmann
-(2025), Asymptotic analysis of shallow and deep forgetting in replay with neural collapse.
+Forgetting has two parts. Deep: a linear probe refitted to the task is less accurate than it was at the task's own
+boundary (Davari et al. 2022, Probing representation forgetting, CVPR). Shallow: the rest of the lost accuracy, because
+the head no longer fits features that are still there. Both terms are those of Lanzillotta, Meier & Hofmann (2025),
+Asymptotic analysis of shallow and deep forgetting in replay with neural collapse.
 """
 
 from __future__ import annotations
@@ -17,40 +17,40 @@ from torch.nn.functional import one_hot
 
 from harness.boundary import Boundary
 from harness.landscape.curvature import rowwise
-from harness.metrics import Readings, blank, spread
+from harness.metrics import Readings, blank, spaced
 from harness.toolbox import class_means, solve
 from harness.types import Batch, Column, Net, Reading
 
 COLUMNS: dict[str, Column] = {
-    "linear_probe_task": Column("higher", "accuracy", "of a ridge read-out fitted to the task's features", "test"),
+    "linear_probe_task": Column("higher", "accuracy", "of a ridge probe fitted to the task's features", "test"),
     "readout_gap_task": Column("", "accuracy", "that minus the deployed net's accuracy on the task", "test"),
-    "forgetting_deep_task": Column("lower", "accuracy", "fall of the read-out since the task's own boundary", "test"),
-    "forgetting_shallow_task": Column("lower", "accuracy", "fall of the deployed net since then, less deep", "test"),
-    "forgetting_deep": Column("lower", "accuracy", "mean of deep over the old tasks measured", "test"),
-    "forgetting_shallow": Column("lower", "accuracy", "mean of shallow over the old tasks measured", "test"),
+    "forgetting_deep_task": Column("lower", "accuracy", "drop of the probe since the task's own boundary", "test"),
+    "forgetting_shallow_task": Column("lower", "accuracy", "drop of the deployed net since then, minus deep", "test"),
+    "forgetting_deep": Column("lower", "accuracy", "mean of deep over the measured old tasks", "test"),
+    "forgetting_shallow": Column("lower", "accuracy", "mean of shallow over the measured old tasks", "test"),
     "cka_task": Column("", "", "debiased linear CKA with the features at the task's own boundary", "train"),
 }  # fmt: skip
 
 
 def representation(b: Boundary, *, size: int, test_size: int, tasks: int, ridge: float) -> Readings:
-    """Linear probes and drift of each measured task (`metrics.spread`), after a task.
+    """Linear probes and drift of each measured task (`metrics.spaced`), after a task.
 
-    A read-out (`probe_accuracy`) is fitted on `size` training rows of one task and scored on `test_size` of its test
-    rows, among the task's own classes: where others compete (scenario=class), the gap to the deployed net holds the
-    confusion with them as well. With a_i the deployed net's accuracy on task i from the accuracy matrix and p_i the
-    read-out's, now and at the boundary of i,
+    A probe (`probe_accuracy`) is fitted on `size` training rows of one task and scored on `test_size` of its test rows,
+    among the task's own classes. If other classes compete (scenario=class), the gap to the deployed net includes the
+    confusion with them. With a_i the deployed net's accuracy on task i from the accuracy matrix and p_i the probe's,
+    now and at the boundary of i,
 
         deep_i = p_i(then) - p_i(now)      shallow_i = a_i(then) - a_i(now) - deep_i      readout_gap_i = p_i - a_i(now)
 
-    Features are those of the net as trained, then and now. A strategy that deploys other weights (an average of
-    them) has their effect counted as shallow. NaN where the accuracy was not measured, or the net at the boundary of i
-    not kept (keep=last). Cost: two forward passes for the current task and four for an old one, one solve of D x D for
-    each pair. A regression has CKA alone; a model that declares no head has nothing.
+    Features are those of the trained net, then and now. If a strategy deploys different weights (such as an average),
+    their effect counts as shallow. NaN if the accuracy was not measured, or the net at the boundary of i was not kept
+    (keep=last). Cost: two forward passes for the current task and four for an old one, and one D x D linear system per
+    probe. Regression has only CKA; a model without a declared head has nothing.
     """
     layer = class_means.head(b.learner.model)
     if b.phase != "end" or layer is None:
         return {}
-    measured, regression = spread(b.t, tasks), b.stream.loss == "mse"
+    measured, regression = spaced(b.t, tasks), b.stream.loss == "mse"
     drift, now, then = [], [], []
     for i in measured:
         kept = i == b.t or i in b.nets
@@ -73,12 +73,12 @@ def representation(b: Boundary, *, size: int, test_size: int, tasks: int, ridge:
 
 
 def features(net: Net, layer: str, batch: Batch) -> Tensor:
-    """What the head reads: [S, B, D] float64."""
+    """The input of the head: [S, B, D] float64."""
     return class_means.features(net, layer, batch.x, batch.t).double()
 
 
 def falls(r: Tensor, tasks: Sequence[int], now: Tensor, then: Tensor) -> Readings:
-    """The read-outs' columns from the accuracy matrix R [S, T + 1, T] and their accuracies [S, tasks].
+    """The probes' columns from the accuracy matrix R [S, T + 1, T] and their accuracies [S, tasks].
 
     >>> r = torch.tensor([[[0.5, 0.5], [0.9, 0.5], [0.3, 0.8]]])
     >>> found = falls(r, (0, 1), torch.tensor([[0.7, 0.8]]), torch.tensor([[0.95, 0.8]]))
@@ -103,10 +103,10 @@ def falls(r: Tensor, tasks: Sequence[int], now: Tensor, then: Tensor) -> Reading
 def probe_accuracy(z: Tensor, z_test: Tensor, train: Batch, test: Batch, outputs: int, ridge: float) -> Tensor:
     """Accuracy [S] on the test rows of a ridge regression onto one-hot classes, fitted to the training rows.
 
-    W, b = argmin sum_n w_n |y_n - W z_n - b|^2 + lambda |W|^2 with weights w that sum to 1, answered by argmax; lambda
-    is `ridge` times the mean variance of a feature, so that neither a rotation nor the scale of the features matters.
-    In scikit-learn's terms alpha = n lambda. A class that the training rows lack is never answered: the outputs of
-    the others sum to 1, its own is 0. Features that do not vary leave the most frequent class.
+    W, b = argmin sum_n w_n |y_n - W z_n - b|^2 + lambda |W|^2 with weights w that sum to 1; predictions by argmax.
+    lambda is `ridge` times the mean variance of a feature, which makes it invariant to rotations and the scale of the
+    features. In scikit-learn's terms alpha = n lambda. A class without training rows is never predicted: the outputs of
+    the others sum to 1, its own is 0. Constant features predict the most frequent class.
 
     >>> z, y = torch.tensor([[[-1.0], [-2.0], [1.0], [2.0]]]), torch.tensor([[0, 0, 1, 1]])
     >>> rows = Batch(z, y, 0 * y, torch.full((1, 4), 0.25))
@@ -136,13 +136,13 @@ def linear_cka(x: Tensor, y: Tensor) -> Tensor:
     """Debiased linear centred kernel alignment of features of the same rows: [S, n, D], [S, n, E] -> [S], at most 1.
 
     HSIC(K, L) / sqrt(HSIC(K, K) HSIC(L, L)) of the linear kernels K = X X', L = Y Y' (Kornblith et al. 2019) with the
-    unbiased HSIC of Song et al. (2012), as Nguyen, Raghu & Kornblith (2021) have it: with the diagonals of K and L
+    unbiased HSIC of Song et al. (2012), as in Nguyen, Raghu & Kornblith (2021). With the diagonals of K and L
     set to 0,
 
         n (n - 3) HSIC = tr(KL) + 1'K1 1'L1 / ((n - 1)(n - 2)) - 2 1'KL1 / (n - 2)
 
-    1 for the same features up to rotation and scale, about 0 (of either sign) for unrelated ones, where the plain
-    estimate is far above 0 once D is near n. NaN where features are all alike, and for fewer than 4 rows.
+    1 for the same features up to rotation and scale, about 0 (of either sign) for unrelated ones; the plain estimate is
+    then far above 0 once D is near n. NaN if all features are equal, and for fewer than 4 rows.
 
     >>> x = torch.tensor([[[0.0, 1.0], [2.0, 0.0], [1.0, 5.0], [3.0, 2.0], [0.0, 0.0]]])
     >>> round(linear_cka(x, -7 * x.flip(2)).item(), 6)
@@ -151,12 +151,12 @@ def linear_cka(x: Tensor, y: Tensor) -> Tensor:
     n = x.shape[1]
     if n < 4:
         return torch.full_like(x[:, 0, 0], torch.nan)
-    k, m = (hollow(v - v.mean(1, keepdim=True)) for v in (x, y))  # centred for the rounding's sake only
+    k, m = (hollow(v - v.mean(1, keepdim=True)) for v in (x, y))  # centred only to reduce rounding errors
 
     def hsic(a: Tensor, b: Tensor) -> Tensor:
         cross = (a.sum(2) * b.sum(2)).sum(1)
         whole = a.sum((1, 2)) * b.sum((1, 2)) / ((n - 1) * (n - 2))
-        return (a * b).sum((1, 2)) + whole - 2 * cross / (n - 2)  # times n (n - 3), which the ratio is blind to
+        return (a * b).sum((1, 2)) + whole - 2 * cross / (n - 2)  # times n (n - 3), which cancels in the ratio
 
     scale = hsic(k, k) * hsic(m, m)
     return hsic(k, m) / torch.where(scale > 0, scale, torch.nan).sqrt()

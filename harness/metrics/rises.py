@@ -1,7 +1,7 @@
-"""How much the loss rises around the trained point: at worst within a ball (SAM, ASAM) and on average.
+"""How much the loss rises around the trained net: the worst rise within a ball (SAM, ASAM) and the average rise.
 
-The scale-honest panel: plain, adaptive (blind to rescaled ReLU layers), and each of normalised logits (blind to
-confidence as well). Read the first two beside sharpness' `probe_loss` and `logit_norm`.
+Variants control for scale: plain, adaptive (invariant to rescaled ReLU layers), and both with normalised logits (also
+invariant to confidence). Read the first two together with `probe_loss` and `logit_norm` of `sharpness`.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ COLUMNS: dict[str, Column] = by_probe(
         **{f"rise_onestep_{v}": Column("", "nat", f"rise after SAM's step, {ball}") for v, ball in VARIANTS.items()},
         **{f"rise_worst_{v}": Column("", "nat", f"largest rise found within {ball}") for v, ball in VARIANTS.items()},
         **{
-            f"rise_average_{v}": Column("", "nat", f"mean rise under noise of size rho a weight, as {ball}")
+            f"rise_average_{v}": Column("", "nat", f"mean rise under noise of size rho per weight, as {ball}")
             for v, ball in VARIANTS.items()
         },
-        "probe_loss_normalised": Column("", "nat", "loss of the normalised logits at the point itself"),
+        "probe_loss_normalised": Column("", "nat", "loss of the normalised logits without perturbation"),
     }
 )
 
@@ -54,13 +54,13 @@ def rises(
     """Rise of the trained net's loss after a task, on each probe (see `metrics.probed`) and in each variant [S, rho].
 
     * rise_worst: max over the ball of L(w + e) - L(w), by `ascent` steps of projected gradient ascent; at least 0, a
-      lower bound of the maximum. rise_onestep: at the end of the first step, SAM's own (Foret et al. 2021, adaptive
-      Kwon et al. 2021).
+      lower bound of the maximum. rise_onestep: after the first step, which is SAM's (Foret et al. 2021; adaptive: Kwon
+      et al. 2021).
     * rise_average: mean over normal noise from `pairs` pairs of draws, with standard error (Andriushchenko et al.
-      2023); may be negative. Its radii are per weight, hence much smaller than those of the ball.
-    * Variants: plain; adaptive, e relative to |w|; normalised, the same of normalised logits (`rises.normalised`).
+      2023); may be negative. Its radii are per weight, and so much smaller than those of the ball.
+    * Variants: plain; adaptive, e relative to |w|; normalised, the same with normalised logits (`rises.normalised`).
 
-    Cost of a probe and variant: `ascent` + 1 gradients and 2 `pairs` + 1 forward passes; 0 leaves either out.
+    Cost per probe and variant: `ascent` + 1 gradients and 2 `pairs` + 1 forward passes; 0 omits either.
     Regression has no normalised variants. NaN for a diverged seed. Raises ValueError for an unknown variant or probe.
     """
     if b.phase != "end":

@@ -1,8 +1,8 @@
-"""How sharp the trained point is, on frozen probes: eigenvalues, trace and rank of the Hessian, Fisher trace.
+"""Sharpness at the trained net, on frozen probes: eigenvalues, trace and rank of the Hessian, Fisher trace.
 
-Read them beside `probe_loss` and `logit_norm`: scaling the logits alone moves every one of them by orders of
-magnitude. Rescaled ReLU layers move all but `lambda_max_adaptive` and the two columns beside. No direction is better:
-that flat minima forget less is a claim to test, not a fact.
+Read them together with `probe_loss` and `logit_norm`: scaling the logits alone changes all of them by orders of
+magnitude. Rescaling ReLU layers changes all but `lambda_max_adaptive`, `probe_loss` and `logit_norm`. No direction is
+better: that flat minima forget less is a claim to test, not a fact.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ COLUMNS: dict[str, Column] = by_probe(
         "lambda_min": Column("", "nat/weight2", "smallest Hessian eigenvalue"),
         "lambda_bottom": Column("", "nat/weight2", "k-th smallest Hessian eigenvalue"),
         "lambda_bottom_residual": Column("lower", "nat/weight2", "||Hu - lambda u|| of each of the smallest"),
-        "lambda_max_adaptive": Column("", "nat", "largest eigenvalue of |W| H |W|, blind to rescaled ReLU layers"),
+        "lambda_max_adaptive": Column("", "nat", "largest eigenvalue of |W| H |W|, invariant to rescaled ReLU layers"),
         "trace": Column("", "nat/weight2", "Hessian trace with standard error"),
         "stable_rank_hessian": Column("", "dimensions", "tr H^2 / lambda_max^2 with standard error"),
         "fisher_trace": Column("", "nat/weight2", "trace of the Fisher information = Gauss-Newton matrix, exact"),
-        "probe_loss": Column("", "nat", "loss at the point itself"),
+        "probe_loss": Column("", "nat", "loss at the net itself"),
         "logit_norm": Column("", "logit", "mean Euclidean norm of the competing logits"),
     }
 ) | on_train({"eos_ratio": Column("", "", "step x curvature over the largest stable, task just trained; 1: the edge")})
@@ -60,23 +60,24 @@ def sharpness(
 ) -> Readings:
     """Curvature of the trained net's loss after a task, on each probe (see `metrics.probed`), in evaluation mode.
 
-    * lambda_max, lambda_top [k]: largest eigenvalues from `steps` Lanczos steps, with residuals: each has an eigenvalue
-      within its residual, and is a lower bound. lambda_min, lambda_bottom [lowest]: smallest, from the same run, an
-      upper bound; refused below 40 steps, as they converge last.
+    * lambda_max, lambda_top [k]: largest eigenvalues from `steps` Lanczos steps, with residuals: each is
+      within its residual of an eigenvalue, and a lower bound. lambda_min, lambda_bottom [lowest]: smallest, from the
+      same run, upper bounds; they converge last and need at least 40 steps.
     * trace: unbiased, from the Lanczos space and `trace_probes` vectors outside it (`curvature.moments`), and
-      stable_rank_hessian = tr H^2 / lambda_max^2 in [0, P], at least 1 where lambda_max is the largest in size.
+      stable_rank_hessian = tr H^2 / lambda_max^2 in [0, P], at least 1 if lambda_max is the largest in absolute value.
     * lambda_max_adaptive: lambda_max of |W| H |W| (Kwon et al. 2021: the adaptive rise is rho^2 / 2 times it at a
       minimum), from `adaptive_steps` steps.
     * fisher_trace: mean_x E_{y ~ p(y|x)} ||grad log p(y|x)||^2 with y over all classes (Martens 2020), for mean squared
-      error that of the Gauss-Newton matrix; never negative. Where the net is linear in any one weight (ReLU, no norm)
-      it is the Hessian's trace as well, exactly.
-    * eos_ratio: see `edge.ratio`, at the learning rate of the last step; needs the probe "current".
-    * probe_loss, logit_norm: what the others must be read beside.
+      error that of the Gauss-Newton matrix; never negative. If the net is linear in each single weight (ReLU, no norm),
+      it equals the trace of the Hessian exactly.
+    * eos_ratio: see `edge_of_stability.ratio`, at the learning rate of the last step; needs the probe "current".
+    * probe_loss, logit_norm: needed to interpret the others.
 
-    Cost of a probe: `steps` + `trace_probes` + `adaptive_steps` Hessian products and one gradient; the Fisher trace of
-    ten classes costs about two products. The ratio is free with SGD, `steps` products with Adam. 0 leaves out `lowest`,
-    `trace_probes` (and the rank), `adaptive_steps`. NaN for a diverged seed; stable_rank_hessian NaN for a flat one.
-    Raises ValueError for k < 1, fewer steps than eigenvalues, an unknown probe.
+    Cost per probe: `steps` + `trace_probes` + `adaptive_steps` Hessian products and one gradient; the Fisher trace of
+    ten classes costs about two products. The ratio is free with SGD and `steps` products with Adam. `lowest`,
+    `trace_probes` (with the rank) and `adaptive_steps` can be 0 to omit them. NaN for a diverged seed;
+    stable_rank_hessian is NaN for a flat seed. Raises ValueError for k < 1, fewer steps than eigenvalues, or an unknown
+    probe.
     """
     if b.phase != "end":
         return {}
@@ -133,7 +134,7 @@ def fisher_trace(b: Boundary, batch: Batch) -> Tensor:
     twin = copy.copy(b.learner)
     twin.params, twin.buffers, twin.apply = b.trained.params, b.trained.buffers, b.trained.apply
     masked = replace(batch, mask=b.stream.mask(batch.t, b.t))
-    diagonal = diagonal_on(twin, [masked], "exact", b.random)  # nothing is drawn for it
+    diagonal = diagonal_on(twin, [masked], "exact", b.random)  # "exact" draws nothing
     return tree.dot(diagonal, {name: torch.ones_like(v) for name, v in diagonal.items()})
 
 

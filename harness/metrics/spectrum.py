@@ -17,7 +17,7 @@ REACH = 1.05  # of the grid, in units of the spectral radius
 COLUMNS: dict[str, Column] = by_probe(
     {
         "spectral_density": Column("", "1", "density of eigenvalues in units of the spectral radius"),
-        "spectral_radius": Column("", "nat/weight2", "largest |eigenvalue| that the quadrature saw"),
+        "spectral_radius": Column("", "nat/weight2", "largest |eigenvalue| found by the quadrature"),
         "negative_mass": Column("", "fraction", "sum of |lambda| over the negative / over all, with standard error"),
         "curvature_rank": Column("", "dimensions", "eigenvalues above threshold x lambda_max, with standard error"),
     }
@@ -42,14 +42,14 @@ def spectrum(
       grid x in [-1.05, 1.05] (Ghorbani, Krishnan & Xiao 2019); spectral_radius turns x into eigenvalues.
     * negative_mass in [0, 1] and curvature_rank [thresholds] in [0, P] with standard errors: see `curvature`.
 
-    Cost of a probe: `vectors` x `steps` Hessian products and one gradient. NaN for a diverged seed and, the radius
-    aside, for one that is flat; curvature_rank NaN where no eigenvalue is positive. Raises ValueError for fewer than 2
-    vectors or points, a width that is not positive, an unknown probe.
+    Cost per probe: `vectors` x `steps` Hessian products and one gradient. NaN for a diverged seed and, except for the
+    radius, for a flat seed; curvature_rank is NaN if no eigenvalue is positive. Raises ValueError for fewer than 2
+    vectors or points, a non-positive width, or an unknown probe.
     """
     if b.phase != "end":
         return {}
     if points < 2 or width <= 0:
-        raise ValueError(f"metrics.spectrum.points={points}, width={width}: at least 2 points, and a width above 0")
+        raise ValueError(f"metrics.spectrum.points={points}, width={width}: need at least 2 points and a width above 0")
 
     def around(batch: Batch, key: Tensor) -> Readings:
         params = b.trained.params

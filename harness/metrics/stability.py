@@ -1,7 +1,7 @@
-"""What old tasks go through while the next one is learnt: a dip that the boundaries do not show.
+"""The scores of old tasks while the next task is learnt, including dips that are not visible at the boundaries.
 
 De Lange, van de Ven & Tuytelaars (2023), Continual evaluation for lifelong learning: identifying the stability gap,
-ICLR. From scores taken every `eval.every` steps within a task; nothing where there are none.
+ICLR. Computed from scores every `eval.every` steps within a task; empty without them.
 """
 
 from __future__ import annotations
@@ -12,23 +12,23 @@ from harness.boundary import Boundary
 from harness.metrics import Readings
 from harness.types import Column, Reading
 
-NET = "deployed"  # whose scores these are
+NET = "deployed"  # the net whose scores these are
 
 COLUMNS: dict[str, Column] = {
-    "score_inside": Column("higher", "score", "score on each task so far, every eval.every steps of this one", "test"),
+    "score_inside": Column("higher", "score", "score on each task so far, every eval.every steps of this task", "test"),
     "min_accuracy": Column("higher", "score", "mean over old tasks of the lowest score since it was learnt", "test"),
     "min_accuracy_task": Column("higher", "score", "that lowest score of each old task", "test"),
-    "wc_accuracy": Column("higher", "score", "mean of the score on this task and the lowest on each old", "test"),
-    "stability_gap": Column("lower", "score", "mean over old tasks of how far below its end the score was", "test"),
+    "wc_accuracy": Column("higher", "score", "mean of the score on this task and the lowest on each old task", "test"),
+    "stability_gap": Column("lower", "score", "mean over old tasks of stability_gap_task", "test"),
     "stability_gap_task": Column("lower", "score", "score after the last step minus the lowest in this task", "test"),
 }  # fmt: skip
 
 
 def stability(b: Boundary) -> Readings:
-    """All measures of this file, after a task, on a fixed subset of each task's test rows.
+    """All metrics of this file, after a task, on a fixed subset of each task's test rows.
 
-    The last step's scores are of the net before the strategy's end hook (merging, distillation), which the accuracy
-    matrix comes after. NaN where an old task was not measured (eval.tasks). Costs nothing beyond the scores.
+    The scores of the last step are from before the strategy's end hook (merging, distillation); the accuracy matrix is
+    from after it. NaN if an old task was not measured (eval.tasks). Costs nothing beyond the scores.
     """
     if b.phase != "end" or b.inside is None:
         return {}
@@ -66,8 +66,8 @@ def wc_accuracy(new: Tensor, least: Tensor) -> Tensor:
 def stability_gap(score: Tensor) -> Tensor:
     """Last score minus the lowest: [S, K, tasks] -> [S, tasks], at least 0.
 
-    The paper names the drop that is made good again; this is how much was made good, so that a score which only
-    falls, as that of naive training does, has no gap: that is forgetting. NaN where a score is.
+    The paper means a drop that is recovered; this is the recovered amount. A score that only falls, as in naive
+    training, has no gap: that is forgetting. NaN if a score is NaN.
 
     >>> import torch
     >>> stability_gap(torch.tensor([[[0.9, 0.9], [0.3, 0.6], [0.7, 0.4]]]))

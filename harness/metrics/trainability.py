@@ -1,7 +1,7 @@
-"""Whether the weights can still be moved: a copy of the net learns random labels, beside a fresh net that does too.
+"""Can the net still be trained? A copy of it learns random labels, and so does a fresh net for comparison.
 
 Lyle et al. (2023), Understanding plasticity in neural networks, ICML. Unlike the trainability gap it needs no test
-data and no control run, and asks for nothing that the stream's own labels may have made easy.
+data and no control run, and it does not depend on whether the stream has made its own labels easy.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from harness.types import Batch, Column, Net
 
 COLUMNS: dict[str, Column] = {
     "random_label_loss": Column(
-        "lower", "nat", "loss on random labels of a copy of the trained net that learnt them", "train"
+        "lower", "nat", "loss of a copy of the trained net on the random labels it learnt", "train"
     ),
     "random_label_accuracy": Column("higher", "accuracy", "accuracy of that copy on these labels", "train"),
-    "random_label_loss_gap": Column("lower", "nat", "that loss minus the same of the seed's initialisation", "train"),
+    "random_label_loss_gap": Column("lower", "nat", "that loss minus that of the initialisation's copy", "train"),
     "random_label_accuracy_gap": Column(
         "lower", "accuracy", "accuracy of the initialisation's copy minus that of the trained net's", "train"
     ),
@@ -34,11 +34,11 @@ COLUMNS: dict[str, Column] = {
 def random_labels(b: Boundary, *, size: int, steps: int, batch_size: int) -> Readings:
     """Train copies of the net and of its initialisation on `size` probe rows of task t whose labels are shuffled.
 
-    `steps` steps of `batch_size` rows with the run's own optimizer, its state afresh, without any strategy; then
-    both are scored on these rows in evaluation mode. The labels are the rows' own in random order, so that their
-    proportions and the outputs that compete are the task's. Order and labels are the same for both copies. Targets
-    of a regression are shuffled alike, and have a loss only. After a task; cost: 2 `steps` training steps.
-    NaN for a copy that diverged. No random stream moves: all draws come from keys folded off the boundary's own.
+    Each takes `steps` steps of `batch_size` rows with the run's optimizer and a fresh optimizer state, without any
+    strategy, and is scored on these rows in evaluation mode. The labels are the rows' own in random order, which keeps
+    their proportions and the competing outputs of the task. Order and labels are the same for both copies. Targets of a
+    regression are shuffled too, and have only a loss. Measured after a task; cost: 2 `steps` training steps. NaN for a
+    diverged copy. No random stream advances: all keys are folded off the boundary's stream.
     """
     if b.phase != "end":
         return {}
@@ -55,13 +55,13 @@ def random_labels(b: Boundary, *, size: int, steps: int, batch_size: int) -> Rea
 
 
 def shuffled(batch: Batch, key: Tensor) -> Batch:
-    """The rows with each seed's targets in a random order of its own, every row counting alike."""
+    """The rows with equal weights and the targets of each seed in its own random order."""
     order = rng.permutation(key, batch.w.shape[1])
     return replace(batch, y=pick_rows(batch.y, order), w=torch.full_like(batch.w, 1 / batch.w.shape[1]))
 
 
 def learnt(b: Boundary, net: Net, batch: Batch, key: Tensor, steps: int, batch_size: int) -> tuple[Tensor, Tensor]:
-    """Loss and accuracy [S], [S] on the batch of a copy of `net` that was trained on it."""
+    """Loss and accuracy [S], [S] of a copy of `net` on the batch that it was trained on."""
     copy, width = b.learner.clone(), min(batch_size, batch.w.shape[1])
     copy.params, copy.buffers, copy.apply = tree.copy(net.params), net.buffers, net.apply
     copy.optimizer.reset()

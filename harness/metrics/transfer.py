@@ -1,8 +1,8 @@
 """Forgetting and transfer, from the accuracy matrix.
 
-R [S, T+1, T]: R[s, i+1, j] is the test score on task j after training on task i, row 0 that of the initialisation.
-NaN means not measured, and whatever needs such an entry is NaN: no mean is silently one over fewer tasks.
-The functions take any R of that shape, so that a definition can be corrected on a table without a run.
+R [S, T+1, T]: R[s, i+1, j] is the test score on task j after training on task i; row 0 is the initialisation. NaN
+means not measured, and every result that needs such an entry is NaN: no mean is silently taken over fewer tasks. The
+functions take any R of that shape, so definitions can be applied to a table without a run.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from harness.boundary import Boundary
 from harness.metrics import Readings
 from harness.types import Column, Reading
 
-NET = "deployed"  # whose accuracy this is
+NET = "deployed"  # the net whose accuracy this is
 
 COLUMNS: dict[str, Column] = {
     "average_accuracy": Column("higher", "score", "mean test score over the tasks seen so far"),
     "learning_accuracy": Column("higher", "score", "test score on the new task just after training on it, R[t+1,t]"),
-    "forgetting": Column("lower", "score", "mean over old tasks of best score since learnt minus score now"),
+    "forgetting": Column("lower", "score", "mean over old tasks of the best score since learnt minus the score now"),
     "forgetting_task": Column("lower", "score", "the same for each old task"),
-    "backward_transfer": Column("higher", "score", "mean over old tasks of score now minus score when just learnt"),
-    "forward_transfer": Column("higher", "score", "mean over tasks 1..t of score just before training minus untrained"),
+    "backward_transfer": Column("higher", "score", "mean over old tasks of the score now minus when just learnt"),
+    "forward_transfer": Column("higher", "score", "mean over tasks 1..t of the score before training minus untrained"),
     "online_accuracy": Column("higher", "score", "mean over the task's steps of the score before each update"),
 }
 
 
 def transfer(b: Boundary) -> Readings:
-    """All measures of this file, after a task; the score is accuracy unless the stream names another."""
+    """All metrics of this file, after a task; the score is accuracy unless the stream names another."""
     if b.phase != "end":
         return {}
     per_task = forgetting_of_tasks(b.accuracy, b.t)
@@ -49,8 +49,8 @@ def average_accuracy(r: Tensor, t: int) -> Tensor:
     """Mean over j <= t of R[t+1, j]: [S].
 
     >>> r = torch.tensor([[[0.1, 0.2], [0.9, 0.3], [0.5, 0.8]]])
-    >>> average_accuracy(r, 1), learning_accuracy(r, 1), forgetting(r, 1)
-    (tensor([0.6500]), tensor([0.8000]), tensor([0.4000]))
+    >>> average_accuracy(r, 1), learning_accuracy(r, 1), forgetting_of_tasks(r, 1)
+    (tensor([0.6500]), tensor([0.8000]), tensor([[0.4000]]))
     >>> backward_transfer(r, 1), forward_transfer(r, 1)
     (tensor([-0.4000]), tensor([0.1000]))
     """
@@ -58,7 +58,7 @@ def average_accuracy(r: Tensor, t: int) -> Tensor:
 
 
 def learning_accuracy(r: Tensor, t: int) -> Tensor:
-    """R[t+1, t]: [S]. Riemer et al. (2019) give this name to its mean over boundaries, as do tables of ours."""
+    """R[t+1, t]: [S]. Riemer et al. (2019) and our tables use this name for its mean over boundaries."""
     return r[:, t + 1, t]
 
 
@@ -72,11 +72,6 @@ def forgetting_of_tasks(r: Tensor, t: int) -> Tensor:
     return torch.stack([r[:, j + 1 : t + 1, j].amax(1) - r[:, t + 1, j] for j in range(t)], 1)
 
 
-def forgetting(r: Tensor, t: int) -> Tensor:
-    """Mean over j < t of `forgetting_of_tasks`: [S], in [-1, 1] for accuracies; NaN at t = 0."""
-    return forgetting_of_tasks(r, t).mean(1)
-
-
 def backward_transfer(r: Tensor, t: int) -> Tensor:
     """Mean over j < t of R[t+1, j] - R[j+1, j]: [S]; NaN at t = 0 (Lopez-Paz & Ranzato 2017)."""
     learnt = r[:, 1:].diagonal(dim1=1, dim2=2)  # [S, T]
@@ -86,8 +81,8 @@ def backward_transfer(r: Tensor, t: int) -> Tensor:
 def forward_transfer(r: Tensor, t: int) -> Tensor:
     """Mean over 1 <= j <= t of R[j, j] - R[0, j]: [S]; NaN at t = 0 (Lopez-Paz & Ranzato 2017).
 
-    Row j is the net just before it trains on task j; row 0, the seed's own initialisation, stands for their
-    random one. NaN unless later tasks are evaluated before they are trained.
+    Row j is the net just before it trains on task j; row 0, the seed's own initialisation, takes the place of their
+    random initialisation. NaN unless later tasks are evaluated before they are trained.
     """
     before = r.diagonal(dim1=1, dim2=2)  # [S, T]
     return (before - r[:, 0])[:, 1 : t + 1].mean(1)

@@ -1,4 +1,4 @@
-"""One self-contained HTML file: the leaderboard and, where asked for, all figures. Opens offline, asks for nothing."""
+"""One self-contained HTML file with the leaderboard and, on request, all figures. Opens offline."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PALETTE = 8
 
 
 def report(folders: Sequence[Path], *, by: str = "average_accuracy", baseline: str = "naive") -> str:
-    """The page about the finished runs of results folders, or about single runs."""
+    """The HTML report of the finished runs in results folders, or of single runs."""
     import pyarrow.dataset as ds
 
     found = leaderboard(folders, by=by, baseline=baseline)
@@ -42,11 +42,11 @@ def report(folders: Sequence[Path], *, by: str = "average_accuracy", baseline: s
         ids = {run.manifest["run_id"] for row in board.rows for run in row.entry.runs}
         metrics, accuracy = (read.tables[name][read.tables[name].run_id.isin(ids)] for name in wanted)
         by_board.append(groups(board, metrics, accuracy))
-    return page(found, by_board)
+    return html(found, by_board)
 
 
-def page(found: Leaderboard, figures: Sequence[Sequence[Group]] = ()) -> str:
-    """The page as text; `figures` are the groups of each board."""
+def html(found: Leaderboard, figures: Sequence[Sequence[Group]] = ()) -> str:
+    """The report as HTML; `figures` are the groups of each board."""
     from jinja2 import Environment
 
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
@@ -88,7 +88,7 @@ def _board(board: Board, figures: Sequence[Group]) -> dict[str, Any]:
 
 
 def _value(head: str, row: Row) -> float | str:
-    """What a column is sorted by."""
+    """The value that a column is sorted by."""
     means = {score.title: row.means[score.name][0] for score in SCORES}
     others: dict[str, float | str] = {
         "rank": row.rank,
@@ -102,13 +102,13 @@ def _value(head: str, row: Row) -> float | str:
     }
     if head in means:
         return means[head]
-    if head.startswith("less "):
+    if head.startswith("minus "):
         return row.difference[0]
     return row.improvement if head.startswith("> ") else others[head]
 
 
 def _made(row: Row) -> dict[str, Any]:
-    """How an entry was made: the command of each of its runs, its configuration, source and machine."""
+    """How to reproduce an entry: command, configuration, source and machine of each run."""
     from omegaconf import OmegaConf
 
     runs = []
@@ -124,7 +124,7 @@ def _made(row: Row) -> dict[str, Any]:
                     "run": facts.get("run_id"),
                     "seeds": ", ".join(map(str, facts.get("seeds", []))),
                     "source": str(facts.get("source", ""))[:12],
-                    "commit": f"{str(git.get('commit', ''))[:12]}{' and changes' if git.get('dirty') else ''}",
+                    "commit": f"{str(git.get('commit', ''))[:12]}{' with changes' if git.get('dirty') else ''}",
                     "versions": ", ".join(f"{k} {v}" for k, v in (facts.get("versions") or {}).items()),
                     "machine": ", ".join(
                         str((facts.get("hardware") or {}).get(k) or "") for k in ("cpu", "gpu", "platform")

@@ -1,4 +1,4 @@
-"""What the report shows of a board, drawn from the tables: each figure with the numbers behind it."""
+"""The figures of a board in the report, drawn from the tables, each with its numbers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from harness.stats import Array
 if TYPE_CHECKING:
     import pandas as pd
 
-SHOWN = 12  # boundaries or tasks of a long stream that a matrix shows
+SHOWN = 12  # most boundaries or tasks shown in a matrix
 
 
 class Figure(NamedTuple):
@@ -28,7 +28,7 @@ class Figure(NamedTuple):
     svg: Markup
     heads: list[str]
     rows: list[list[str]]  # the same as text
-    key: tuple[tuple[str, int], ...] = ()  # its own legend, where it is not that of the board
+    key: tuple[tuple[str, int], ...] = ()  # its own legend, if it is not that of the board
     note: str = ""
 
 
@@ -59,36 +59,38 @@ LANDSCAPE = (
     Curve("path_length", "Length of that line", "distance"),
 )
 FAINT = 1e-3  # of the largest value
-ACROSS = ("alpha", "task", "layer", "rho", "")  # axes that are no spectrum
+ACROSS = ("alpha", "task", "layer", "rho", "")  # axes that are not spectra
 
 
 def groups(board: Board, rows: pd.DataFrame, accuracy: pd.DataFrame) -> list[Group]:
-    """All groups that have a figure. The tables hold the board's runs (and may hold others)."""
+    """All groups that have a figure. The tables contain the board's runs, and may contain others."""
     entries = [row.entry for row in board.rows if row.entry.seeds]
     whole = rows[(rows.axis == "") & (rows.task == -1)]
-    told = columns()
+    texts = declared_columns()
     known = {c.metric for c in (*STORY, *LANDSCAPE)}
     often = whole.groupby("metric").boundary.nunique()
-    rest = [Curve(name, name, *told.get(name, ("", ""))) for name in sorted(set(often[often > 1].index) - known)]
+    rest = [Curve(name, name, *texts.get(name, ("", ""))) for name in sorted(set(often[often > 1].index) - known)]
     made = [
         Group(
             "What it costs",
-            "Average accuracy against compute, memory and forgetting; the line is the Pareto front,"
+            "Average accuracy against compute, memory and forgetting. The line is the Pareto front;"
             " filled points are on it.",
             _fronts(board),
         ),
         Group(
             "Accuracy",
-            "Test accuracy in per cent on each task (across) after each task (down), mean over seeds."
-            " A column that darkens downwards is a task being forgotten.",
+            "Test accuracy in percent on each task (across) after each task (down), mean over seeds."
+            " A column that gets darker downwards is a task being forgotten.",
             _matrices(entries, accuracy),
         ),
         Group(
             "Forgetting and plasticity",
-            "Mean over seeds with its 95 % interval; a wide one runs off the chart. A line ends where a seed diverged.",
+            "Mean over seeds with its 95 % interval, which may run off the chart. A line ends where a seed diverged.",
             _curves(entries, whole, STORY),
         ),
-        Group("The landscape", "Measured at the trained point after each task.", _curves(entries, whole, LANDSCAPE)),
+        Group(
+            "The landscape", "Measured at the trained parameters after each task.", _curves(entries, whole, LANDSCAPE)
+        ),
         Group(
             "Paths",
             "Loss along the straight line from the last boundary (0) to this one (1): a valley or a wall?"
@@ -97,8 +99,8 @@ def groups(board: Board, rows: pd.DataFrame, accuracy: pd.DataFrame) -> list[Gro
         ),
         Group("Spectra", "At the last boundary.", _spectra(entries, rows)),
         Group(
-            "Everything else that was measured",
-            "One chart for every other measure; its interval, where many lines would hide it, stands in the numbers.",
+            "All other metrics",
+            "One chart per metric. With many lines, the intervals are only in the numbers.",
             _curves(entries, whole, rest, bands=len(entries) <= svg.COLOURS),
             folded=True,
         ),
@@ -110,7 +112,7 @@ Cube = tuple[Entry, int, Array, Array]  # an entry, its place, coordinates [K], 
 
 
 def _cubes(entries: Sequence[Entry], rows: pd.DataFrame, column: str) -> list[Cube]:
-    """One metric of each entry that has it, by a coordinate; NaN where a seed has no value."""
+    """One metric of each entry that has it, by a coordinate; NaN if a seed has no value."""
     owner = {run.manifest["run_id"]: i for i, entry in enumerate(entries) for run in entry.runs}
     of = rows.run_id.map(owner).to_numpy()
     at, seed, value = rows[column].to_numpy(np.float64), rows.seed.to_numpy(), rows.value.to_numpy(np.float64)
@@ -174,7 +176,7 @@ def _fronts(board: Board) -> list[Figure]:
     accuracy = {i: float(row.entry.scores["average_accuracy"].mean()) for i, row in ranked}
     axes = {
         "step": ("Compute", "time of a step, plain step = 1", {i: row.entry.step for i, row in ranked}),
-        "memory": ("Memory", "kilobytes held for a seed", {i: row.entry.memory / 1e3 for i, row in ranked}),
+        "memory": ("Memory", "kilobytes held per seed", {i: row.entry.memory / 1e3 for i, row in ranked}),
         "forgetting": ("Forgetting", "forgetting", {i: row.means["forgetting"][0] for i, row in ranked}),
     }
     made = []
@@ -237,7 +239,7 @@ def _paths(entries: Sequence[Entry], table: pd.DataFrame) -> list[Figure]:
 def _spectra(entries: Sequence[Entry], table: pd.DataFrame) -> list[Figure]:
     spread = table[(table.task == -1) & ~table.axis.isin(ACROSS) & ~table.metric.str.contains("residual")]
     spread = spread[spread.coord.str.fullmatch(r"[-+.\deE]+")]
-    told = columns()
+    texts = declared_columns()
     made = []
     for name in sorted(set(spread.metric)):
         rows = spread[(spread.metric == name)]
@@ -247,12 +249,12 @@ def _spectra(entries: Sequence[Entry], table: pd.DataFrame) -> list[Figure]:
             continue
         cubes = _cubes(entries, rows, "coord")
         top, prefix = float(rows.value.max()), ""
-        if (rows.value >= 0).all() and (rows.value < top * FAINT).mean() > 0.2:  # a density: its tails matter
+        if (rows.value >= 0).all() and (rows.value < top * FAINT).mean() > 0.2:  # a density, whose tails matter
             prefix = "log10 of "
             cubes = [(e, i, x, np.log10(np.maximum(values, top * FAINT**2))) for e, i, x, values in cubes]
         series = [_series(e, i, x, values) for e, i, x, values in cubes]
         if any(np.isfinite(s.y).any() for s in series):
-            unit, text = told.get(name, ("", name))
+            unit, text = texts.get(name, ("", name))
             unit = unit if unit not in ("", "1") else "value"
             whole = bool((rows.coord % 1 == 0).all())
             made.append(_chart(text or name, series, str(rows.axis.iloc[0]), prefix + unit, whole))
@@ -260,9 +262,9 @@ def _spectra(entries: Sequence[Entry], table: pd.DataFrame) -> list[Figure]:
 
 
 @cache
-def columns() -> dict[str, tuple[str, str]]:
-    """Unit and meaning of each of our metrics."""
-    from harness import metrics  # imports torch: seconds, which the leaderboard's page does without
+def declared_columns() -> dict[str, tuple[str, str]]:
+    """Unit and meaning of each built-in metric."""
+    from harness import metrics  # imports torch, which takes seconds and the leaderboard does not need
 
     found = {}
     for module in pkgutil.iter_modules(metrics.__path__, "harness.metrics."):

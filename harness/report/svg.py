@@ -1,6 +1,6 @@
-"""Charts as inline SVG: text in, Markup out. Colours are classes, so that the page's style sets light and dark.
+"""Charts as inline SVG: text in, Markup out. Colours are CSS classes; the page sets them for light and dark mode.
 
-Every text passes through `Markup.format`, which escapes it: labels come from configurations.
+`Markup.format` escapes every text, because labels come from configurations.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from harness.stats import Array
 
 WIDTH, HEIGHT = 284, 204
 LEFT, RIGHT, TOP, BOTTOM = 47, 10, 10, 34
-DOTTED = 12  # points of a line that are marked one by one; more would run into each other
+DOTTED = 12  # longer lines have no point markers, which would overlap
 COLOURS = 8  # classes c0 ... c7 of the style sheet; further series are dashed
 
 
@@ -59,7 +59,7 @@ def number(value: float) -> str:
 
 
 class Frame(NamedTuple):
-    """Axes: where a value stands, and the grid that says so."""
+    """Axes: the position of a value, and the grid."""
 
     x: Callable[[float], float]
     y: Callable[[float], float]
@@ -67,7 +67,7 @@ class Frame(NamedTuple):
 
 
 def frame(xs: Sequence[float], ys: Sequence[float], x_title: str, y_title: str, whole: bool = False) -> Frame:
-    """Axes around finite values; `whole`: x counts, and is marked at whole numbers only."""
+    """Axes around finite values; `whole`: x is a count and has ticks at whole numbers only."""
     at_y = ticks(min(ys), max(ys))
     at_x = ticks(min(xs), max(xs))
     low, high = (min(xs), max(xs)) if whole or min(xs) == 0 else (at_x[0], at_x[-1])
@@ -102,20 +102,19 @@ def frame(xs: Sequence[float], ys: Sequence[float], x_title: str, y_title: str, 
 
 
 def figure(label: str, *parts: Markup, width: float = WIDTH, height: float = HEIGHT) -> Markup:
-    """An image with a name for those who do not see it."""
+    """An image with a label for screen readers."""
     opening = Markup('<svg viewBox="0 0 {:g} {:g}" role="img" aria-label="{}">')
     return opening.format(width, height, label) + Markup("").join(parts) + Markup("</svg>")
 
 
 def lines(label: str, series: Sequence[Series], x_title: str, y_title: str, *, whole: bool = False) -> Markup:
-    """Lines with bands; empty where there is nothing to draw.
+    """Lines with bands; empty if there is nothing to draw.
 
-    A band that is far wider than the lines are apart runs off the chart: of two seeds an interval says little, and
-    would leave nothing else to be seen.
+    A band much wider than the distance between the lines is clipped: the interval of two seeds would hide the lines.
     """
     means = np.concatenate([s.y[np.isfinite(s.y)] for s in series]) if series else np.array([])
-    if len(means) and (apart := float(np.ptp(means))) > 0:
-        low, high = means.min() - 0.75 * apart, means.max() + 0.75 * apart
+    if len(means) and (extent := float(np.ptp(means))) > 0:
+        low, high = means.min() - 0.75 * extent, means.max() + 0.75 * extent
         series = [s._replace(low=np.clip(s.low, low, high), high=np.clip(s.high, low, high)) for s in series]
     stacked = [np.concatenate([s.y, s.low, s.high]) for s in series]
     ys = np.concatenate(stacked)[np.isfinite(np.concatenate(stacked))] if stacked else np.array([])
@@ -134,7 +133,7 @@ def _line(series: Series, axes: Frame) -> Markup:
         dots += points if len(series.x) <= DOTTED or len(points) == 1 else []
     for stretch in _stretches(np.isfinite(series.low) & np.isfinite(series.high)):
         if np.array_equal(series.low[stretch], series.high[stretch]):
-            continue  # one seed, or all alike: nothing that could be seen
+            continue  # one seed, or all equal: no visible band
         upper = [(axes.x(series.x[i]), axes.y(series.high[i])) for i in stretch]
         lower = [(axes.x(series.x[i]), axes.y(series.low[i])) for i in reversed(stretch)]
         band.append(_path(upper + lower) + "Z")
@@ -148,12 +147,12 @@ def _line(series: Series, axes: Frame) -> Markup:
 
 
 def _path(points: Sequence[tuple[float, float]]) -> str:
-    """A line through points, in steps: shorter than places, and a page has some hundred thousand of them.
+    """A line through points, as relative steps: shorter, and a report has some hundred thousand points.
 
     >>> _path([(10, 20), (15.04, 20), (20.08, 19.5)])
     'M10 20l5 0 5.1-0.5'
     """
-    tenths = [(round(10 * x), round(10 * y)) for x, y in points]  # whole numbers, so that steps add up
+    tenths = [(round(10 * x), round(10 * y)) for x, y in points]  # integers, so the steps add up exactly
     first, *rest = [f"{x / 10:g} {y / 10:g}" for x, y in (tenths[0], *_steps(tenths))]
     return f"M{first}" + ("l" + " ".join(rest) if rest else "").replace(" -", "-")
 
@@ -163,7 +162,7 @@ def _steps(points: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
 
 
 def _stretches(there: np.ndarray) -> list[list[int]]:
-    """Runs of neighbouring indices where something is there.
+    """Runs of neighbouring indices of True.
 
     >>> _stretches(np.array([True, True, False, True]))
     [[0, 1], [3]]
@@ -178,7 +177,7 @@ def _stretches(there: np.ndarray) -> list[list[int]]:
 
 
 def scatter(label: str, points: Sequence[tuple[str, int, float, float, bool]], x_title: str, y_title: str) -> Markup:
-    """Named points (label, style, x, y, on the front), and the front as a staircase."""
+    """Named points (label, style, x, y, on the front), and the Pareto front as a staircase."""
     known = [p for p in points if math.isfinite(p[2]) and math.isfinite(p[3])]
     if not known:
         return Markup("")
@@ -206,7 +205,7 @@ Box = tuple[float, float, float, float]  # left, top, right, bottom
 
 
 def _place(name: str, x: float, y: float, taken: Sequence[Box]) -> tuple[float, float, str, Box]:
-    """Where the name of a point stands: beside, above or below it, the first place that nothing else takes."""
+    """Position of a point's name: next to, above or below it, the first free one."""
     wide = 6.2 * len(name)
     places = [
         *((x + 8, y + 3.5, "start"), (x - 8, y + 3.5, "end")),
@@ -224,12 +223,12 @@ def _place(name: str, x: float, y: float, taken: Sequence[Box]) -> tuple[float, 
     return (*places[0], boxes[0])
 
 
-# cividis (Nuñez, Anderton & Renslow 2018): even steps of lightness, the same for the colour-blind
+# cividis (Nuñez, Anderton & Renslow 2018): even steps of lightness, also for the colour-blind
 RAMP = ((0, 34, 78), (53, 69, 108), (102, 105, 112), (148, 142, 119), (198, 182, 102), (254, 232, 56))
 
 
 def shade(share: float) -> tuple[str, str]:
-    """Colour of a cell, and of the text on it, from 0 (lowest) to 1.
+    """Colour of a cell and of its text, from 0 (lowest) to 1.
 
     >>> shade(0.0), shade(1.0)
     (('#00224e', '#fff'), ('#fee838', '#111'))
@@ -241,11 +240,11 @@ def shade(share: float) -> tuple[str, str]:
 
 
 def heat(label: str, table: Array, rows: Sequence[int], columns: Sequence[int], low: float, high: float) -> Markup:
-    """A matrix [rows, columns] with its numbers where there is room; cells without a value stay empty."""
+    """A matrix [rows, columns], with numbers if there is room; cells without a value are empty."""
     cell, margin = 240 / max(len(columns), len(rows)), 34
     percent = low >= 0 and high <= 1
     parts = []
-    empty = ""  # cells without a value, as one path: half of a matrix are such
+    empty = ""  # cells without a value, as one path: half of the matrix
     for i in range(len(rows)):
         y = margin + i * cell
         text = Markup('<text class="tick" x="{}" y="{:.1f}" text-anchor="end">{}</text>')

@@ -1,8 +1,7 @@
-"""The report on a W&B server: panels over the runs that are there, and the leaderboard's own tables as text.
+"""The report on a W&B server: the leaderboard's tables as text, and panels over the runs on the server.
 
-The text stands by itself: it needs no run on the server. The panels show runs that were online or sent by `sync`: of a
-board those of the leaderboard, by their ids, in groups by strategy and by the settings in which several runs of one
-strategy differ. Each call makes a report of its own.
+The text needs no run on the server. The panels of a board show its runs that were online or sent by `sync`, grouped by
+strategy and by the settings in which runs of one strategy differ. Each call creates a new report.
 """
 
 from __future__ import annotations
@@ -35,10 +34,10 @@ from harness.wording import first_line
 WIDTH, HEIGHT, ACROSS = 8, 6, 3  # of a panel, in W&B's units; panels in a row
 
 
-def report(folders: Sequence[Path], changes: Mapping[str, Any], *, by: str, baseline: str) -> str:
-    """Write a report about the finished runs of results folders, or single runs; returns its address.
+def publish(folders: Sequence[Path], changes: Mapping[str, Any], *, by: str, baseline: str) -> str:
+    """Publish a report of the finished runs in results folders, or of single runs; returns its address.
 
-    ValueError without the extra `reports`, a key, a server, or one project that all runs went to.
+    ValueError without the extra `reports`, an API key, a server, or a single project of all runs.
     """
     try:
         wr: Any = importlib.import_module("wandb_workspaces.reports.v2")
@@ -57,7 +56,7 @@ def report(folders: Sequence[Path], changes: Mapping[str, Any], *, by: str, base
             made = wr.Report(**where, title="Continual learning", description=_counts(found), width="fluid")
             made.blocks = blocks(wr, found, made.entity, target.project)
             made.save()
-        except Exception as error:  # whatever the library or the server has against it
+        except Exception as error:  # any error of the library or the server
             raise ValueError(
                 f"report --wandb: W&B failed ({type(error).__name__}: {first_line(error, 200)})"
             ) from error
@@ -65,11 +64,13 @@ def report(folders: Sequence[Path], changes: Mapping[str, Any], *, by: str, base
 
 
 def _one_target(found: Leaderboard, changes: Mapping[str, Any]) -> Target:
-    """Where the runs are."""
+    """The project that all runs went to."""
     targets = [target_of(run, changes) for run in _runs(found.boards)]
     for key in ("project", "entity"):
         if len(values := sorted({str(getattr(t, key)) for t in targets})) > 1:
-            raise ValueError(f"report --wandb: the runs went to {', '.join(values)}; say which with tracker.{key}=NAME")
+            raise ValueError(
+                f"report --wandb: the runs went to {', '.join(values)}; choose one with tracker.{key}=NAME"
+            )
     return targets[0]
 
 
@@ -108,7 +109,7 @@ def blocks(wr: Any, found: Leaderboard, entity: str, project: str) -> list[Any]:
 
 
 def differing(runs: Sequence[store.Run]) -> list[str]:
-    """Keys of the configuration in which runs of one strategy differ, as W&B groups by them."""
+    """Keys of the configuration in which runs of one strategy differ, in W&B's notation."""
     specs: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for run in runs:
         specs[run.manifest["strategy"]].append(dict(leaves(run.manifest["config"]["strategy"])))
@@ -122,7 +123,7 @@ def differing(runs: Sequence[store.Run]) -> list[str]:
 
 
 def panels(wr: Any, board: Board) -> list[Any]:
-    """Every score that was measured by the task; accuracy and forgetting as bars; forgetting and accuracy by cost."""
+    """Every measured score by task; accuracy and forgetting as bars; forgetting and accuracy by cost."""
     there = [s for s in SCORES if any(row.means[s.name][2] for row in board.rows)]
     made = [
         *(wr.LinePlot(title=s.title, x=AXIS, y=[s.metric], title_x="task", title_y=s.title) for s in there),

@@ -9,12 +9,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
+from harness.stats import Array, finite_mean
 from harness.store import SCHEMAS
 from harness.wording import first_line, warn
-
-Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -44,7 +42,7 @@ class Summary:
     @property
     def old(self) -> Array:
         """Mean accuracy on the earlier tasks that were measured: [S]; NaN where there are none."""
-        return mean(self.accuracy[:, : max(self.t, 0)])
+        return finite_mean(self.accuracy[:, : max(self.t, 0)])
 
 
 class Tracker(Protocol):
@@ -119,33 +117,3 @@ def _named(values: Mapping[tuple[str, str, str], Array]) -> dict[str, Array]:
         both = net == "deployed" and (phase, metric, "trained") in values
         named[("" if phase == "end" else f"{phase}/") + metric + ("/deployed" if both else "")] = value
     return named
-
-
-def mean(values: Array) -> Array:
-    """Mean over the last axis of what is finite, NaN where nothing is.
-
-    >>> mean(np.array([[1.0, np.nan, 3.0], [np.nan, np.nan, np.nan]]))
-    array([ 2., nan])
-    """
-    finite = np.isfinite(values)
-    count = finite.sum(-1)
-    total = np.where(finite, values, 0.0).sum(-1)
-    return np.where(count > 0, total / np.maximum(count, 1), math.nan)
-
-
-def interval(values: Array) -> tuple[float, float, int]:
-    """Mean, half width of its 95 % Student interval, and the number n of finite values.
-
-    half = t(0.975, n - 1) s / sqrt(n) with the sample standard deviation s; NaN for n < 2.
-
-    >>> average, half, n = interval(np.array([1.0, 2.0, 3.0, np.nan]))  # s = 1, t(0.975, 2) = 4.3027
-    >>> average, round(half, 4), n
-    (2.0, 2.4841, 3)
-    """
-    kept = values[np.isfinite(values)]
-    n = len(kept)
-    if n < 2:
-        return float(kept[0]) if n else math.nan, math.nan, n
-    from scipy.special import stdtrit  # a tenth of the import of scipy.stats
-
-    return float(kept.mean()), float(stdtrit(n - 1, 0.975) * kept.std(ddof=1) / math.sqrt(n)), n

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, NamedTuple, TextIO
 
 import numpy as np
 
-from harness.trackers import About, Array, Summary, interval, mean
+from harness.stats import Array, finite_mean, student
+from harness.trackers import About, Summary
 
 if TYPE_CHECKING:
     from rich.console import Console as RichConsole
@@ -177,7 +178,7 @@ def line(summary: Summary, tasks: int, shown: Sequence[Shown]) -> str:
         values = _values(summary, key)
         if values is None:
             continue
-        average = float(mean(values))
+        average = float(finite_mean(values))
         parts.append(f"{title} {'-' if math.isnan(average) else format(average, form):>6}")
     finite = int(np.isfinite(summary.new).sum())
     if finite < len(summary.new):
@@ -195,7 +196,9 @@ def table(history: Sequence[Summary], seeds: int, shown: Sequence[Shown]) -> lis
         found = [v for v in found if np.isfinite(v).any()]
         if not found:
             continue
-        average, half, n = interval(np.mean(found, 0))
+        means = np.mean(found, 0)
+        average, half = map(float, student(means, nan="skip"))
+        n = int(np.isfinite(means).sum())
         text = "diverged" if n == 0 else format(average, form)
         if n > 1:
             text += f" ± {format(half, form)}"
@@ -219,7 +222,7 @@ def _spread(n: int, limit: int) -> list[int]:
 def matrix(history: Sequence[Summary], tasks: int, width: int) -> tuple[str, list[str], list[tuple[list[str], Array]]]:
     """Heading, row labels and cells (texts, values) of the mean accuracy on task j (column) after task i (row)."""
     trained = [s for s in history if s.t >= 0]
-    means = np.array([mean(s.accuracy.T) for s in trained])  # [rows, T]
+    means = np.array([finite_mean(s.accuracy.T) for s in trained])  # [rows, T]
     percent = fractions(trained)
     cell = 4 if percent else 8
     margin = max(5, len(str(tasks)) + 1)

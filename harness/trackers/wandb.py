@@ -20,8 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness.stats import finite_mean, student
 from harness.store import read_table
-from harness.trackers import About, Summary, interval, mean
+from harness.trackers import About, Summary
 from harness.wording import first_line, warn
 
 if TYPE_CHECKING:
@@ -101,7 +102,7 @@ class Record:
             row: dict[str, float] = {AXIS: summary.t}
             values = {"accuracy/new": summary.new, "accuracy/old": summary.old, **summary.values}
             for name, per_seed in values.items():
-                average, half, _ = interval(per_seed)
+                average, half = map(float, student(per_seed, nan="skip"))
                 row[name] = average
                 row[f"{name}/lo"], row[f"{name}/hi"] = average - half, average + half
                 row.update({f"{name}/seed={seed}": float(v) for seed, v in zip(self.about.seeds, per_seed)})
@@ -116,7 +117,9 @@ class Record:
             require_server(self.target.init_timeout)
         if self.history and not error:
             columns: list[str | int] = ["after task", *(f"task {j}" for j in range(self.about.tasks))]
-            data: list[Any] = [[s.t, *(None if math.isnan(v) else v for v in mean(s.accuracy.T))] for s in self.history]
+            data: list[Any] = [
+                [s.t, *(None if math.isnan(v) else v for v in finite_mean(s.accuracy.T))] for s in self.history
+            ]
             self.run.log({AXIS: self.history[-1].t, "accuracy_matrix": wandb.Table(columns=columns, data=data)})
         if files:
             manifest = json.loads((self.about.path / "manifest.json").read_text("utf-8"))
@@ -233,7 +236,7 @@ def cost(path: Path, files: Sequence[Path]) -> dict[str, float]:
     """Of a run with its times: of a step, a plain one being 1, and seconds of training for a seed."""
     if not {"timing.parquet", "metrics.parquet"} <= {file.name for file in files}:
         return {}
-    from harness.leaderboard.entries import costs_of
+    from harness.store.costs import costs_of
 
     tables = {name: read_table(path, name).to_pandas() for name in ("timing", "metrics")}
     seeds = tables["metrics"].seed.nunique()

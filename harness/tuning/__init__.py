@@ -1,4 +1,4 @@
-"""Choose each strategy's values by its trials on validation rows: `python -m harness tune`."""
+"""Choose each strategy's values from its trials on validation rows: `python -m harness tune`."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ import numpy as np
 
 from harness import store
 from harness.leaderboard.entries import finished
-from harness.leaderboard.naming import described, leaves, listed
+from harness.leaderboard.naming import leaves, listed, setting_in_words
 from harness.leaderboard.records import Entry
 from harness.tuning.choice import Trial, Tried, Values, place
 from harness.tuning.preset import option, preset
 
 SCORE = "average_accuracy"
-AGAIN = "run the trials with python -m harness -m experiment=tune"
+AGAIN = "run trials with python -m harness -m experiment=tune"
 
 
 @dataclass(frozen=True)
-class Setting:
-    """What was tried in one setting, and the presets that follow."""
+class Tuned:
+    """The trials of one setting, and the presets made from them."""
 
     name: str
     about: str
@@ -31,10 +31,10 @@ class Setting:
     notes: tuple[str, ...]
 
 
-def tune(folders: Sequence[Path], config_dir: str | None = None) -> list[Setting]:
-    """The settings of the trials in results folders, in order of their names.
+def tune(folders: Sequence[Path], config_dir: str | None = None) -> list[Tuned]:
+    """The trials in results folders by setting, sorted by name.
 
-    Raises ValueError for a run that is no trial: scored on test rows, or with seeds that are reported.
+    Raises ValueError for a run that is not a trial: scored on test rows, or trained with reported seeds.
     """
     from harness.config.preflight import composed
 
@@ -46,11 +46,11 @@ def tune(folders: Sequence[Path], config_dir: str | None = None) -> list[Setting
         _refuse(run, reported)
     parts = sorted({part for run in runs for part in run.manifest["config"]["strategy"]})
     plain = dict(leaves(composed([f"strategy=[{','.join(parts)}]"], config_dir)["strategy"])) if parts else {}
-    made = {where: _name(found[0].runs[0].manifest["config"], config_dir) for where, found in entries.items()}
+    names = {where: _name(found[0].runs[0].manifest["config"], config_dir) for where, found in entries.items()}
     settings = []
-    for where, found in sorted(entries.items(), key=lambda item: (made[item[0]], item[0].setting)):
-        name = made[where]
-        if list(made.values()).count(name) > 1:  # another length, budget or learner
+    for where, found in sorted(entries.items(), key=lambda item: (names[item[0]], item[0].setting)):
+        name = names[where]
+        if list(names.values()).count(name) > 1:  # a different length, budget or learner
             name = f"{name}_{where.setting[:4]}"
         settings.append(_setting(name, found, plain, config_dir, notes))
     return settings
@@ -59,9 +59,9 @@ def tune(folders: Sequence[Path], config_dir: str | None = None) -> list[Setting
 def _refuse(run: store.Run, reported: set[int]) -> None:
     facts = run.manifest
     if facts["split"] != "val":
-        raise ValueError(f"tune {run.path}: scored on {facts['split']} rows, which never choose; {AGAIN}")
+        raise ValueError(f"tune {run.path}: scored on {facts['split']} rows, which must not choose values; {AGAIN}")
     if shared := sorted(reported & set(facts["seeds"])):
-        raise ValueError(f"tune {run.path}: trained with seeds {shared}, which are reported; {AGAIN}")
+        raise ValueError(f"tune {run.path}: trained with seeds {shared}, which are used for reported results; {AGAIN}")
 
 
 def _name(cfg: Mapping[str, Any], config_dir: str | None) -> str:
@@ -69,26 +69,27 @@ def _name(cfg: Mapping[str, Any], config_dir: str | None) -> str:
     return f"tuned_{tasks}_{cfg['scenario']}_{dataset}"
 
 
-def _setting(
-    name: str, entries: Sequence[Entry], plain: Values, config_dir: str | None, notes: Sequence[str]
-) -> Setting:
+def _setting(name: str, entries: Sequence[Entry], plain: Values, config_dir: str | None, notes: Sequence[str]) -> Tuned:
     facts = entries[0].runs[0].manifest
     seeds = tuple(sorted({s for entry in entries for s in entry.seeds}))
     whole = [entry for entry in entries if entry.seeds == seeds]
-    notes = [*notes, *(f"{e.label}: only seeds {listed(e.seeds)}, and left out" for e in entries if e.seeds != seeds)]
+    notes = [
+        *notes,
+        *(f"{e.label}: left out because it has only seeds {listed(e.seeds)}" for e in entries if e.seeds != seeds),
+    ]
     labels = sorted({entry.strategy for entry in whole})
     tried = tuple(tried_of([e for e in whole if e.strategy == label], plain) for label in labels)
     notes += [f"{one.label}: {len(one.missing)} points of its grid were not tried" for one in tried if one.missing]
-    about = f"{facts['stream']}, {described(facts)}; trials with seeds {listed(seeds)}"
+    about = f"{facts['stream']}, {setting_in_words(facts)}; trials with seeds {listed(seeds)}"
     presets = {}
     for key, ones in _files(tried).items():
         file = f"{name}_{store.slug(key)}".replace("+", "_") if key else name
         presets[file] = preset(facts["config"], ones, about, file, config_dir)
-    return Setting(name, about, tried, presets, tuple(notes))
+    return Tuned(name, about, tried, presets, tuple(notes))
 
 
 def _files(tried: Sequence[Tried]) -> dict[str, list[Tried]]:
-    """What goes into one preset: a preset has one value for each strategy's setting, so lists have their own."""
+    """The strategies of each preset. A preset has one value per setting, so lists of strategies get their own."""
     made: dict[str, list[Tried]] = {"": [one for one in tried if one.parts == (one.label,)]}
     alone = {one.label for one in made[""]}
     for one in tried:
@@ -99,7 +100,7 @@ def _files(tried: Sequence[Tried]) -> dict[str, list[Tried]]:
 
 
 def tried_of(entries: Sequence[Entry], plain: Values) -> Tried:
-    """The trials of one strategy; `plain` has the default of every setting of all strategies."""
+    """The trials of one strategy; `plain` has the defaults of all settings of all strategies."""
     from harness.jobs.trials import chosen, grid_of
 
     cfg = entries[0].runs[0].manifest["config"]

@@ -1,4 +1,4 @@
-"""Which of a strategy's trials is chosen, and how far the choice can be trusted. Numpy alone."""
+"""Which trial of a strategy is chosen, and how certain the choice is. Numpy only."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Trial:
     """A strategy at some values, scored on validation rows."""
 
     values: Values
-    scores: Array  # [seeds] higher is better, the lowest there is where a seed diverged; NaN: not recorded
+    scores: Array  # [seeds] higher is better; lowest possible score for a diverged seed; NaN: not recorded
     default: bool = False
     diverged: tuple[int, ...] = ()
     runs: tuple[str, ...] = ()
@@ -39,18 +39,18 @@ class Tried:
     label: str
     parts: tuple[str, ...]  # its names in the configuration: several for a list of strategies
     seeds: tuple[int, ...]
-    trials: tuple[Trial, ...]  # in order of their values
-    fixed: Values  # what all trials share and is not the default
+    trials: tuple[Trial, ...]  # sorted by their values
+    fixed: Values  # non-default values that all trials share
     missing: tuple[Values, ...] = ()  # points of the grid that were not tried
 
     @property
     def main(self) -> str:
-        """The setting that matters most; "" where nothing was varied."""
+        """The most important setting; "" if nothing was varied."""
         return next(iter(self.trials[0].values), "")
 
     @property
     def best(self) -> Trial:
-        return self.trials[best([t.mean for t in self.trials], [t.default for t in self.trials])]
+        return self.trials[highest([t.mean for t in self.trials], [t.default for t in self.trials])]
 
     @property
     def default(self) -> Trial | None:
@@ -58,14 +58,14 @@ class Tried:
 
     @property
     def lost(self) -> bool:
-        """Whether no trial has a seed that did not diverge, so that nothing was chosen and the default stands."""
+        """Whether every seed of every trial diverged; then nothing is chosen and the default remains."""
         return all(set(t.diverged) >= set(self.seeds) for t in self.trials)
 
     @property
     def edge(self) -> str:
-        """Which value of the main setting did better than all others: its "largest", its "smallest", or "".
+        """Whether the best value of the main setting is the "largest" or "smallest" tried; "" if neither.
 
-        Nothing then says that a value beyond it would not do better still.
+        Values beyond it may do even better.
         """
         if not self.main:
             return ""
@@ -78,19 +78,19 @@ class Tried:
 
     @property
     def gain(self) -> tuple[float, float]:
-        """Best less default, paired by seed: mean and half width of its 95 % interval; NaN without the default."""
+        """Best minus default, paired by seed: mean and half width of its 95 % interval; NaN without the default."""
         if self.default is None:
             return math.nan, math.nan
         mean, half = student(self.best.scores - self.default.scores)
         return float(mean), float(half)
 
 
-def best(means: Sequence[float], default: Sequence[bool]) -> int:
-    """Which mean is highest; of equal ones the default's, else the first; one that is not a number loses.
+def highest(means: Sequence[float], default: Sequence[bool]) -> int:
+    """Index of the highest mean; ties go to the default, then to the first; NaN loses.
 
-    >>> best([0.5, 0.7, 0.7], [True, False, False]), best([0.5, 0.7, 0.7], [False, False, True])
+    >>> highest([0.5, 0.7, 0.7], [True, False, False]), highest([0.5, 0.7, 0.7], [False, False, True])
     (1, 2)
-    >>> best([math.nan, -math.inf, 0.1], [True, False, False]), best([math.nan, math.nan], [False, True])
+    >>> highest([math.nan, -math.inf, 0.1], [True, False, False]), highest([math.nan, math.nan], [False, True])
     (2, 1)
     """
     known = [-math.inf if math.isnan(mean) else mean for mean in means]
@@ -98,7 +98,7 @@ def best(means: Sequence[float], default: Sequence[bool]) -> int:
 
 
 def numeric(value: Any) -> TypeGuard[float]:
-    """Whether a value can stand on an axis.
+    """Whether a value is a number, which can be drawn on an axis.
 
     >>> [numeric(v) for v in (1, 0.5, True, None, "sum")]
     [True, True, False, False, False]
@@ -107,7 +107,7 @@ def numeric(value: Any) -> TypeGuard[float]:
 
 
 def place(values: Values) -> list[tuple[int, float, str]]:
-    """What trials are sorted by: null, then numbers, then words.
+    """The key that sorts trials: null, then numbers, then words.
 
     >>> sorted([{"a": "sum"}, {"a": 2.0}, {"a": None}, {"a": 1}], key=place)
     [{'a': None}, {'a': 1}, {'a': 2.0}, {'a': 'sum'}]

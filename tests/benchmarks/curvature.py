@@ -38,7 +38,7 @@ from harness.landscape.curvature import (
     quadrature,
     random_signs,
     ritz,
-    top_eigenvalues,
+    top_of,
     unflatten,
 )
 from harness.landscape.fisher import diagonal_on
@@ -184,7 +184,7 @@ def contenders(case: Case, known: Truth, steps: int, vectors: int) -> dict[str, 
         return rng.keys([i], "benchmark")
 
     def ours_top(n: int) -> Callable[[int], float]:
-        return lambda i: _worst(top_eigenvalues(loss, params, key(i), k=K, steps=n).values[0], known.top)
+        return lambda i: _worst(top_of(Hessian(loss, params), params, key(i), k=K, steps=n).values[0], known.top)
 
     def theirs_top(tolerance: float) -> Callable[[int], float]:
         def run(i: int) -> float:
@@ -260,7 +260,7 @@ def per_seed(name: str, case: Case, many: int, training: int, rows: int, rounds:
     for i in range(rounds + 1):
         for seeds, (loss, params, key) in runs.items():
             began = clock()
-            top_eigenvalues(loss, params, key, k=K, steps=20)
+            top_of(Hessian(loss, params), params, key, k=K, steps=20)
             if i:  # the first fills caches
                 seconds[seeds].append((clock() - began) / seeds)
     ratio = median(a / b for a, b in zip(seconds[1], seconds[many]))

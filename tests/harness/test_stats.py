@@ -74,6 +74,21 @@ def test_student_interval_is_scipys_and_skips_nothing() -> None:
     assert stats.student(np.array([0.5]))[0] == 0.5 and np.isnan(stats.student(np.array([0.5]))[1])
 
 
+@pytest.mark.parametrize("n", [2, 3, 5, 10])
+def test_student_interval_can_skip_what_is_not_finite(n: int) -> None:
+    values = np.random.default_rng(n).normal(size=n)
+    low, high = scipy_stats.ttest_1samp(values, 0.0).confidence_interval(0.95)
+    mean, half = stats.student(np.append(values, [np.nan, np.nan]), nan="skip")
+    assert (mean - half, mean + half) == pytest.approx((low, high), rel=1e-9)
+
+
+def test_a_skipping_interval_of_one_seed_or_none_is_undefined() -> None:
+    one = np.array([2.0, np.nan])
+    assert stats.student(one, nan="skip")[0] == 2.0 and np.isnan(stats.student(one, nan="skip")[1])
+    assert np.isnan(stats.student(np.array([np.nan, np.nan]), nan="skip")).all()
+    assert np.isnan(stats.student(np.array([]), nan="skip")).all() and np.isnan(stats.finite_mean(np.array([])))
+
+
 def test_proportion_interval_is_the_exact_one() -> None:
     for k in range(8):
         known = scipy_stats.binomtest(k, 7).proportion_ci(0.95, "exact")

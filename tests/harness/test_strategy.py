@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from harness.optim import SGD
 from harness.jobs.setting import build_strategies
+from harness.optim import SGD
 from harness.strategy import Chain, Strategy
 from strategies.ewc import EWC
 from strategies.joint import Joint

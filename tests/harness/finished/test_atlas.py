@@ -169,8 +169,8 @@ def test_what_has_no_atlas_says_so_in_one_line(
         assert code == 2 and not out and err.count("\n") == 1, err
         return err.removeprefix("harness: ")
 
-    assert said().startswith("atlas: name the folder of a finished run")
-    assert said(str(tmp_path)) == f"{tmp_path}: no run; name the folder that a run said its results are in\n"
+    assert said().startswith("atlas: name a finished run by its folder or the beginning of its id")
+    assert said(str(tmp_path)).startswith(f"atlas {tmp_path}: not the folder of a run, and no run id in results/runs")
     assert said(str(run), "grids=9") == "atlas grids=9: no such setting; did you mean grid?\n"
     assert said(str(run), "grid=x") == "atlas grid=x: must be a whole number\n"
     assert said(str(run), "grid=1") == "atlas.grid=1: must be a whole number of at least 3\n"
@@ -182,4 +182,4 @@ def test_what_a_run_has_not_is_said_with_the_remedy(tmp_path: Path) -> None:
         view = atlas.View(opened(folder, {}), SETTINGS)
         reason, lonely = atlas.strangers(view), atlas.unaccompanied(view)
     assert lonely.startswith("no finished run of strategy=joint with this setting")
-    assert reason.startswith("each seed has tasks of its own; train with pin.stream=0")
+    assert reason.startswith("each seed has different tasks; train with pin.stream=0")

@@ -17,9 +17,9 @@ def test_a_card_holds_the_means_of_the_tables_and_names_the_command_for_what_is_
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = trained(tmp_path, "strategy=naive", "metrics=fast", "control=false", "gap=false")
-    with pytest.raises(ValueError, match="lacks what a card shows") as error:
+    with pytest.raises(ValueError, match="lacks metrics that the card needs") as error:
         card(path)
-    command = str(error.value).partition("add it: ")[2].split()
+    command = str(error.value).partition("add them: ")[2].split()
     assert command[:3] == ["python", "-m", "harness"]
     monkeypatch.setattr("sys.argv", ["harness", *command[3:], *CHEAP[::2]])
     assert cli.main() == 0
@@ -34,7 +34,7 @@ def test_a_card_holds_the_means_of_the_tables_and_names_the_command_for_what_is_
     ledger = re.findall(r"^\| (\d) \| (.*) \|$", text.partition("## The path card")[0], re.MULTILINE)
     assert [int(t) for t, _ in ledger] == [1, 2]
     assert ledger[1][1].split(" | ")[1] == f"{rows.value.mean():.3f} ± {half:.3f}"
-    beside = re.findall(r"^\| (\d) \| (.*) \|$", text.partition("## Sharpness beside")[2], re.MULTILINE)
+    beside = re.findall(r"^\| (\d) \| (.*) \|$", text.partition("## Sharpness and")[2], re.MULTILINE)
     assert [int(t) for t, _ in beside] == [1, 2, 3] and beside[0][1].startswith("- |")
     assert (tmp_path / "out" / "card.png").read_bytes().startswith(b"\x89PNG")
     assert "the bound" not in text  # which takes metrics.ledger.steps, and has no column here

@@ -70,7 +70,7 @@ def test_measured_afterwards_is_bit_for_bit_what_the_run_records(tmp_path: Path,
         whole = whole[~started]
     else:
         assert started.any()
-    if "optimizer=adam" in overrides:  # whose state is kept of the last boundary only
+    if "optimizer=adam" in overrides:  # whose state is kept only for the last boundary
         assert "the optimizer's state before the last boundary" in said
         lost = whole.value.notna() & after.value.isna()
         assert set(whole.index.get_level_values("metric")[lost]) == {"eos_ratio", "next_eos_ratio"}
@@ -86,7 +86,7 @@ def test_measured_afterwards_is_bit_for_bit_what_the_run_records(tmp_path: Path,
 def test_a_net_of_its_own_that_was_not_kept_is_named_and_the_last_boundary_is_whole(tmp_path: Path) -> None:
     """XdG's forward pass reads gates; what only the accuracy matrix needs is there at every boundary."""
     whole, after, said = both(tmp_path, "strategy=xdg", "scenario=task")
-    assert "missing: sharpness: needs the forward pass of xdg, whose state is kept of the last boundary only" in said
+    assert "missing: sharpness: needs the forward pass of xdg, whose state is kept only for the last boundary" in said
     last = whole.index.get_level_values("boundary") == 2
     end = whole.index.get_level_values("phase") == "end"
     pd.testing.assert_frame_equal(whole[last & end], after.loc[whole[last & end].index], check_exact=True)
@@ -103,7 +103,7 @@ def test_the_deployed_net_of_a_strategy_is_known_of_the_last_boundary_only(tmp_p
     path = trained(tmp_path, "strategy=ema", "metrics=off", "control=false", "gap=false")
     node = {"mass": {"_target_": f"{__name__}.deployed_mass", "_partial_": True}}
     said = measure(path, node)
-    assert "missing: mass: needs the net that ema deploys, which is kept of the last boundary only" in said
+    assert "missing: mass: needs the net that ema deploys, which is kept only for the last boundary" in said
     found = rows(path).loc[lambda r: r.index.get_level_values("metric") == "mass"]
     state = files.load(path / "checkpoint.pt")["state"]["strategy"]["EMA"]
     assert found.index.get_level_values("boundary").unique() == [2]
@@ -168,9 +168,9 @@ def test_what_cannot_be_measured_is_said_in_one_line(
     assert said(str(path), "metrics=fast") == (2, line)
     assert said(str(tmp_path), "metrics=fast") == (
         2,
-        f"{tmp_path}: no run; name the folder that a run said its results are in\n",
+        f"measure {tmp_path}: not the folder of a run, and no run id in results/runs starts with it\n",
     )
-    assert said("metrics=fast")[1].startswith("measure: name the folder of a finished run")
+    assert said("metrics=fast")[1].startswith("measure: name a finished run by its folder or the beginning of its id")
     assert said(str(path), "metrics=sharp")[1] == "metrics=sharp: no such metrics; did you mean metrics=sharpness?\n"
     assert said(str(path), "strategy=ewc")[1].startswith("measure strategy=ewc: the run stays as it is")
     unfinished = tmp_path / "unfinished"
@@ -183,7 +183,7 @@ def test_what_cannot_be_measured_is_said_in_one_line(
         shutil.copy(other / "nets" / "2.pt", other / "nets" / f"{t}.pt")
     manifest = json.loads((other / "manifest.json").read_text())
     (other / "manifest.json").write_text(json.dumps({**manifest, "stream_hash": "0"}))
-    assert said(str(other))[1].startswith(f"{other}: its stream comes out otherwise now")
+    assert said(str(other))[1].startswith(f"{other}: the data stream can no longer be reproduced")
 
     def stop(*args: Any, **how: Any) -> None:
         raise KeyboardInterrupt

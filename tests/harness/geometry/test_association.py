@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from harness.geometry.association import associate, midranks, moments, multiplicities, partial, scores, thirds
+from harness.geometry.association import associate, midranks, multiplicities, partial, rank_moments, rank_scores, thirds
 
 
 def pooled(x, y, controls, stratum):
     columns = np.column_stack([x, y, *controls]).astype(float)
     stratum = np.array(stratum)
-    return float(partial(moments(scores(columns, stratum), stratum, np.ones((1, len(columns)))))[0])
+    return float(partial(rank_moments(rank_scores(columns, stratum), stratum, np.ones((1, len(columns)))))[0])
 
 
 def associated(x, y, stratum, run, family, controls=None, **how):
@@ -71,7 +71,7 @@ def test_a_weight_is_a_repetition():
     for g in range(3):
         rows = np.repeat(v[stratum == g], weight[stratum == g], 0)
         known += (rows - rows.mean(0)).T @ (rows - rows.mean(0)) if len(rows) else 0
-    assert moments(v, stratum, weight[None].astype(float))[0] == pytest.approx(known)
+    assert rank_moments(v, stratum, weight[None].astype(float))[0] == pytest.approx(known)
 
 
 def test_as_many_runs_of_each_family_are_drawn_as_there_are():

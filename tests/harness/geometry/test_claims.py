@@ -14,7 +14,8 @@ from scipy import stats as scipy_stats
 
 from harness import cli
 from harness.config.catalogue import CONF
-from harness.geometry.claims import CLAIMS, MEANING, SOURCES, explain, judge, markdown, table, text, write
+from harness.geometry.claims import CLAIMS, MEANING, QUANTITIES, explain, grid_rows, judge
+from harness.geometry.texts import markdown, text, write
 from harness.jobs.job import from_config
 from tests.harness import folders
 
@@ -208,11 +209,11 @@ def test_a_seed_that_diverged_takes_its_run_s_rows_out(results):
     m.loc[(m.run_id == run) & (m.seed == 1) & (m.boundary >= 1), "value"] = np.nan
     from harness.store import find_runs
 
-    rows = table([r for r in find_runs(results) if r.manifest["strategy"] == "sam"], m, "here")
+    rows = grid_rows([r for r in find_runs(results) if r.manifest["strategy"] == "sam"], m, "here")
     own = rows[rows.run_id == run].set_index("t")
     assert own.sharpness.isna().tolist() == [False, True, True]
     assert own.rise.isna().all(), "the first task's rise is measured after the second"
-    assert set(SOURCES) <= set(rows)
+    assert set(QUANTITIES) <= set(rows)
 
 
 def said(capsys, monkeypatch, *argv):
@@ -237,14 +238,14 @@ def test_what_is_no_grid_is_refused_in_one_line(results, tmp_path, capsys, monke
         folders.write(board, strategy, [0.5, 0.6])
     code, _, err = said(capsys, monkeypatch, board)
     assert code == 2 and err.count("\n") == 1
-    assert "no designed grid" in err and "confounded with method" in err and "experiment=geometry" in err
+    assert "not a designed grid" in err and "confounded with method" in err and "experiment=geometry" in err
 
     some = tmp_path / "some"
     shutil.copytree(results, some)
     lost = next(some.glob("runs/*/sam/*"))
     shutil.rmtree(lost)
     code, _, err = said(capsys, monkeypatch, some)
-    assert code == 2 and "1 of 6 cells of a crossed grid are not done, the first sam on permuted_digits_domain" in err
+    assert code == 2 and "1 of 6 cells of the grid are missing, the first is sam on permuted_digits_domain" in err
 
     other = tmp_path / "other"
     shutil.copytree(results, other)
@@ -253,7 +254,7 @@ def test_what_is_no_grid_is_refused_in_one_line(results, tmp_path, capsys, monke
     facts["config"]["train"]["steps"] = 4
     folders.edit(path, config=facts["config"])
     code, _, err = said(capsys, monkeypatch, other)
-    assert code == 2 and "no designed grid: train.steps differs between runs of sam" in err and err.count("\n") == 1
+    assert code == 2 and "not a designed grid: train.steps differs between runs of sam" in err and err.count("\n") == 1
 
     bare = tmp_path / "bare"
     shutil.copytree(results, bare)

@@ -11,7 +11,15 @@ from torch import Tensor
 
 from harness import rng, tree
 from harness.landscape import paths
-from harness.landscape.alignment import align, identity, match_activations, match_weights, moved_share, permute, reorder
+from harness.landscape.alignment import (
+    align,
+    identity_orders,
+    match_activations,
+    match_weights,
+    moved_share,
+    permute,
+    reorder,
+)
 from harness.learner import Budget
 from harness.models.cnn import CNN
 from harness.models.mlp import MLP
@@ -120,7 +128,7 @@ def test_two_hidden_layers_end_where_no_layer_alone_could_gain() -> None:
         return tree.norm(tree.sub(a, permute(b, model.units, orders)))
 
     least = distance(found)
-    assert (least < distance(identity(model.units, a))).all()
+    assert (least < distance(identity_orders(model.units, a))).all()
     for act in ("fc1", "fc2"):
         for order in torch.tensor(PERMUTATIONS):
             assert (distance({**found, act: order.expand(2, -1)}) >= least - 1e-12).all()
@@ -181,7 +189,7 @@ def test_what_cannot_be_aligned_is_refused() -> None:
     flat = drawn(linear)
     with pytest.raises(ValueError, match="declares no units"):
         align(flat, flat, linear.units, x, t)
-    with pytest.raises(ValueError, match="by=luck is none of weights, activations"):
+    with pytest.raises(ValueError, match="by=luck: choose from weights, activations"):
         align(net, net, grouped.units, x, t, by="luck")
     loop = Unit("h", 2, (Slice("w", 1),), (Slice("w", 2),))
     with pytest.raises(ValueError, match="h both writes and reads w"):

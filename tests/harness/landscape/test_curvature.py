@@ -24,7 +24,6 @@ from harness.landscape.curvature import (
     random_signs,
     ritz,
     scaled,
-    top_eigenvalues,
     top_of,
     unflatten,
     value_and_grad,
@@ -50,7 +49,7 @@ def test_product_and_eigenvalues_at_both_ends_are_those_of_the_dense_hessian(see
     hessian = Hessian(loss, params)
     product = flatten(hessian(unflatten(v, params)))
     gradients = [flatten(g) for g in (hessian.gradient, value_and_grad(loss, params)[1])]
-    top = top_eigenvalues(loss, params, key, k=5, steps=70, vectors=True)
+    top = top_of(Hessian(loss, params), params, key, k=5, steps=70, vectors=True)
     assert top.vectors is not None
     whole = ritz(krylov(hessian, random_signs(key, params), 150))
     for s in range(len(seeds)):
@@ -73,7 +72,7 @@ def test_product_and_eigenvalues_at_both_ends_are_those_of_the_dense_hessian(see
 def test_residual_says_when_too_few_steps_were_taken() -> None:
     # hessian-eigenthings takes 2k steps by default and is then wrong in the second digit of the second value
     loss, params = net([0, 1])
-    few = top_eigenvalues(loss, params, keys([0, 1], "test"), k=3, steps=6, vectors=True)
+    few = top_of(Hessian(loss, params), params, keys([0, 1], "test"), k=3, steps=6, vectors=True)
     assert few.vectors is not None
     for s in range(2):
         h = dense(loss, params, s)
@@ -88,9 +87,8 @@ def test_linear_model_with_squared_loss_has_hessian_two_over_n_x_x_for_each_outp
     x = torch.randn(2, 30, 5, dtype=F64, generator=torch.Generator().manual_seed(3))
     y = x[..., :3].sin()
     params = {"w": torch.randn(2, 5, 3, dtype=F64, generator=torch.Generator().manual_seed(4))}
-    top = top_eigenvalues(
-        lambda p: (x @ p["w"] - y).square().sum(2).mean(1), params, keys([0, 1], "test"), k=9, steps=20
-    )
+    hessian = Hessian(lambda p: (x @ p["w"] - y).square().sum(2).mean(1), params)
+    top = top_of(hessian, params, keys([0, 1], "test"), k=9, steps=20)
     true = torch.linalg.eigvalsh(2 / 30 * x.mT @ x).flip(1)[:, :3].repeat_interleave(3, 1)
     # one Krylov space holds each multiple eigenvalue once: the copies come from the restart
     torch.testing.assert_close(top.values, true, rtol=1e-10, atol=0)
@@ -110,14 +108,14 @@ def test_flat_seed_has_curvature_zero_not_nan() -> None:
 
     params = {"a": torch.ones(2, 3), "b": torch.ones(2, 4)}
     key = keys([0, 1], "test")
-    assert top_eigenvalues(loss, params, key, k=2, steps=3).values.tolist() == [[0, 0]] * 2
+    assert top_of(Hessian(loss, params), params, key, k=2, steps=3).values.tolist() == [[0, 0]] * 2
     matvec = Hessian(loss, params)
     m = moments(matvec, krylov(matvec, random_signs(key, params), 3), params, key, 2)
     assert [v.tolist() for v in m] == [[0, 0]] * 4
     q = quadrature(matvec, params, key, vectors=2, steps=3)
     assert all(v.isnan().all() for v in (*negative_mass(q), *curvature_rank(q, [0.1])))
     straight = {"a": torch.ones(2, 3)}
-    assert top_eigenvalues(lambda p: p["a"].sum(1), straight, key, k=1, steps=2).values.tolist() == [[0]] * 2
+    assert top_of(Hessian(lambda p: p["a"].sum(1), straight), straight, key, k=1, steps=2).values.tolist() == [[0]] * 2
 
 
 def test_moments_are_exact_where_the_space_holds_the_range() -> None:

@@ -136,8 +136,8 @@ def test_the_form_is_that_of_the_dense_matrix_and_has_its_gradient() -> None:
     D = torch.randn(3, 3, 4, generator=torch.Generator().manual_seed(5), dtype=torch.float64, requires_grad=True)
     vec = D.mT.flatten(1)  # columns of D, one after another
     expected = torch.einsum("si,sij,sj->s", vec, dense(pair), vec)
-    torch.testing.assert_close(kronecker.quadratic(D, pair), expected, rtol=1e-10, atol=1e-12)
-    assert torch.autograd.gradcheck(lambda d: kronecker.quadratic(d, pair), [D])
+    torch.testing.assert_close(kronecker.quadratic_form(D, pair), expected, rtol=1e-10, atol=1e-12)
+    assert torch.autograd.gradcheck(lambda d: kronecker.quadratic_form(d, pair), [D])
 
 
 def test_an_unknown_kind_is_named() -> None:

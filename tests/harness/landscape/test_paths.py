@@ -37,7 +37,7 @@ def test_three_definitions_answer_three_questions_on_a_monotone_slide() -> None:
     assert paths.entezari(slide, alphas).item() == pytest.approx(0)
     assert paths.frankle(slide, alphas).item() == pytest.approx(1.6)
     assert paths.excess(slide, alphas).item() == 0
-    alpha, gain = paths.best(slide, alphas)
+    alpha, gain = paths.lowest(slide, alphas)
     assert (alpha.item(), gain.item()) == (0, 0)
     # trapezoids of width 1/4: (0/2 + 0.1 + 0.5 + 1.4 + 3.2/2) / 4
     assert paths.area(slide, alphas).item() == pytest.approx(0.9)
@@ -50,7 +50,7 @@ def test_hill_and_valley_by_hand() -> None:
     assert paths.entezari(path, alphas).tolist() == [2, 0]
     assert paths.frankle(path, alphas).tolist() == [2, 1]
     assert paths.excess(path, alphas).tolist() == [1, 0]
-    alpha, gain = paths.best(path, alphas)
+    alpha, gain = paths.lowest(path, alphas)
     assert alpha.tolist() == [0, 0.75] and gain.tolist() == [0, 1.5]
     # above the better end: 0, 3, 1, 2 and 2, -1, -1.5, 0
     expected = [0.5 * 1.5 + 0.25 * 2 + 0.25 * 1.5, 0.5 * 0.5 - 0.25 * 1.25 - 0.25 * 0.75]
@@ -76,7 +76,7 @@ def test_convex_model_has_no_barrier_of_entezari() -> None:
 def test_nan_anywhere_is_nan_and_stays_in_its_row(measure: Callable[[Tensor, Sequence[float]], Tensor]) -> None:
     path = torch.tensor([[1.0, math.nan, 0.0], [1.0, 3.0, 0.0]])
     assert measure(path, (0, 0.5, 1)).isnan().tolist() == [True, False]
-    assert [v.isnan().tolist() for v in paths.best(path, (0, 0.5, 1))] == [[True, False]] * 2
+    assert [v.isnan().tolist() for v in paths.lowest(path, (0, 0.5, 1))] == [[True, False]] * 2
 
 
 def test_a_grid_that_does_not_span_the_path_is_refused() -> None:

@@ -16,14 +16,14 @@ from scipy import stats as scipy_stats
 from harness import store
 from harness.leaderboard import Board, cells, heading, leaderboard, markdown, overall, overall_table, text, told_apart
 from harness.leaderboard import table as columns
-from harness.report.leaderboard import write as write_files
+from harness.report.leaderboard_files import write as write_files
 from harness.store import files, readers
 from tests.harness.folders import copies, edit, write
 
 
 @pytest.fixture(autouse=True)
 def unsynced(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "flush", lambda path: None)
+    monkeypatch.setattr("os.fsync", lambda descriptor: None)
 
 
 def only(root: Path, **options: Any) -> Board:
@@ -211,7 +211,7 @@ def test_settings_versions_and_splits_are_kept_apart_and_it_is_said(tmp_path: Pa
     write(tmp_path, "si", [0.6, 0.6], split="val")
     found = leaderboard([tmp_path])
     assert len(found.boards) == 4
-    assert "4 settings, which are not compared" in found.notes[0]
+    assert "4 settings that are not compared" in found.notes[0]
     assert "lr=0.5" in found.notes[0] and "stream_version=2" in found.notes[0] and "split=val" in found.notes[0]
 
 
@@ -240,7 +240,7 @@ def test_the_hours_and_the_machines_are_stated(tmp_path: Path) -> None:
     write(tmp_path, "naive", [0.5, 0.5], threads=2, hardware=cpu, tasks=3)  # 3 s of training for each task
     write(tmp_path, "ewc", [0.6, 0.6], threads=2, hardware=cpu, tasks=3)
     write(tmp_path, "si", [0.6, 0.6], threads=1, hardware=gpu, tasks=10)
-    told = "0.013 hours of training in all, evaluation and measures apart, on Abacus, 2 threads (2 runs); Loom (1 run)"
+    told = "0.013 training hours in total (without evaluation and metrics), on Abacus, 2 threads (2 runs); Loom (1 run)"
     assert only(tmp_path).notes[-1] == told  # 9 + 9 + 30 seconds
 
 
@@ -307,11 +307,11 @@ def test_overall_counts_settings_and_diverged_seeds(tmp_path: Path) -> None:
 
 def test_what_cannot_be_read_is_one_line(tmp_path: Path) -> None:
     path = write(tmp_path, "naive", [0.5, 0.5])
-    with pytest.raises(ValueError, match="--by speed: no such score; there is average_accuracy"):
+    with pytest.raises(ValueError, match="--by speed: unknown score; choose from average_accuracy"):
         leaderboard([tmp_path], by="speed")
-    with pytest.raises(ValueError, match="--by sharpness: neither more nor less of it is better"):
+    with pytest.raises(ValueError, match="--by sharpness: has no better direction"):
         leaderboard([tmp_path], by="sharpness")
-    with pytest.raises(ValueError, match="--baseline si: no such entry; there is naive"):
+    with pytest.raises(ValueError, match="--baseline si: unknown entry; choose from naive"):
         leaderboard([tmp_path], baseline="si")
     edit(path, schema_version=99)
     with pytest.raises(store.SchemaError, match="schema version 99"):

@@ -9,8 +9,8 @@ import torch
 from harness.metrics.ranks import (
     COLUMNS,
     effective_rank,
+    feature_ranks,
     participation_ratio,
-    ranks,
     singular_values,
     srank,
     stable_rank,
@@ -59,7 +59,7 @@ def test_rotation_scale_and_rows_order_change_no_rank() -> None:
     g = torch.Generator().manual_seed(2)
     x = torch.randn(2, 30, 7, dtype=torch.float64, generator=g)
     turned = 3 * x[:, torch.randperm(30, generator=g)] @ torch.linalg.qr(x[0, :7])[0]
-    before, after = ranks(x), ranks(turned)
+    before, after = feature_ranks(x), feature_ranks(turned)
     assert set(before) == set(COLUMNS)
     for name, v in before.items():
         torch.testing.assert_close(after[name], v, rtol=1e-9, atol=0, msg=name)

@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 from harness import tree
 from harness.boundary import Boundary
 from harness.landscape.curvature import flatten, unflatten
-from harness.metrics import mixture, shares, spread
+from harness.metrics import mixture, shares, spaced
 from harness.metrics.sharpness import COLUMNS, sharpness
 from harness.models.mlp import MLP
 from harness.optim import Adam
@@ -83,7 +83,7 @@ def test_logit_norm_is_over_the_competing_outputs(boundary) -> None:  # type: ig
 
 def test_joint_loss_weighs_the_current_task_by_one_in_all_seen(boundary) -> None:  # type: ignore[no-untyped-def]
     b: Boundary = boundary(t=3)
-    batch = mixture(b, spread(3, 2), 20)  # tasks 0 and 3 stand for 0 ... 3
+    batch = mixture(b, spaced(3, 2), 20)  # tasks 0 and 3 stand for 0 ... 3
     weight = torch.cat([torch.full((10,), 0.75 / 10, dtype=F64), torch.full((10,), 0.25 / 10, dtype=F64)])
     torch.testing.assert_close(batch.w, weight.expand(2, -1))
     assert batch.x.shape[1] == 20 and sum(shares((0, 4, 9), 9)) == pytest.approx(1)
@@ -92,13 +92,13 @@ def test_joint_loss_weighs_the_current_task_by_one_in_all_seen(boundary) -> None
 def test_tasks_measured_are_few_distinct_and_hold_the_first_and_the_current() -> None:
     for t in range(40):
         for limit in range(2, 9):
-            tasks = spread(t, limit)
+            tasks = spaced(t, limit)
             assert len(tasks) == len(set(tasks)) == min(limit, t + 1)
             assert tasks[0] == 0 and tasks[-1] == t
             gaps = [b - a for a, b in pairwise(tasks)] or [0]
             assert max(gaps) - min(gaps) <= 1
     with pytest.raises(ValueError, match="at least 2"):
-        spread(3, 1)
+        spaced(3, 1)
 
 
 def test_every_column_is_declared_and_filled(boundary) -> None:  # type: ignore[no-untyped-def]

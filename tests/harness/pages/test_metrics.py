@@ -1,19 +1,19 @@
 """The page about all metrics says what stands in the files, and nothing else."""
 
 import importlib
-from pathlib import Path
 
 from hydra.utils import get_method
 
+from harness import ROOT
 from harness.config import catalogue
 from harness.pages import metrics
 
-README = Path(metrics.__file__).parent / "metrics" / "README.md"
+README = ROOT / "harness" / "metrics" / "README.md"
 
 
 def test_the_page_in_the_repository_is_the_one_that_the_files_make() -> None:
     remedy = "run python -m harness catalogue metrics > harness/metrics/README.md"
-    assert README.read_text(encoding="utf-8") == metrics.page(), remedy
+    assert README.read_text(encoding="utf-8") == metrics.text(), remedy
 
 
 def test_every_metric_has_a_section_with_all_its_columns_a_tier_and_a_cost() -> None:
@@ -22,7 +22,7 @@ def test_every_metric_has_a_section_with_all_its_columns_a_tier_and_a_cost() -> 
     assert {name for name, _ in found} == set(catalogue.options("metrics")) - set(metrics.TIERS)
     assert "not stated" not in text
     for name, body in found:
-        target = metrics.composed(name)[name]["_target_"]
+        target = metrics.settings_of(name)[name]["_target_"]
         columns = importlib.import_module(get_method(target).__module__).COLUMNS
         assert [line.split(" | ")[0] for line in body.splitlines() if line.startswith("| ")][2:] == [
             f"| {column}" for column in columns

@@ -1,15 +1,14 @@
 """The page about all strategies says what stands in the files, and nothing else."""
 
-from pathlib import Path
-
 import pytest
 
+from harness import ROOT
 from harness.config import catalogue
 from harness.pages import strategies
 from strategies.ewc import EWC
 from strategies.reset import Reset
 
-README = Path(strategies.__file__).resolve().parent.parent / "strategies" / "README.md"
+README = ROOT / "strategies" / "README.md"
 
 
 def test_every_strategy_has_a_row_and_a_section() -> None:
@@ -35,7 +34,7 @@ def test_the_page_in_the_repository_is_the_one_that_the_files_make() -> None:
 
 
 def test_a_folder_without_runs_is_refused(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    from harness.cli import main as cli
+    from harness import cli
 
     monkeypatch.setattr("sys.argv", ["harness", "catalogue", "nowhere"])
     assert cli.main() == 2

@@ -17,17 +17,17 @@ def test_the_committed_page_is_what_the_files_say_but_for_the_seconds() -> None:
     committed = (ROOT / "tasks" / "README.md").read_text(encoding="utf-8").rstrip()
     row = r"^(\| \[\w+\]\(#\w+\) \|.*\| )\S+( \| \d+ \|)$"
     there = re.sub(row, r"\1?\2", committed, flags=re.M)
-    made = streams.page(lambda name: "?").rstrip()
+    made = streams.text(lambda name: "?").rstrip()
     assert there == made, "python -m harness catalogue tasks > tasks/README.md"
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_stream_says_what_it_is_where_it_is_from_what_it_needs_and_what_its_settings_mean(name: str) -> None:
-    text = "\n".join(streams.entry(name))
+    text = "\n".join(streams.section(name))
     assert f"## {name}" in text and "* Needs: " in text and "* Scenarios: " in text
     if name != "same":  # the control has no paper
         assert re.search(r"\b(19|20)\d\d\b", text) and "* Differs: " in text
-    assert all(meaning for _, _, meaning in streams.options(name))
+    assert all(meaning for _, _, meaning in streams.settings_of(name))
     paragraphs = text.split("\n\n")
     assert len(set(paragraphs)) == len(paragraphs)
 

@@ -12,8 +12,9 @@ from PIL import Image
 
 from harness import cli, store
 from harness.leaderboard import leaderboard
-from harness.report import page, report, svg
-from harness.report.figures import columns
+from harness.report import html as rendered
+from harness.report import report, svg
+from harness.report.figures import declared_columns
 from harness.store import tables
 from tests.harness.browser import CHROMIUM, browser
 from tests.harness.folders import write
@@ -37,7 +38,7 @@ class Page(HTMLParser):
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("report") / "results"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(store, "_sync", lambda path: None)
+        patch.setattr("os.fsync", lambda descriptor: None)
         for i, name in enumerate(("naive", "replay", NASTY)):
             shape = {
                 "lambda_max_joint": [[5.0 + i, 6.0 + i]] * 3,
@@ -80,7 +81,7 @@ def test_everything_that_was_measured_has_a_figure(html: str) -> None:
         assert f"<figcaption>{title}</figcaption>" in html
     assert "<figcaption>Sharpness: top eigenvalue" in html and "<figcaption>Barrier on the line" in html
     assert html.count("task 1 to 2</figcaption>") == html.count("task 2 to 3</figcaption>") == 3  # path cards
-    assert f"<figcaption>{columns()['lambda_top_joint'][1]}</figcaption>" in html  # the spectrum
+    assert f"<figcaption>{declared_columns()['lambda_top_joint'][1]}</figcaption>" in html  # the spectrum
     assert "<figcaption>weight_l2</figcaption>" in html
     assert "<figcaption>trace_joint" not in html  # nobody measured it
 
@@ -124,12 +125,12 @@ def test_a_single_run_has_a_page(folder: Path) -> None:
 
 
 def test_the_leaderboard_page_is_the_same_without_figures(folder: Path) -> None:
-    text = page(leaderboard([folder]))
+    text = rendered(leaderboard([folder]))
     assert "<figure>" not in text and text.count("<tr") > 3
 
 
 def test_twenty_runs_stay_under_two_megabytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "_sync", lambda path: None)
+    monkeypatch.setattr("os.fsync", lambda descriptor: None)
     draw = np.random.default_rng(0)
     for i in range(20):
         names = [f"measure_{k}" for k in range(80)]  # what metrics=standard has of them

@@ -87,7 +87,7 @@ def test_the_project_is_that_of_the_runs_or_the_one_that_is_said(
 
     write(results, "si", [0.5, 0.6], config={**CONFIG, **config})
     code, _, err = said(capfd, monkeypatch, "report", results, "--wandb")
-    assert code == 2 and "the runs went to harness, other; say which with tracker.project=NAME" in err
+    assert code == 2 and "the runs went to harness, other; choose one with tracker.project=NAME" in err
 
 
 def test_what_is_missing_is_one_line(

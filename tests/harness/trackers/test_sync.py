@@ -216,7 +216,7 @@ BAD = {
     "tracker.init_timeout=0": "tracker.init_timeout=0: must be above 0",
     "tracker.project=": "tracker.project=: must name a project",
     "--all": "sync --all: no such option; what can be said is tracker.project=",
-    "nowhere": "sync nowhere: neither the folder of a run nor the beginning of an id in results/runs",
+    "nowhere": "sync nowhere: not the folder of a run, and no run id in results/runs starts with it",
 }
 
 

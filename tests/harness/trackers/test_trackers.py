@@ -12,10 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import scipy.stats
 
 from harness.store import RunFolder
-from harness.trackers import About, Summary, Trackers, interval, mean, summaries
+from harness.trackers import About, Summary, Trackers, summaries
 from harness.trackers.console import TABLE, Console, Shown, line, matrix, table
 
 ROOT = Path(__file__).parents[3]
@@ -32,25 +31,6 @@ SECOND = Summary(
     {"forgetting": np.array([0.4, 0.2]), "lambda_max_joint": np.array([10.0, 30.0])},
     np.array([[0.5, 0.8], [0.5, 0.6]]),
 )
-
-
-# --- numbers ------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("n", [2, 3, 5, 10])
-def test_interval_is_students(n: int) -> None:
-    values = np.random.default_rng(n).normal(size=n)
-    low, high = scipy.stats.ttest_1samp(values, 0.0).confidence_interval(0.95)
-    average, half, count = interval(np.append(values, [NAN, NAN]))
-    assert count == n
-    assert (average - half, average + half) == pytest.approx((low, high), rel=1e-9)
-
-
-def test_interval_of_one_seed_or_none_is_undefined() -> None:
-    assert interval(np.array([2.0, NAN]))[0] == 2.0 and math.isnan(interval(np.array([2.0]))[1])
-    average, half, n = interval(np.array([NAN, NAN]))
-    assert math.isnan(average) and math.isnan(half) and n == 0
-    assert math.isnan(float(mean(np.array([]))))
 
 
 def test_new_and_old_are_read_from_the_accuracy_matrix() -> None:

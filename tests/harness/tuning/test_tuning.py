@@ -15,7 +15,6 @@ import pandas as pd
 import pytest
 import yaml
 
-from harness import store
 from harness.cli import main
 from harness.config.preflight import composed
 from harness.tuning import tune
@@ -30,7 +29,7 @@ SETTING = ("tasks=split", "scenario=class", "tasks.n_tasks=2", "train.steps=7", 
 
 @pytest.fixture(autouse=True)
 def unsynced(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "_sync", lambda path: None)
+    monkeypatch.setattr("os.fsync", lambda descriptor: None)
 
 
 @cache
@@ -101,10 +100,12 @@ def test_a_best_value_at_the_edge_of_what_was_tried_is_said(tmp_path: Path, stre
 
 def test_test_rows_and_reported_seeds_choose_nothing(tmp_path: Path) -> None:
     path = trial(tmp_path / "a", [0.9] * 3, "strategy=ewc", split="test")
-    with pytest.raises(ValueError, match=re.escape(f"tune {path}: scored on test rows, which never choose")):
+    with pytest.raises(ValueError, match=re.escape(f"tune {path}: scored on test rows, which must not choose values")):
         tune([tmp_path / "a"])
     path = trial(tmp_path / "b", [0.9] * 3, "strategy=ewc", seeds=(4, 100, 101))
-    with pytest.raises(ValueError, match=re.escape(f"tune {path}: trained with seeds [4], which are reported")):
+    with pytest.raises(
+        ValueError, match=re.escape(f"tune {path}: trained with seeds [4], which are used for reported results")
+    ):
         tune([tmp_path / "b"])
 
 
@@ -113,7 +114,7 @@ def test_trials_of_other_seeds_do_not_compete(tmp_path: Path) -> None:
     trial(tmp_path, [0.5] * 3, "strategy=ewc", "strategy.ewc.strength=20")
     (setting,) = tune([tmp_path])
     assert [len(one.trials) for one in setting.tried] == [1]
-    assert any(note == "ewc (strength=1.4): only seeds 100-101, and left out" for note in setting.notes)
+    assert any(note == "ewc (strength=1.4): left out because it has only seeds 100-101" for note in setting.notes)
 
 
 def many(root: Path) -> None:
@@ -166,7 +167,7 @@ def test_the_preset_says_what_each_choice_rests_on(tmp_path: Path) -> None:
     text = " ".join(line.lstrip("# ") for line in setting.presets["tuned_split_class_digits"].splitlines())
     assert (
         "ewc, n = 3: strength=0.1 0.303 ± 0.014; strength=1.4 (default) 0.313 ± 0.014; strength=20.0 0.353 ± 0.014; "
-        "strength=300.0 0.203 ± 0.014. Best less default, paired by seed: 0.040 ± 0.000." in text
+        "strength=300.0 0.203 ± 0.014. Best minus default, paired by seed: 0.040 ± 0.000." in text
     )
     assert "imm, n = 3: alpha=null (default) 0.300 ± 0.000; alpha=0.2" in text and "Not tried: alpha=0.6." in text
     assert "strength=0.01 (default) 0.000 ± 0.000, 3 diverged; " in text
@@ -184,7 +185,7 @@ def test_settings_of_one_name_are_told_apart_and_the_model_and_budget_are_found_
     assert {"override /optimizer": "adam"} in preset["defaults"] and preset["optimizer"] == {"lr": 0.003}
     assert preset["dataset"] == {"val": 0.2} and preset["pin"] == {"init": 3} and preset["train"] == {"steps": 7}
     assert option("dataset", composed(["dataset=emnist_letters", "dataset.pad=2"])["dataset"]) == "emnist_letters"
-    with pytest.raises(ValueError, match=r"model: no file names my\.Net; say where it is with --config-dir"):
+    with pytest.raises(ValueError, match=r"model: no file has the target my\.Net; name its folder: --config-dir"):
         option("model", {"_target_": "my.Net"})
 
 

@@ -1,4 +1,4 @@
-"""The leaderboard as files: pages for people, tables for other programs."""
+"""The leaderboard as files: Markdown and HTML to read, tables for other programs."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from harness.leaderboard.records import FRONTS, SCORES, Board, Leaderboard, Row
 from harness.leaderboard.texts import markdown
 
 
-def flat(found: Leaderboard) -> list[dict[str, Any]]:
-    """A record for each entry of each board: numbers, for other programs."""
+def records(found: Leaderboard) -> list[dict[str, Any]]:
+    """A record for each entry of each board, for other programs."""
     return [_record(board, row) for board in found.boards for row in board.rows]
 
 
 def _record(board: Board, row: Row) -> dict[str, Any]:
     entry = row.entry
-    made: dict[str, Any] = {
+    record: dict[str, Any] = {
         "stream": board.stream,
         "scenario": board.scenario,
         "setting": board.setting,
@@ -35,18 +35,18 @@ def _record(board: Board, row: Row) -> dict[str, Any]:
         "rank": row.rank,
     }
     pairs = {"rank": row.rank_interval, "iqm": row.iqm_interval, "improvement": row.improvement_interval}
-    made |= {"iqm": row.iqm, "baseline": board.baseline, "improvement": row.improvement, "detectable": row.detectable}
-    made |= {f"{name}_{end}": v for name, pair in pairs.items() for end, v in zip(("low", "high"), pair)}
-    made |= {"difference": row.difference[0], "difference_half_width": row.difference[1]}
+    record |= {"iqm": row.iqm, "baseline": board.baseline, "improvement": row.improvement, "detectable": row.detectable}
+    record |= {f"{name}_{end}": v for name, pair in pairs.items() for end, v in zip(("low", "high"), pair)}
+    record |= {"difference": row.difference[0], "difference_half_width": row.difference[1]}
     for score in SCORES:
         mean, half, n = row.means[score.name]
-        made |= {score.name: mean, f"{score.name}_half_width": half, f"{score.name}_n": n}
-    made |= {"step_cost": entry.step, "memory_bytes": entry.memory, "train_seconds_per_seed": entry.seconds}
-    return made | {f"front_{name}": name in row.fronts for name in FRONTS}
+        record |= {score.name: mean, f"{score.name}_half_width": half, f"{score.name}_n": n}
+    record |= {"step_cost": entry.step, "memory_bytes": entry.memory, "train_seconds_per_seed": entry.seconds}
+    return record | {f"front_{name}": name in row.fronts for name in FRONTS}
 
 
-def flat_seeds(found: Leaderboard) -> list[dict[str, Any]]:
-    """A record for each score of each seed: what the means are of."""
+def seed_records(found: Leaderboard) -> list[dict[str, Any]]:
+    """A record for each score of each seed: the values behind the means."""
     return [
         {
             "stream": board.stream,
@@ -66,13 +66,13 @@ def flat_seeds(found: Leaderboard) -> list[dict[str, Any]]:
 
 
 def write(found: Leaderboard, out: Path) -> None:
-    """leaderboard.md, .html, .csv and .parquet, and what the means are of as leaderboard_seeds.csv and .parquet."""
+    """Write leaderboard.md, .html, .csv and .parquet, and all seeds' values as leaderboard_seeds.csv and .parquet."""
     import pandas as pd
 
-    from harness.report import page
+    from harness.report import html
 
-    tables = {"leaderboard": pd.DataFrame(flat(found)), "leaderboard_seeds": pd.DataFrame(flat_seeds(found))}
-    texts = {"leaderboard.md": markdown(found), "leaderboard.html": page(found)}
+    tables = {"leaderboard": pd.DataFrame(records(found)), "leaderboard_seeds": pd.DataFrame(seed_records(found))}
+    texts = {"leaderboard.md": markdown(found), "leaderboard.html": html(found)}
     out.mkdir(parents=True, exist_ok=True)
     for name, content in texts.items():
         store.write_text(out / name, content)
