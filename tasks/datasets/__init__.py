@@ -6,7 +6,8 @@ and PIL are imported when they are needed only.
 
 from __future__ import annotations
 
-from tasks.datasets.dataset import DataError, Dataset
+from tasks.datasets.dataset import Dataset
+from tasks.datasets.errors import DataError
 from tasks.datasets.from_arrays import arrays, function, npz
 from tasks.datasets.from_folder import folder
 from tasks.datasets.from_table import parquet

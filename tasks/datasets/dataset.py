@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,10 +18,6 @@ from harness.sampling import stratified
 from tasks.datasets.images import Augment, Images, Scale, resized
 
 FITS = 2**30  # bytes that images may take as floats; above, they stay uint8 and are converted batch by batch
-
-
-class DataError(ValueError):
-    """Data that is missing or corrupt: one line with what, where, and the remedy."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,14 +178,5 @@ def hold_out(y: NDArray[Any], test: float, key: str) -> NDArray[np.int64]:
     return np.asarray(held[0].numpy(), np.int64)
 
 
-def line(error: Exception) -> str:
-    """An error of another library in one line."""
-    return textwrap.shorten(f"{type(error).__name__}: {error}", 240)
-
-
 def _list(names: Sequence[str]) -> str:
     return f"[{','.join(names)}]"
-
-
-def corrupt(path: Path, reason: str) -> DataError:
-    return DataError(f"{path}: unreadable or corrupt data file ({reason}); replace it, or delete it and run again")

@@ -12,8 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from harness.wording import first_line
 from tasks.datasets.cache import cached, progress
-from tasks.datasets.dataset import DataError, line
+from tasks.datasets.errors import DataError
 
 BATCH = 64
 
@@ -67,7 +68,9 @@ def body(network: str, file: Path) -> nn.Module:
     try:
         net.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
     except (OSError, EOFError, RuntimeError, TypeError, AttributeError, pickle.UnpicklingError) as error:
-        raise DataError(f"{file}: no weights of {network} ({line(error)}); delete it and fetch it again") from error
+        raise DataError(
+            f"{file}: no weights of {network} ({first_line(error)}); delete it and fetch it again"
+        ) from error
     heads = [n for n, part in net.named_modules() if isinstance(part, nn.Linear)]
     if not heads:
         raise ValueError(f"dataset.features={network}: ends in no linear layer; choose another, such as resnet18")

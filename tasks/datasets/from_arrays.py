@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.datasets.dataset import DataError, Dataset, check, line
+from harness.wording import first_line
+from tasks.datasets.dataset import Dataset, check
+from tasks.datasets.errors import DataError
 from tasks.datasets.own import PARTS, existing, finished, numbered
 
 
@@ -51,7 +53,7 @@ def _npz(file: Path) -> dict[str, NDArray[Any]]:
     except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
         if "Object arrays" in str(error):
             raise DataError(f"{file}: holds Python objects, which could run code; save numbers or words") from error
-        raise DataError(f"{file}: cannot be read as npz ({line(error)}); numpy.savez writes it") from error
+        raise DataError(f"{file}: cannot be read as npz ({first_line(error)}); numpy.savez writes it") from error
 
 
 def arrays(

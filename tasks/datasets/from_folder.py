@@ -8,8 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
+from harness.wording import first_line
 from tasks.datasets.cache import Arrays, cached, progress
-from tasks.datasets.dataset import DataError, Dataset, check, line
+from tasks.datasets.dataset import Dataset, check
+from tasks.datasets.errors import DataError
 from tasks.datasets.images import decode
 from tasks.datasets.own import PARTS, existing, finished
 
@@ -98,7 +100,9 @@ def _decoded(files: Sequence[tuple[Path, int]], colour: str | None, size: int | 
                 colour = colour or ("grey" if grey else "rgb")
                 pixels = decode(image, colour, size)
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise DataError(f"{file}: cannot be read as an image ({line(error)}); replace it or delete it") from error
+            raise DataError(
+                f"{file}: cannot be read as an image ({first_line(error)}); replace it or delete it"
+            ) from error
         if row == 0:
             x = np.empty((len(files), *pixels.shape), np.uint8)
         if asked is None and colour == "grey" and not grey:

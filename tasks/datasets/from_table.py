@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.datasets.dataset import DataError, Dataset, check, line
+from harness.wording import first_line
+from tasks.datasets.dataset import Dataset, check
+from tasks.datasets.errors import DataError
 from tasks.datasets.own import PARTS, existing, finished, numbered
 
 
@@ -81,7 +83,7 @@ def _table(file: Path) -> Any:
     try:
         table = pq.ParquetFile(file).read()  # a file that is open knows of no folder it may be a partition of
     except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{file}: cannot be read as parquet ({line(error)})") from error
+        raise DataError(f"{file}: cannot be read as parquet ({first_line(error)})") from error
     for name, count in Counter(table.column_names).items():
         if count > 1:
             raise DataError(f"{file}: {count} columns are called {name}; each needs a name of its own")

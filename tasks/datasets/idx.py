@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.datasets.dataset import corrupt, line
+from harness.wording import first_line
+from tasks.datasets.errors import corrupt
 from tasks.datasets.table import Spec
 
 
@@ -50,7 +51,7 @@ def idx(path: Path, ndim: int) -> NDArray[np.uint8]:
         if data[:2] == b"\x1f\x8b":
             data = gzip.decompress(data)
     except (OSError, EOFError, zlib.error, struct.error) as error:
-        raise corrupt(path, line(error)) from error
+        raise corrupt(path, first_line(error)) from error
     head = 4 + 4 * ndim
     if data[:4] != bytes((0, 0, 8, ndim)) or len(data) < head:
         raise corrupt(path, f"no idx file of bytes with {ndim} axes")

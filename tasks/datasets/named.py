@@ -11,6 +11,7 @@ import os
 import socket
 import sys
 import tempfile
+import textwrap
 from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -19,9 +20,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from harness.wording import first_line
 from tasks.datasets import idx
 from tasks.datasets.cache import Arrays, cached, home, progress
-from tasks.datasets.dataset import DataError, Dataset, Raw, check, corrupt, finish, hold_out, line
+from tasks.datasets.dataset import Dataset, Raw, check, finish, hold_out
+from tasks.datasets.errors import DataError, corrupt
 from tasks.datasets.images import decode
 from tasks.datasets.table import SPECS, Spec
 
@@ -155,7 +158,11 @@ def _torchvision(name: str, spec: Spec, root: Path, side: int) -> Arrays:
         missing = [path for path, _ in files if not os.path.isfile(path)]
         if files and not missing:
             raise
-        what = f"no {missing[0]}" + (f" nor {len(missing) - 1} more" if missing[1:] else "") if missing else line(error)
+        what = (
+            f"no {missing[0]}" + (f" nor {len(missing) - 1} more" if missing[1:] else "")
+            if missing
+            else first_line(error)
+        )
         _download(name, spec, root, what)
         sets = [cls(root, **part) for part in parts]
     n = sum(map(len, sets))
@@ -166,7 +173,7 @@ def _torchvision(name: str, spec: Spec, root: Path, side: int) -> Arrays:
             image, label = sets[s][i]
             x[row] = decode(image, "rgb" if spec.shape[0] == 3 else "grey", side)
         except (OSError, SyntaxError, ValueError) as error:  # what PIL raises for a damaged file
-            raise corrupt(_file(sets[s], i, root), line(error)) from error
+            raise corrupt(_file(sets[s], i, root), first_line(error)) from error
         if not 0 <= int(label) - spec.first < spec.classes:
             raise corrupt(_file(sets[s], i, root), f"label {label} of {spec.classes} classes")
         y[row] = int(label) - spec.first
@@ -203,7 +210,7 @@ def _class(name: str, spec: Spec) -> Any:
     try:
         from torchvision import datasets
     except (ImportError, RuntimeError, OSError) as error:  # RuntimeError: built for another torch
-        raise DataError(f"dataset={name}: torchvision, which it needs, does not import: {line(error)}") from error
+        raise DataError(f"dataset={name}: torchvision, which it needs, does not import: {first_line(error)}") from error
     return getattr(datasets, spec.cls)
 
 
@@ -234,6 +241,7 @@ def _download(name: str, spec: Spec, root: Path, missing: str) -> None:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 path.replace(target)
     except (RuntimeError, OSError, ValueError, ImportError, http.client.HTTPException) as error:
-        raise DataError(f"dataset={name}: {missing}; the download failed ({line(error)}); {remedy}") from error
+        reason = textwrap.shorten(str(error), 240) or first_line(error)  # torchvision's has a line for each mirror
+        raise DataError(f"dataset={name}: {missing}; the download failed ({reason}); {remedy}") from error
     finally:
         socket.setdefaulttimeout(timeout)

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.datasets.dataset import DataError, Dataset, Raw, finish, hold_out
+from tasks.datasets.dataset import Dataset, Raw, finish, hold_out
+from tasks.datasets.errors import DataError
 
 PARTS = ("train", "val", "test")
 Where = Callable[[str, int], str]  # (part, row) -> how a user finds it

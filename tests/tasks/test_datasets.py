@@ -241,7 +241,7 @@ BROKEN: dict[str, tuple[str, Callable[[list[bytes]], bytes], int]] = {
     # what the line says, how the file is broken, which file
     "truncated": ("header promises", lambda f: f[0][:-1], 0),
     "trailing bytes": ("header promises", lambda f: f[1] + b"\0", 1),
-    "truncated gz": ("EOFError", lambda f: gzip.compress(f[0])[:-9], 0),
+    "truncated gz": ("ended before the end-of-stream marker", lambda f: gzip.compress(f[0])[:-9], 0),
     "bits flipped in gz": ("CRC check failed", lambda f: gzip.compress(f[0])[:-8] + bytes(8), 0),
     "empty": ("no idx file", lambda f: b"", 2),
     "header alone": ("no idx file", lambda f: f[0][:9], 0),
@@ -343,7 +343,7 @@ def test_a_mirror_that_never_answers_does_not_hang(tmp_path: Path, monkeypatch: 
 def test_a_root_that_cannot_be_written_is_reported_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
 
-    with pytest.raises(DataError, match=r"dataset=cifar10: .*(NotADirectory|FileExists)Error"):
+    with pytest.raises(DataError, match=r"dataset=cifar10: .*(Not a directory|File exists)"):
         load("cifar10", tmp_path / "file")
 
 
