@@ -54,17 +54,40 @@ class Raw(NamedTuple):
     names: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class Preparation:
+    """What the loaders' common settings ask for. ValueError names key, value and remedy of the first out of range."""
+
+    val: float  # of the training rows, for data without a validation part
+    test: float = 0.2  # of all rows, for a user's own data without a test part
+    normalise: str = "standard"
+    pad: int = 0
+    size: int | None = None
+    features: str | None = None
+    augment: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        if not _fraction(self.val):
+            raise ValueError(f"dataset.val={self.val}: the fraction held out for validation is at least 0 and below 1")
+        if not _fraction(self.test) or self.test == 0:
+            raise ValueError(f"dataset.test={self.test}: the fraction held out for the test is above 0 and below 1")
+        if self.normalise not in ("standard", "unit", "none"):
+            raise ValueError(
+                f"dataset.normalise={self.normalise}: choose standard (mean 0, std 1), unit (0..1) or none (as it is)"
+            )
+        if isinstance(self.pad, bool) or not isinstance(self.pad, int) or self.pad < 0:
+            raise ValueError(f"dataset.pad={self.pad}: pixels put around an image are a whole number of at least 0")
+        size = self.size
+        if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
+            raise ValueError(f"dataset.size={size}: must be a whole number of at least 1, or null for the images' own")
+        Augment.of(self.augment)
+
+
 def finish(
     name: str,
     raw: Raw,
     classes: int,
-    *,
-    val: float,
-    normalise: str,
-    pad: int = 0,
-    size: int | None = None,
-    features: str | None = None,
-    augment: Sequence[str] = (),
+    how: Preparation,
     constants: tuple[tuple[float, ...], tuple[float, ...]] | None = None,
     top: int = 255,
 ) -> Dataset:
@@ -74,7 +97,8 @@ def finish(
     training set, `constants` where they are published (standard); those that lead to 0..1 (unit); none.
     """
     x, n = raw.x, raw.train + (raw.val or 0)
-    if x.ndim != 4 and (pad or size or features or augment):
+    pad, size, augment = how.pad, how.size, how.augment
+    if x.ndim != 4 and (pad or size or how.features or augment):
         raise ValueError(
             f"dataset={name}: inputs of shape {list(x.shape[1:])} are no images, which pad, size, features and augment "
             "are for"
@@ -83,18 +107,19 @@ def finish(
         x, constants = resized(x, size), None
     if pad:
         x = np.pad(x, ((0, 0), (0, 0), (pad, pad), (pad, pad)))
-    if features is not None:
+    if how.features is not None:
         from tasks.datasets.features import extract
 
         if augment:
-            raise ValueError(f"dataset.augment={_list(augment)}: images are gone once dataset.features made features")
+            names = ",".join(augment)
+            raise ValueError(f"dataset.augment=[{names}]: images are gone once dataset.features made features")
         if x.dtype == np.uint8 and top != 255:
             x = np.rint(x * (255 / top)).astype(np.uint8)
-        x, constants = extract(features, x, f"{name}-{features}"), None
+        x, constants = extract(how.features, x, f"{name}-{how.features}"), None
     x = np.ascontiguousarray(x)  # concatenate keeps the strides of a transposed input
     y = torch.from_numpy(np.ascontiguousarray(raw.y).astype(np.int64))
-    split = _split(name, y, raw.train, raw.val, n, val)
-    scale = _scale(x[:n], normalise, constants, top)
+    split = _split(name, y, raw.train, raw.val, n, how.val)
+    scale = _scale(x[:n], how.normalise, constants, top)
     sha = hashlib.sha256(
         repr((x.shape, scale.top, tuple(scale.mean), tuple(scale.std), [len(i) for i in split])).encode()
     )
@@ -149,25 +174,6 @@ def _pixels(x: NDArray[Any], top: int) -> tuple[tuple[float, ...], tuple[float, 
     return tuple(round(m, 4) for m in mean), tuple(round(s, 4) or 1.0 for s in std)
 
 
-def check(
-    *, val: float, normalise: str, pad: int = 0, size: int | None = None, test: float = 0.2, augment: Sequence[str] = ()
-) -> None:
-    """Raise ValueError, naming key, value and remedy, for the first setting out of range."""
-    if not _fraction(val):
-        raise ValueError(f"dataset.val={val}: the fraction held out for validation is at least 0 and below 1")
-    if not _fraction(test) or test == 0:
-        raise ValueError(f"dataset.test={test}: the fraction held out for the test is above 0 and below 1")
-    if normalise not in ("standard", "unit", "none"):
-        raise ValueError(
-            f"dataset.normalise={normalise}: choose standard (mean 0, std 1), unit (0..1) or none (as it is)"
-        )
-    if isinstance(pad, bool) or not isinstance(pad, int) or pad < 0:
-        raise ValueError(f"dataset.pad={pad}: pixels put around an image are a whole number of at least 0")
-    if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
-        raise ValueError(f"dataset.size={size}: must be a whole number of at least 1, or null for the images' own")
-    Augment.of(augment)
-
-
 def _fraction(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 1
 
@@ -176,7 +182,3 @@ def hold_out(y: NDArray[Any], test: float, key: str) -> NDArray[np.int64]:
     """Sorted indices of a fixed stratified test set, for data that comes without one."""
     held = stratified(torch.from_numpy(np.asarray(y).astype(np.int64)), round(len(y) * test), keys([0], key))
     return np.asarray(held[0].numpy(), np.int64)
-
-
-def _list(names: Sequence[str]) -> str:
-    return f"[{','.join(names)}]"

@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.wording import first_line
-from tasks.datasets.dataset import Dataset, check
+from tasks.datasets.dataset import Dataset, Preparation
 from tasks.datasets.errors import DataError
-from tasks.datasets.own import PARTS, existing, finished, numbered
+from tasks.datasets.own import PARTS, existing, joined
 
 
 def npz(
@@ -33,11 +33,9 @@ def npz(
     numbers become float32. Labels are whole numbers from 0, each class with a training row, or words. Of x, y a
     stratified fraction `test` is held out. Raises DataError for what does not fit.
     """
-    check(val=val, normalise=normalise, pad=pad, size=size, test=test, augment=augment)
+    how = Preparation(val, test, normalise, pad, size, features, augment)
     file = existing(path, "a file that numpy.savez wrote")
-    found = _npz(file)
-    return arrays(found, file.stem, val=val, test=test, normalise=normalise, pad=pad, size=size, features=features,
-                  augment=augment, where=str(file))  # fmt: skip
+    return _prepared(_npz(file), file.stem, str(file), how)
 
 
 def _npz(file: Path) -> dict[str, NDArray[Any]]:
@@ -76,8 +74,11 @@ def arrays(
     >>> data.shape, data.classes, len(data.train), len(data.val), len(data.test)
     ((2,), 3, 8, 1, 3)
     """
-    where = where or f"dataset={name}"
-    check(val=val, normalise=normalise, pad=pad, size=size, test=test, augment=augment)
+    how = Preparation(val, test, normalise, pad, size, features, augment)
+    return _prepared(found, name, where or f"dataset={name}", how)
+
+
+def _prepared(found: Mapping[str, Any], name: str, where: str, how: Preparation) -> Dataset:
     if not isinstance(found, Mapping):
         raise DataError(f"{where}: is a {type(found).__name__}; expected a mapping with x_train, y_train, ... or x, y")
     whole = "x" in found or "y" in found
@@ -105,13 +106,7 @@ def arrays(
                 f"{width} {first.dtype} of {list(first.shape[1:])}"
             )
     called = {part: ky for part, _, ky in wanted}
-    labels, names = numbered({p: parts[p][1] for p in parts}, lambda part, row: f"{where}: {called[part]}[{row}]")
-    order = [p for p in PARTS if p in parts]
-    return finished(
-        name, np.concatenate([parts[p][0] for p in order]), np.concatenate([labels[p] for p in order]),
-        {p: len(labels[p]) for p in order}, test, names, val=val, normalise=normalise, pad=pad, size=size,
-        features=features, augment=augment,
-    )  # fmt: skip
+    return joined(name, parts, lambda part, row: f"{where}: {called[part]}[{row}]", how)
 
 
 def _inputs(x: NDArray[Any], where: str) -> NDArray[Any]:
@@ -168,8 +163,8 @@ def function(
             f"dataset.make: gave a {type(make).__name__}; expected (x, y), (x_train, y_train, x_test, y_test) or a "
             "mapping with these names"
         )
-    return arrays(make, "function", val=val, test=test, normalise=normalise, pad=pad, size=size, features=features,
-                  augment=augment, where="dataset.make")  # fmt: skip
+    how = Preparation(val, test, normalise, pad, size, features, augment)
+    return _prepared(make, "function", "dataset.make", how)
 
 
 def nothing() -> None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from harness.wording import first_line
 from tasks.datasets.cache import Arrays, cached, progress
-from tasks.datasets.dataset import Dataset, check
+from tasks.datasets.dataset import Dataset, Preparation
 from tasks.datasets.errors import DataError
 from tasks.datasets.images import decode
 from tasks.datasets.own import PARTS, existing, finished
@@ -37,7 +37,7 @@ def folder(
     one is (or as `colour` says), of their own size if they all share one, else `size` must be given.
     Raises DataError for a file that cannot be read, sizes or classes that do not fit.
     """
-    check(val=val, normalise=normalise, pad=pad, size=size, test=test, augment=augment)
+    how = Preparation(val, test, normalise, pad, size, features, augment)
     base = existing(path, "a folder with one folder of images for each class")
     if colour not in (None, "rgb", "grey"):
         raise ValueError(f"dataset.colour={colour}: choose rgb or grey, or null for what the first image is")
@@ -64,8 +64,7 @@ def folder(
         lambda: _decoded(files, colour, size),
     )
     y = np.array([label for _, label in files], np.int64)
-    return finished(base.name, made["x"], y, counts, test, names, normalise=normalise, val=val, pad=pad, size=size,
-                     features=features, augment=augment)  # fmt: skip
+    return finished(base.name, made["x"], y, counts, names, how)
 
 
 def _listed(base: Path) -> dict[str, list[Path]]:

@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.wording import first_line
-from tasks.datasets.dataset import Dataset, check
+from tasks.datasets.dataset import Dataset, Preparation
 from tasks.datasets.errors import DataError
-from tasks.datasets.own import PARTS, existing, finished, numbered
+from tasks.datasets.own import PARTS, existing, joined
 
 
 def parquet(
@@ -33,7 +33,7 @@ def parquet(
     train.parquet, test.parquet and, if there is one, val.parquet. Labels are whole numbers from 0, or words.
     Raises DataError for what does not fit.
     """
-    check(val=val, normalise=normalise, test=test)
+    how = Preparation(val, test, normalise)
     base = existing(path, "a parquet file, or a folder of train.parquet and test.parquet")
     files = (
         {p: base / f"{p}.parquet" for p in PARTS if (base / f"{p}.parquet").is_file()} if base.is_dir() else {"": base}
@@ -68,12 +68,7 @@ def parquet(
         file, index = rows[part]
         return f"{file}: row {index[row]}, {label}"
 
-    labels, names = numbered({p: v[1] for p, v in found.items()}, place)
-    order = [p for p in PARTS if p in found]
-    return finished(
-        base.stem, np.concatenate([found[p][0] for p in order]), np.concatenate([labels[p] for p in order]),
-        {p: len(labels[p]) for p in order}, test, names, val=val, normalise=normalise,
-    )  # fmt: skip
+    return joined(base.stem, found, place, how)
 
 
 def _table(file: Path) -> Any:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from harness.wording import first_line
 from tasks.datasets import idx
 from tasks.datasets.cache import Arrays, cached, home, progress
-from tasks.datasets.dataset import Dataset, Raw, check, finish, hold_out
+from tasks.datasets.dataset import Dataset, Preparation, Raw, finish, hold_out
 from tasks.datasets.errors import DataError, corrupt
 from tasks.datasets.images import decode
 from tasks.datasets.table import SPECS, Spec
@@ -65,22 +65,10 @@ def load(
         close = get_close_matches(str(name), SPECS, n=1)
         hint = f"did you mean {close[0]}?" if close else "`python -m harness ls datasets` lists them"
         raise ValueError(f"dataset={name}: no such data set; {hint}")
-    check(val=val, normalise=normalise, pad=pad, size=size, augment=augment)
+    how = Preparation(val, normalise=normalise, pad=pad, size=size, features=features, augment=augment)
     spec = SPECS[name]
     raw = read(name, root, None if spec.uniform else size or (SIDE if features else None))
-    return finish(
-        name,
-        raw,
-        spec.classes,
-        val=val,
-        normalise=normalise,
-        pad=pad,
-        size=size,
-        features=features,
-        augment=augment,
-        constants=(spec.mean, spec.std) if spec.mean else None,
-        top=spec.top,
-    )
+    return finish(name, raw, spec.classes, how, (spec.mean, spec.std) if spec.mean else None, spec.top)
 
 
 def read(name: str, root: str | Path | None = None, size: int | None = None) -> Raw:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.datasets.dataset import Dataset, Raw, finish, hold_out
+from tasks.datasets.dataset import Dataset, Preparation, Raw, finish, hold_out
 from tasks.datasets.errors import DataError
 
 PARTS = ("train", "val", "test")
@@ -67,27 +67,38 @@ def numbered(parts: Mapping[str, NDArray[Any]], where: Where) -> tuple[dict[str,
     return made, ()
 
 
+def joined(
+    name: str, parts: Mapping[str, tuple[NDArray[Any], NDArray[Any]]], where: Where, how: Preparation
+) -> Dataset:
+    """The data set of (inputs, labels) of train and, where there are any, of val and test."""
+    labels, names = numbered({p: y for p, (_, y) in parts.items()}, where)
+    order = [p for p in PARTS if p in parts]
+    x, y = np.concatenate([parts[p][0] for p in order]), np.concatenate([labels[p] for p in order])
+    return finished(name, x, y, {p: len(labels[p]) for p in order}, names, how)
+
+
 def finished(
     name: str,
     x: NDArray[Any],
     y: NDArray[np.int64],
     counts: Mapping[str, int],
-    test: float,
     names: Sequence[str],
-    **how: Any,
+    how: Preparation,
 ) -> Dataset:
     """Rows of train, val and test one behind the other, or of train alone, of which a test is held out."""
     train, given = counts["train"], counts.get("val")
     if "test" not in counts:
         n = train + (given or 0)
-        held = hold_out(y[:train], test, f"{name}/test")
+        held = hold_out(y[:train], how.test, f"{name}/test")
         kept = np.concatenate([np.delete(np.arange(train), held), np.arange(train, n), held])
         x, y, train = x[kept], y[kept], train - len(held)
         if not train or not len(held):
             raise DataError(
-                f"dataset.test={test}: leaves {train} of {n} rows for training and {len(held)} for the test"
+                f"dataset.test={how.test}: leaves {train} of {n} rows for training and {len(held)} for the test"
             )
         missing = np.flatnonzero(np.bincount(y[:train], minlength=int(y.max()) + 1) == 0)
         if len(missing):
-            raise DataError(f"dataset.test={test}: leaves class {missing[0]} without a training row; it has too few")
-    return finish(name, Raw(x, y, train, given, tuple(names)), int(y.max()) + 1, **how)
+            raise DataError(
+                f"dataset.test={how.test}: leaves class {missing[0]} without a training row; it has too few"
+            )
+    return finish(name, Raw(x, y, train, given, tuple(names)), int(y.max()) + 1, how)
