@@ -200,12 +200,3 @@ SPECS = {
         _RGB, 1000, "ImageNet", **_split("train", test="val"), files=("train", "val"), fetched=False, uniform=False,
     ),
 }  # fmt: skip
-
-# What torchvision ships besides, and why it is no data set here.
-LEFT_OUT = {
-    "CelebA": "forty attributes and no one class",
-    "LFWPeople": "4,069 of its 5,749 people have a single picture, so that train and test would not share them",
-    "LSUN": "needs lmdb, and a download that torchvision does not make",
-    "LSUNClass": "a part of LSUN",
-    "FakeData": "random pixels with random labels",
-}
