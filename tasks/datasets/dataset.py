@@ -1,4 +1,4 @@
-"""What a data set is, and the way that raw arrays of any origin become one."""
+"""The class Dataset, and how raw arrays of any origin become one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from harness.rng import keys
 from harness.sampling import stratified
 from tasks.datasets.images import Augment, Images, Scale, resized
 
-FITS = 2**30  # bytes that images may take as floats; above, they stay uint8 and are converted batch by batch
+FITS = 2**30  # largest size of images as floats, in bytes; larger ones stay uint8 and are converted batch by batch
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,18 +25,18 @@ class Dataset:
     """Training samples first, then test samples; `train`, `val` and `test` are sorted indices into them."""
 
     name: str
-    x: Tensor | Images  # [N, *shape] float32, normalised; Images become that where they are gathered
+    x: Tensor | Images  # [N, *shape] float32, normalised; Images are converted when they are gathered
     y: Tensor  # [N] int64
     train: Tensor
     val: Tensor  # of the training samples
     test: Tensor
     classes: int
     digest: str  # of raw values, labels, normalisation, split and augmentation
-    names: tuple[str, ...] = ()  # of the classes, where they have any
+    names: tuple[str, ...] = ()  # of the classes, if they have any
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of one input."""
+        """Shape of one input."""
         return tuple(self.x.shape[1:])
 
     def to(self, device: torch.device | str) -> Dataset:
@@ -45,21 +45,21 @@ class Dataset:
 
 
 class Raw(NamedTuple):
-    """Arrays as they were read: rows of training, then of validation where that is given, then of test."""
+    """Arrays as read: training rows, then validation rows if given, then test rows."""
 
     x: NDArray[Any]  # [N, C, h, w] uint8, or [N, *shape] float32
     y: NDArray[Any]  # [N] 0 ... classes - 1
     train: int  # rows of training
-    val: int | None  # rows of validation; None: to be drawn from those of training
+    val: int | None  # rows of validation; None: drawn from the training rows
     names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Preparation:
-    """What the loaders' common settings ask for. ValueError names key, value and remedy of the first out of range."""
+    """The settings that all loaders share. ValueError names key, value and remedy of the first one out of range."""
 
-    val: float  # of the training rows, for data without a validation part
-    test: float = 0.2  # of all rows, for a user's own data without a test part
+    val: float  # fraction of the training rows, if the data has no validation part
+    test: float = 0.2  # fraction of all rows, if a user's own data has no test part
     normalise: str = "standard"
     pad: int = 0
     size: int | None = None
@@ -68,18 +68,18 @@ class Preparation:
 
     def __post_init__(self) -> None:
         if not _fraction(self.val):
-            raise ValueError(f"dataset.val={self.val}: the fraction held out for validation is at least 0 and below 1")
+            raise ValueError(f"dataset.val={self.val}: must be at least 0 and below 1")
         if not _fraction(self.test) or self.test == 0:
-            raise ValueError(f"dataset.test={self.test}: the fraction held out for the test is above 0 and below 1")
+            raise ValueError(f"dataset.test={self.test}: must be above 0 and below 1")
         if self.normalise not in ("standard", "unit", "none"):
             raise ValueError(
-                f"dataset.normalise={self.normalise}: choose standard (mean 0, std 1), unit (0..1) or none (as it is)"
+                f"dataset.normalise={self.normalise}: must be standard (mean 0, std 1), unit (0..1) or none"
             )
         if isinstance(self.pad, bool) or not isinstance(self.pad, int) or self.pad < 0:
-            raise ValueError(f"dataset.pad={self.pad}: pixels put around an image are a whole number of at least 0")
+            raise ValueError(f"dataset.pad={self.pad}: must be a whole number of at least 0")
         size = self.size
         if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
-            raise ValueError(f"dataset.size={size}: must be a whole number of at least 1, or null for the images' own")
+            raise ValueError(f"dataset.size={size}: must be a whole number of at least 1, or null")
         Augment.of(self.augment)
 
 
@@ -93,15 +93,15 @@ def finish(
 ) -> Dataset:
     """Resize, pad, pass through a frozen network, split, normalise and digest, in this order.
 
-    Normalised is (x / top - mean) / std with constants of each channel of an image, or of each feature: over the
-    training set, `constants` where they are published (standard); those that lead to 0..1 (unit); none.
+    Normalised values are (x / top - mean) / std, with constants per image channel or per feature: those of the training
+    set, or `constants` if published (standard); those that map to 0..1 (unit); none.
     """
     x, n = raw.x, raw.train + (raw.val or 0)
     pad, size, augment = how.pad, how.size, how.augment
     if x.ndim != 4 and (pad or size or how.features or augment):
         raise ValueError(
-            f"dataset={name}: inputs of shape {list(x.shape[1:])} are no images, which pad, size, features and augment "
-            "are for"
+            f"dataset={name}: inputs of shape {list(x.shape[1:])} are not images; leave out pad, size, features and "
+            "augment"
         )
     if size is not None and x.shape[2:] != (size, size):
         x, constants = resized(x, size), None
@@ -112,7 +112,7 @@ def finish(
 
         if augment:
             names = ",".join(augment)
-            raise ValueError(f"dataset.augment=[{names}]: images are gone once dataset.features made features")
+            raise ValueError(f"dataset.augment=[{names}]: cannot be combined with dataset.features; use one of them")
         if x.dtype == np.uint8 and top != 255:
             x = np.rint(x * (255 / top)).astype(np.uint8)
         x, constants = extract(how.features, x, f"{name}-{how.features}"), None
@@ -134,7 +134,7 @@ def finish(
 
 
 def _split(name: str, y: Tensor, train: int, given: int | None, n: int, val: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Indices of training, validation and test rows: the split depends on the name and `val`, never on a seed."""
+    """Indices of training, validation and test rows. The split depends on the name and `val`, never on a seed."""
     if given is not None:
         return torch.arange(train), torch.arange(train, n), torch.arange(n, len(y))
     held = stratified(y[:n], min(round(val * n), n - 1), keys([0], f"{name}/val"))[0]
@@ -162,11 +162,11 @@ def _scale(
 
 
 def _pixels(x: NDArray[Any], top: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel of 0..1, to four decimals as published constants are."""
+    """Mean and standard deviation of each channel on 0..1, to four decimals like published constants."""
     value, mean, std = np.arange(256) / top, [], []
     for c in range(x.shape[1]):
         share = np.zeros(256)
-        for some in np.array_split(x[:, c], max(1, len(x) // 4096)):  # a channel of all at once would be copied
+        for some in np.array_split(x[:, c], max(1, len(x) // 4096)):  # in parts, to avoid a copy of the whole channel
             share += np.bincount(some.ravel(), minlength=256)
         share /= share.sum()
         mean.append(float(share @ value))
@@ -179,6 +179,6 @@ def _fraction(value: Any) -> bool:
 
 
 def hold_out(y: NDArray[Any], test: float, key: str) -> NDArray[np.int64]:
-    """Sorted indices of a fixed stratified test set, for data that comes without one."""
+    """Sorted indices of a fixed stratified test set, for data without one."""
     held = stratified(torch.from_numpy(np.asarray(y).astype(np.int64)), round(len(y) * test), keys([0], key))
     return np.asarray(held[0].numpy(), np.int64)
