@@ -22,9 +22,9 @@ from harness.config.catalogue import nearest
 from harness.rows import Rows, stratified
 from harness.toolbox.avalanche_bridge import apart
 from harness.types import Stream, Task
+from harness.wording import first_line
 from tasks.datasets import DataError, Dataset
 from tasks.datasets.cache import Arrays, cached, home
-from tasks.datasets.dataset import line
 from tasks.datasets.named import idx_files
 from tasks.datasets.table import SPECS
 from tasks.stream import check, digest, drawn
@@ -177,7 +177,7 @@ def _materialised(
             except (OSError, RuntimeError, ValueError, TypeError, AssertionError, ImportError) as error:
                 raise DataError(
                     f"tasks.benchmark={benchmark}: Avalanche does not make it of tasks.n_tasks={n_tasks} and the data "
-                    f"in {base} ({line(error)}); what it cannot fetch has to be put there"
+                    f"in {base} ({first_line(error)}); what it cannot fetch has to be put there"
                 ) from error
 
     said = sorted((k, repr(v)) for k, v in options.items())

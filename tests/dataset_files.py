@@ -1,6 +1,6 @@
-"""The files of conf/dataset for data sets that are known by name, made from tasks/datasets/table.py.
+"""The files in conf/dataset of the data sets known by name, generated from tasks/datasets/table.py.
 
-python -m tests.dataset_files      (writes them; a test says when they are not what this makes)
+python -m tests.dataset_files      (writes them; a test fails if they differ)
 """
 
 from __future__ import annotations
@@ -14,38 +14,38 @@ TEMPLATE = """\
 # {text}
 
 _target_: tasks.datasets.load
-# the data set
+# name of the data set
 name: {name}
 # {root}
 root: null
-# fraction of the training set held out for validation: stratified, the same for every seed; 0 <= val < 1
+# fraction of the training set held out for validation, stratified, the same for all seeds; 0 <= val < 1
 val: 0.1
-# inputs per channel: standard (mean 0, std 1 over the training set) or unit (0..1){blank}
+# scaling of each channel: standard (mean 0, std 1 over the training set) or unit (0..1){blank}
 normalise: {normalise}
-# black pixels put around each image, on every side; 2 makes 32x32 of 28x28
+# black pixels to add on each side of an image; 2 turns 28x28 into 32x32
 pad: 0
-# side that images are resized to; null: {size}
+# side to resize images to; null: {size}
 size: null
-# a network of torchvision's, such as resnet18, whose frozen features stand in for the images; null: the images
+# torchvision network, such as resnet18, whose frozen features replace the images; null: the images
 features: null
-# changes of training rows at random, as they are drawn: flip (left and right), crop (a shift); [] for none
+# random augmentation of training rows: flip (left and right), crop (a shift); []: none
 augment: []
 """
-ROOT = "folder that holds the data in torchvision's layout; null: harness/data in the user's cache folder"
-BLANK = """. Under unit, as in the published
-# permuted streams, a blank pixel is 0 and the weights that read it get no gradient"""
+ROOT = "folder with the data in torchvision's layout; null: harness/data in the user's cache folder"
+BLANK = """. With unit, as in the published
+# permuted streams, a blank pixel is 0 and the weights it feeds get no gradient"""
 
 
 def text(name: str) -> str:
-    """The file of one data set."""
+    """One data set's file."""
     spec, own = SPECS[name], name == "digits"
     return TEMPLATE.format(
         text=spec.text,
         name=name,
-        root="not used: the data ships inside scikit-learn" if own else ROOT,
+        root="not used: the data ships with scikit-learn" if own else ROOT,
         blank=BLANK if own else "",
         normalise="unit" if own else "standard",
-        size="their own" if spec.uniform else f"{spec.shape[1]}, or 224 for features",
+        size="the original size" if spec.uniform else f"{spec.shape[1]}, or 224 for features",
     )
 
 

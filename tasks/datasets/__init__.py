@@ -1,12 +1,13 @@
-"""Data sets as tensors: what torchvision ships by name, a user's own files and functions, frozen features of either.
+"""Data sets as tensors: torchvision's by name, a user's own files and functions, frozen features of either.
 
-All of them end in `finish`, which checks, resizes, splits, normalises and digests; torchvision, scikit-learn, pyarrow
-and PIL are imported when they are needed only.
+Every loader ends in `finish`, which resizes, splits, normalises and digests. torchvision, scikit-learn, pyarrow and PIL
+are imported only when needed.
 """
 
 from __future__ import annotations
 
-from tasks.datasets.dataset import DataError, Dataset
+from tasks.datasets.dataset import Dataset
+from tasks.datasets.errors import DataError
 from tasks.datasets.from_arrays import arrays, function, npz
 from tasks.datasets.from_folder import folder
 from tasks.datasets.from_table import parquet

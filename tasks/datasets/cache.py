@@ -1,4 +1,4 @@
-"""Decoded arrays on the disk: one file each, checked by digest, rebuilt when what they were made of has changed."""
+"""Decoded arrays on disk: one file per data set, checked by digest, rebuilt when its sources change."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from numpy.typing import NDArray
 
 Arrays = dict[str, NDArray[Any]]
 T = TypeVar("T")
-VERSION = 1  # of this file's format, and of how images are decoded
-SETTLED = 2.0  # seconds after which a file that changes again shows it by its time
+VERSION = 1  # of the file format and of how images are decoded
+SETTLED = 2.0  # seconds; a file older than this gets a new time if it changes again
 
 
 def home() -> Path:
-    """The user's folder for data that can be made or fetched again."""
+    """The user's folder for data that can be recomputed or downloaded again."""
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "harness"
 
 
 def cached(name: str, sources: Iterable[Path], settings: Any, make: Callable[[], Arrays]) -> Arrays:
-    """What `make` returns, from the user's cache where sources and settings are those it was made of.
+    """The result of `make`, read from the user's cache if sources and settings are unchanged.
 
-    A source is known by its path, size and time of change. The content is checked by its sha256: a damaged file is
-    made anew. It is written to a temporary name and renamed; where that fails, or a source is so young that another
-    change might not show in its time, nothing is kept.
+    A source is identified by its path, size and modification time. Cached content is checked by its sha256; a damaged
+    file is rebuilt. Files are written under a temporary name and renamed. Nothing is cached if that fails, or if a
+    source is so recent that another change might keep its time.
     """
     files = [p for source in sources for p in ([source] if source.is_file() else _below(source))]
     stats = [p.stat() for p in files]
@@ -45,7 +45,7 @@ def cached(name: str, sources: Iterable[Path], settings: Any, make: Callable[[],
         return found
     made = make()
     if files and time.time() - max(s.st_mtime for s in stats) > SETTLED:
-        with suppress(OSError):  # a full or read-only disk costs time, no more
+        with suppress(OSError):  # with a full or read-only disk, the next call decodes again
             _write(file, stamp, made)
     return made
 
@@ -57,7 +57,7 @@ def _below(folder: Path) -> Iterator[Path]:
 
 
 def _read(file: Path, stamp: str) -> Arrays | None:
-    """None where the file is missing, of other sources, or damaged."""
+    """None if the file is missing, damaged, or of other sources."""
     try:
         with file.open("rb") as stream:
             head = json.loads(stream.readline(1 << 20))
@@ -103,7 +103,7 @@ def _write(file: Path, stamp: str, arrays: Arrays) -> None:
 
 
 def progress(items: Sequence[T], what: str) -> Iterator[T]:
-    """The items, with a bar on the terminal, or a line where standard error is none; nothing for a few."""
+    """The items, with a progress bar if standard error is a terminal, else one line; nothing for fewer than 1000."""
     if len(items) < 1000:
         yield from items
     elif not sys.stderr.isatty():

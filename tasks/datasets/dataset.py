@@ -1,13 +1,11 @@
-"""What a data set is, and the way that raw arrays of any origin become one."""
+"""The class Dataset, and how raw arrays of any origin become one."""
 
 from __future__ import annotations
 
 import hashlib
 import math
-import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,11 +17,7 @@ from harness.rng import keys
 from harness.rows import stratified
 from tasks.datasets.images import Augment, Images, Scale, resized
 
-FITS = 2**30  # bytes that images may take as floats; above, they stay uint8 and are converted batch by batch
-
-
-class DataError(ValueError):
-    """Data that is missing or corrupt: one line with what, where, and the remedy."""
+FITS = 2**30  # largest size of images as floats, in bytes; larger ones stay uint8 and are converted batch by batch
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,18 +25,18 @@ class Dataset:
     """Training samples first, then test samples; `train`, `val` and `test` are sorted indices into them."""
 
     name: str
-    x: Tensor | Images  # [N, *shape] float32, normalised; Images become that where they are gathered
+    x: Tensor | Images  # [N, *shape] float32, normalised; Images are converted when they are gathered
     y: Tensor  # [N] int64
     train: Tensor
     val: Tensor  # of the training samples
     test: Tensor
     classes: int
     digest: str  # of raw values, labels, normalisation, split and augmentation
-    names: tuple[str, ...] = ()  # of the classes, where they have any
+    names: tuple[str, ...] = ()  # of the classes, if they have any
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of one input."""
+        """Shape of one input."""
         return tuple(self.x.shape[1:])
 
     def to(self, device: torch.device | str) -> Dataset:
@@ -51,56 +45,81 @@ class Dataset:
 
 
 class Raw(NamedTuple):
-    """Arrays as they were read: rows of training, then of validation where that is given, then of test."""
+    """Arrays as read: training rows, then validation rows if given, then test rows."""
 
     x: NDArray[Any]  # [N, C, h, w] uint8, or [N, *shape] float32
     y: NDArray[Any]  # [N] 0 ... classes - 1
     train: int  # rows of training
-    val: int | None  # rows of validation; None: to be drawn from those of training
+    val: int | None  # rows of validation; None: drawn from the training rows
     names: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """The settings that all loaders share. ValueError names key, value and remedy of the first one out of range."""
+
+    val: float  # fraction of the training rows, if the data has no validation part
+    test: float = 0.2  # fraction of all rows, if a user's own data has no test part
+    normalise: str = "standard"
+    pad: int = 0
+    size: int | None = None
+    features: str | None = None
+    augment: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        if not _fraction(self.val):
+            raise ValueError(f"dataset.val={self.val}: must be at least 0 and below 1")
+        if not _fraction(self.test) or self.test == 0:
+            raise ValueError(f"dataset.test={self.test}: must be above 0 and below 1")
+        if self.normalise not in ("standard", "unit", "none"):
+            raise ValueError(
+                f"dataset.normalise={self.normalise}: must be standard (mean 0, std 1), unit (0..1) or none"
+            )
+        if isinstance(self.pad, bool) or not isinstance(self.pad, int) or self.pad < 0:
+            raise ValueError(f"dataset.pad={self.pad}: must be a whole number of at least 0")
+        size = self.size
+        if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
+            raise ValueError(f"dataset.size={size}: must be a whole number of at least 1, or null")
+        Augment.of(self.augment)
 
 
 def finish(
     name: str,
     raw: Raw,
     classes: int,
-    *,
-    val: float,
-    normalise: str,
-    pad: int = 0,
-    size: int | None = None,
-    features: str | None = None,
-    augment: Sequence[str] = (),
+    how: Preparation,
     constants: tuple[tuple[float, ...], tuple[float, ...]] | None = None,
     top: int = 255,
 ) -> Dataset:
     """Resize, pad, pass through a frozen network, split, normalise and digest, in this order.
 
-    Normalised is (x / top - mean) / std with constants of each channel of an image, or of each feature: over the
-    training set, `constants` where they are published (standard); those that lead to 0..1 (unit); none.
+    Normalised values are (x / top - mean) / std, with constants per image channel or per feature: those of the training
+    set, or `constants` if published (standard); those that map to 0..1 (unit); none.
     """
     x, n = raw.x, raw.train + (raw.val or 0)
-    if x.ndim != 4 and (pad or size or features or augment):
+    pad, size, augment = how.pad, how.size, how.augment
+    if x.ndim != 4 and (pad or size or how.features or augment):
         raise ValueError(
-            f"dataset={name}: inputs of shape {list(x.shape[1:])} are no images, which pad, size, features and augment "
-            "are for"
+            f"dataset={name}: inputs of shape {list(x.shape[1:])} are not images; leave out pad, size, features and "
+            "augment"
         )
     if size is not None and x.shape[2:] != (size, size):
         x, constants = resized(x, size), None
     if pad:
         x = np.pad(x, ((0, 0), (0, 0), (pad, pad), (pad, pad)))
-    if features is not None:
+    if how.features is not None:
         from tasks.datasets.features import extract
 
         if augment:
-            raise ValueError(f"dataset.augment={_list(augment)}: images are gone once dataset.features made features")
+            names = ",".join(augment)
+            raise ValueError(f"dataset.augment=[{names}]: cannot be combined with dataset.features; use one of them")
         if x.dtype == np.uint8 and top != 255:
             x = np.rint(x * (255 / top)).astype(np.uint8)
-        x, constants = extract(features, x, f"{name}-{features}"), None
+        x, constants = extract(how.features, x, f"{name}-{how.features}"), None
     x = np.ascontiguousarray(x)  # concatenate keeps the strides of a transposed input
     y = torch.from_numpy(np.ascontiguousarray(raw.y).astype(np.int64))
-    split = _split(name, y, raw.train, raw.val, n, val)
-    scale = _scale(x[:n], normalise, constants, top)
+    split = _split(name, y, raw.train, raw.val, n, how.val)
+    scale = _scale(x[:n], how.normalise, constants, top)
     sha = hashlib.sha256(
         repr((x.shape, scale.top, tuple(scale.mean), tuple(scale.std), [len(i) for i in split])).encode()
     )
@@ -115,7 +134,7 @@ def finish(
 
 
 def _split(name: str, y: Tensor, train: int, given: int | None, n: int, val: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Indices of training, validation and test rows: the split depends on the name and `val`, never on a seed."""
+    """Indices of training, validation and test rows. The split depends on the name and `val`, never on a seed."""
     if given is not None:
         return torch.arange(train), torch.arange(train, n), torch.arange(n, len(y))
     held = stratified(y[:n], min(round(val * n), n - 1), keys([0], f"{name}/val"))[0]
@@ -143,11 +162,11 @@ def _scale(
 
 
 def _pixels(x: NDArray[Any], top: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel of 0..1, to four decimals as published constants are."""
+    """Mean and standard deviation of each channel on 0..1, to four decimals like published constants."""
     value, mean, std = np.arange(256) / top, [], []
     for c in range(x.shape[1]):
         share = np.zeros(256)
-        for some in np.array_split(x[:, c], max(1, len(x) // 4096)):  # a channel of all at once would be copied
+        for some in np.array_split(x[:, c], max(1, len(x) // 4096)):  # in parts, to avoid a copy of the whole channel
             share += np.bincount(some.ravel(), minlength=256)
         share /= share.sum()
         mean.append(float(share @ value))
@@ -155,43 +174,11 @@ def _pixels(x: NDArray[Any], top: int) -> tuple[tuple[float, ...], tuple[float, 
     return tuple(round(m, 4) for m in mean), tuple(round(s, 4) or 1.0 for s in std)
 
 
-def check(
-    *, val: float, normalise: str, pad: int = 0, size: int | None = None, test: float = 0.2, augment: Sequence[str] = ()
-) -> None:
-    """Raise ValueError, naming key, value and remedy, for the first setting out of range."""
-    if not _fraction(val):
-        raise ValueError(f"dataset.val={val}: the fraction held out for validation is at least 0 and below 1")
-    if not _fraction(test) or test == 0:
-        raise ValueError(f"dataset.test={test}: the fraction held out for the test is above 0 and below 1")
-    if normalise not in ("standard", "unit", "none"):
-        raise ValueError(
-            f"dataset.normalise={normalise}: choose standard (mean 0, std 1), unit (0..1) or none (as it is)"
-        )
-    if isinstance(pad, bool) or not isinstance(pad, int) or pad < 0:
-        raise ValueError(f"dataset.pad={pad}: pixels put around an image are a whole number of at least 0")
-    if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
-        raise ValueError(f"dataset.size={size}: must be a whole number of at least 1, or null for the images' own")
-    Augment.of(augment)
-
-
 def _fraction(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 1
 
 
 def hold_out(y: NDArray[Any], test: float, key: str) -> NDArray[np.int64]:
-    """Sorted indices of a fixed stratified test set, for data that comes without one."""
+    """Sorted indices of a fixed stratified test set, for data without one."""
     held = stratified(torch.from_numpy(np.asarray(y).astype(np.int64)), round(len(y) * test), keys([0], key))
     return np.asarray(held[0].numpy(), np.int64)
-
-
-def line(error: Exception) -> str:
-    """An error of another library in one line."""
-    return textwrap.shorten(f"{type(error).__name__}: {error}", 240)
-
-
-def _list(names: Sequence[str]) -> str:
-    return f"[{','.join(names)}]"
-
-
-def corrupt(path: Path, reason: str) -> DataError:
-    return DataError(f"{path}: unreadable or corrupt data file ({reason}); replace it, or delete it and run again")

@@ -1,4 +1,4 @@
-"""What a frozen network, pretrained on ImageNet, makes of images: its last hidden layer, computed once."""
+"""Frozen features of images: the last hidden layer of a network pretrained on ImageNet, computed once."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from harness.wording import first_line
 from tasks.datasets.cache import cached, progress
-from tasks.datasets.dataset import DataError, line
+from tasks.datasets.errors import DataError
 
 BATCH = 64
 
@@ -21,9 +22,9 @@ BATCH = 64
 def extract(network: str, x: NDArray[Any], name: str) -> NDArray[np.float32]:
     """Images [N, C, h, w] of bytes -> features [N, D] of the net called `network` in torchvision.models.
 
-    The input to its last linear layer, in evaluation mode, of images prepared as its weights ask (resized, cut,
-    normalised; grey becomes three equal channels). The weights are torchvision's default ones, out of the folder where
-    torch keeps what it has fetched (TORCH_HOME); they are not fetched here. Features are kept in the user's cache.
+    Features are the input to its last linear layer, in evaluation mode, for images prepared as its weights require
+    (resized, cropped, normalised; grey becomes three equal channels). The weights are torchvision's default ones, read
+    from torch's download folder (TORCH_HOME) and not downloaded here. Features are kept in the user's cache.
     Raises ValueError for an unknown network, DataError for weights that are missing or do not fit.
     """
     import hashlib
@@ -33,17 +34,17 @@ def extract(network: str, x: NDArray[Any], name: str) -> NDArray[np.float32]:
     known = [n for n in models.list_models(module=models) if not n.startswith("quantized_")]
     if network not in known:
         close = get_close_matches(network, known, 1)
-        hint = f"did you mean {close[0]}?" if close else "one of torchvision.models.list_models(), such as resnet18"
-        raise ValueError(f"dataset.features={network}: no such network; {hint}")
+        hint = f"did you mean {close[0]}?" if close else "use one of torchvision.models.list_models(), such as resnet18"
+        raise ValueError(f"dataset.features={network}: unknown network; {hint}")
     if x.dtype != np.uint8 or x.shape[1] not in (1, 3):
         raise ValueError(
-            f"dataset.features={network}: needs grey or RGB images of bytes, not {x.dtype} {list(x.shape[1:])}"
+            f"dataset.features={network}: needs grey or RGB images of uint8, not {x.dtype} of shape {list(x.shape[1:])}"
         )
     weights = models.get_model_weights(network).DEFAULT
     file = Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rpartition("/")[2]
     if not file.is_file():
         raise DataError(
-            f"dataset.features={network}: its weights {file} are not there; fetch {weights.url} into that folder once"
+            f"dataset.features={network}: weights not found at {file}; download {weights.url} into that folder"
         )
     sha = hashlib.sha256(np.ascontiguousarray(x).data).hexdigest()
 
@@ -60,17 +61,19 @@ def extract(network: str, x: NDArray[Any], name: str) -> NDArray[np.float32]:
 
 
 def body(network: str, file: Path) -> nn.Module:
-    """The network with these weights and without its last linear layer, for evaluation."""
+    """The network with these weights, without its last linear layer, in evaluation mode."""
     from torchvision import models
 
     net: nn.Module = models.get_model(network)
     try:
         net.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
     except (OSError, EOFError, RuntimeError, TypeError, AttributeError, pickle.UnpicklingError) as error:
-        raise DataError(f"{file}: no weights of {network} ({line(error)}); delete it and fetch it again") from error
+        raise DataError(
+            f"{file}: not weights of {network} ({first_line(error)}); delete it and download it again"
+        ) from error
     heads = [n for n, part in net.named_modules() if isinstance(part, nn.Linear)]
     if not heads:
-        raise ValueError(f"dataset.features={network}: ends in no linear layer; choose another, such as resnet18")
+        raise ValueError(f"dataset.features={network}: has no linear layer; use another network, such as resnet18")
     parent, _, leaf = heads[-1].rpartition(".")
     setattr(net.get_submodule(parent), leaf, nn.Identity())
     return net.eval()

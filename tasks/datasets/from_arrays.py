@@ -1,4 +1,4 @@
-"""A user's arrays: out of an npz file, from a Python function, or handed over."""
+"""A user's arrays: from an npz file, from a Python function, or passed in."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.datasets.dataset import DataError, Dataset, check, line
-from tasks.datasets.own import PARTS, existing, finished, numbered
+from harness.wording import first_line
+from tasks.datasets.dataset import Dataset, Preparation
+from tasks.datasets.errors import DataError
+from tasks.datasets.own import PARTS, existing, joined
 
 
 def npz(
@@ -25,17 +27,15 @@ def npz(
     features: str | None = None,
     augment: Sequence[str] = (),
 ) -> Dataset:
-    """A NumPy file (numpy.savez): x_train, y_train, x_test, y_test and, if there are any, x_val, y_val; or x, y.
+    """A NumPy file (numpy.savez): x_train, y_train, x_test, y_test and optionally x_val, y_val; or x, y.
 
     Inputs are [n, features], or images [n, h, w], [n, channels, h, w] or [n, h, w, channels]; bytes are pixels, other
-    numbers become float32. Labels are whole numbers from 0, each class with a training row, or words. Of x, y a
-    stratified fraction `test` is held out. Raises DataError for what does not fit.
+    numbers become float32. Labels are words, or whole numbers from 0; each class needs a training row. With x, y, a
+    stratified fraction `test` is held out. Raises DataError for data that does not fit.
     """
-    check(val=val, normalise=normalise, pad=pad, size=size, test=test, augment=augment)
-    file = existing(path, "a file that numpy.savez wrote")
-    found = _npz(file)
-    return arrays(found, file.stem, val=val, test=test, normalise=normalise, pad=pad, size=size, features=features,
-                  augment=augment, where=str(file))  # fmt: skip
+    how = Preparation(val, test, normalise, pad, size, features, augment)
+    file = existing(path, "a file written by numpy.savez")
+    return _prepared(_npz(file), file.stem, str(file), how)
 
 
 def _npz(file: Path) -> dict[str, NDArray[Any]]:
@@ -43,15 +43,15 @@ def _npz(file: Path) -> dict[str, NDArray[Any]]:
         with zipfile.ZipFile(file) as packed:
             for name, count in Counter(packed.namelist()).items():
                 if count > 1:
-                    raise DataError(f"{file}: holds {name.removesuffix('.npy')} {count} times; each array once")
+                    raise DataError(f"{file}: array {name.removesuffix('.npy')} is stored {count} times; store it once")
         with np.load(file, allow_pickle=False) as loaded:
             return {k: loaded[k] for k in loaded.files}
     except DataError:
         raise
     except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
         if "Object arrays" in str(error):
-            raise DataError(f"{file}: holds Python objects, which could run code; save numbers or words") from error
-        raise DataError(f"{file}: cannot be read as npz ({line(error)}); numpy.savez writes it") from error
+            raise DataError(f"{file}: contains Python objects, which could run code; save numbers or words") from error
+        raise DataError(f"{file}: cannot be read as npz ({first_line(error)}); write it with numpy.savez") from error
 
 
 def arrays(
@@ -67,17 +67,20 @@ def arrays(
     augment: Sequence[str] = (),
     where: str = "",
 ) -> Dataset:
-    """A data set of arrays that are there already, under the names that `npz` reads.
+    """A data set from arrays in memory, with the names that `npz` reads.
 
     >>> x, y = np.arange(24.0).reshape(12, 2), np.arange(12) % 3
     >>> data = arrays({"x": x, "y": y}, "mine", test=0.25)
     >>> data.shape, data.classes, len(data.train), len(data.val), len(data.test)
     ((2,), 3, 8, 1, 3)
     """
-    where = where or f"dataset={name}"
-    check(val=val, normalise=normalise, pad=pad, size=size, test=test, augment=augment)
+    how = Preparation(val, test, normalise, pad, size, features, augment)
+    return _prepared(found, name, where or f"dataset={name}", how)
+
+
+def _prepared(found: Mapping[str, Any], name: str, where: str, how: Preparation) -> Dataset:
     if not isinstance(found, Mapping):
-        raise DataError(f"{where}: is a {type(found).__name__}; expected a mapping with x_train, y_train, ... or x, y")
+        raise DataError(f"{where}: type {type(found).__name__}; expected a mapping with x_train, y_train, ... or x, y")
     whole = "x" in found or "y" in found
     wanted = [("train", "x", "y")] if whole else [(p, f"x_{p}", f"y_{p}") for p in PARTS]
     known = [n for _, *pair in wanted for n in pair]
@@ -85,41 +88,33 @@ def arrays(
         wanted = [w for w in wanted if w[0] != "val" or w[1] in found or w[2] in found]
     for n in [n for _, *pair in wanted for n in pair]:
         if n not in found:
-            raise DataError(
-                f"{where}: no array {n}; it holds {', '.join(found) or 'none'}; expected {', '.join(known)}"
-            )
+            raise DataError(f"{where}: no array {n}; found {', '.join(found) or 'none'}; expected {', '.join(known)}")
     parts = {}
     for part, kx, ky in wanted:
         x, y = _inputs(np.asarray(found[kx]), f"{where}: {kx}"), _labels(np.asarray(found[ky]), f"{where}: {ky}")
         if len(x) != len(y):
-            raise DataError(f"{where}: {len(y)} labels in {ky} for {len(x)} rows of {kx}")
+            raise DataError(f"{where}: {len(y)} labels in {ky} for {len(x)} rows in {kx}")
         parts[part] = x, y
     first, width = parts["train"][0], wanted[0][1]
     for part, kx, _ in wanted:
         x = parts[part][0]
         if x.shape[1:] != first.shape[1:] or x.dtype != first.dtype:
             raise DataError(
-                f"{where}: {kx} holds {x.dtype} of shape {list(x.shape[1:])}, "
-                f"{width} {first.dtype} of {list(first.shape[1:])}"
+                f"{where}: rows of {kx} are {x.dtype} of shape {list(x.shape[1:])}, "
+                f"those of {width} {first.dtype} of shape {list(first.shape[1:])}"
             )
     called = {part: ky for part, _, ky in wanted}
-    labels, names = numbered({p: parts[p][1] for p in parts}, lambda part, row: f"{where}: {called[part]}[{row}]")
-    order = [p for p in PARTS if p in parts]
-    return finished(
-        name, np.concatenate([parts[p][0] for p in order]), np.concatenate([labels[p] for p in order]),
-        {p: len(labels[p]) for p in order}, test, names, val=val, normalise=normalise, pad=pad, size=size,
-        features=features, augment=augment,
-    )  # fmt: skip
+    return joined(name, parts, lambda part, row: f"{where}: {called[part]}[{row}]", how)
 
 
 def _inputs(x: NDArray[Any], where: str) -> NDArray[Any]:
     """[n, ...] as bytes of images with the channels first, or as finite float32."""
     if x.dtype.kind not in "buif":
-        raise DataError(f"{where}: holds {x.dtype}; expected numbers")
+        raise DataError(f"{where}: type {x.dtype}; expected numbers")
     if x.ndim not in (2, 3, 4):
-        raise DataError(f"{where}: has shape {list(x.shape)}; expected [n, features], [n, h, w] or [n, channels, h, w]")
+        raise DataError(f"{where}: shape {list(x.shape)}; expected [n, features], [n, h, w] or [n, channels, h, w]")
     if not x.size:
-        raise DataError(f"{where}: is empty, of shape {list(x.shape)}")
+        raise DataError(f"{where}: empty, shape {list(x.shape)}; expected at least one row")
     if x.ndim == 4 and x.shape[3] in (1, 3) and x.shape[1] not in (1, 3):
         x = x.transpose(0, 3, 1, 2)
     x = x[:, None] if x.ndim == 3 else x
@@ -131,15 +126,15 @@ def _inputs(x: NDArray[Any], where: str) -> NDArray[Any]:
     if bad.any():
         row = int(bad.argmax())
         value = x[row][~np.isfinite(x[row])][0]
-        raise DataError(f"{where}[{row}]: holds {value}; {int(bad.sum())} of {len(x)} rows do; fill or drop them")
+        raise DataError(f"{where}[{row}]: {value}; {int(bad.sum())} of {len(x)} rows are not finite; fill or drop them")
     return x
 
 
 def _labels(y: NDArray[Any], where: str) -> NDArray[Any]:
     if y.ndim != 1:
-        raise DataError(f"{where}: has shape {list(y.shape)}; expected one label a row, [n]")
+        raise DataError(f"{where}: shape {list(y.shape)}; expected one label per row, [n]")
     if y.dtype.kind not in "biuU":
-        raise DataError(f"{where}: holds {y.dtype}; expected whole numbers from 0, or words")
+        raise DataError(f"{where}: type {y.dtype}; expected whole numbers from 0, or words")
     return y
 
 
@@ -153,9 +148,10 @@ def function(
     features: str | None = None,
     augment: Sequence[str] = (),
 ) -> Dataset:
-    """What a user's function returned: the arrays that `npz` reads, in a mapping, or a tuple.
+    """The result of a user's function: a mapping with the arrays that `npz` reads, or a tuple of them.
 
-    (x_train, y_train, x_test, y_test) or (x, y). `dataset.make._target_=my_module.my_function` calls it.
+    The tuple is (x_train, y_train, x_test, y_test) or (x, y). `dataset.make._target_=my_module.my_function` names the
+    function.
     """
     if isinstance(make, Dataset):
         return make
@@ -163,13 +159,13 @@ def function(
         make = dict(zip(("x", "y") if len(make) == 2 else ("x_train", "y_train", "x_test", "y_test"), make))
     if not isinstance(make, Mapping):
         raise ValueError(
-            f"dataset.make: gave a {type(make).__name__}; expected (x, y), (x_train, y_train, x_test, y_test) or a "
+            f"dataset.make: returned {type(make).__name__}; expected (x, y), (x_train, y_train, x_test, y_test) or a "
             "mapping with these names"
         )
-    return arrays(make, "function", val=val, test=test, normalise=normalise, pad=pad, size=size, features=features,
-                  augment=augment, where="dataset.make")  # fmt: skip
+    how = Preparation(val, test, normalise, pad, size, features, augment)
+    return _prepared(make, "function", "dataset.make", how)
 
 
 def nothing() -> None:
-    """What `dataset=function` calls until it is told what to call."""
+    """The placeholder in dataset=function."""
     raise ValueError("dataset.make._target_: name your function, as in dataset.make._target_=my_module.my_function")

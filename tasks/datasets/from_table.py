@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.datasets.dataset import DataError, Dataset, check, line
-from tasks.datasets.own import PARTS, existing, finished, numbered
+from harness.wording import first_line
+from tasks.datasets.dataset import Dataset, Preparation
+from tasks.datasets.errors import DataError
+from tasks.datasets.own import PARTS, existing, joined
 
 
 def parquet(
@@ -26,21 +28,21 @@ def parquet(
 ) -> Dataset:
     """A parquet file whose columns are features and a label.
 
-    `columns` are the features (null: all but `label` and `split`), `split` a column of the words train, val, test;
-    where there is none, a stratified fraction `test` of the rows is held out. PATH may also be a folder of
-    train.parquet, test.parquet and, if there is one, val.parquet. Labels are whole numbers from 0, or words.
-    Raises DataError for what does not fit.
+    `columns` are the features (null: all except `label` and `split`). `split` is a column of train, val or test.
+    Without it, a stratified fraction `test` of the rows is held out. PATH can also be a folder with train.parquet,
+    test.parquet and optionally val.parquet. Labels are whole numbers from 0, or words.
+    Raises DataError for data that does not fit.
     """
-    check(val=val, normalise=normalise, test=test)
-    base = existing(path, "a parquet file, or a folder of train.parquet and test.parquet")
+    how = Preparation(val, test, normalise)
+    base = existing(path, "a parquet file, or a folder with train.parquet and test.parquet")
     files = (
         {p: base / f"{p}.parquet" for p in PARTS if (base / f"{p}.parquet").is_file()} if base.is_dir() else {"": base}
     )
     if base.is_dir() and not {"train", "test"} <= set(files):
-        raise DataError(f"{base}: holds {', '.join(f.name for f in files.values()) or 'no parquet file'}; "
+        raise DataError(f"{base}: found {', '.join(f.name for f in files.values()) or 'no parquet file'}; "
                         "expected train.parquet and test.parquet")  # fmt: skip
     if split is not None and base.is_dir():
-        raise ValueError(f"dataset.split={split}: the files of a folder are its split; use null")
+        raise ValueError(f"dataset.split={split}: the files of a folder are the split; use null")
     tables = {p: _table(f) for p, f in files.items()}
     found: dict[str, Any] = {}
     rows: dict[str, tuple[Path, NDArray[np.int64]]] = {}
@@ -54,24 +56,19 @@ def parquet(
         if whose is not None:
             odd = [i for i, v in enumerate(whose.tolist()) if v not in PARTS]
             if odd:
-                raise DataError(f"{file}: row {odd[0]}: {split} is {whose[odd[0]]}; must be train, val or test")
+                raise DataError(f"{file}: row {odd[0]}, {split}: {whose[odd[0]]}; must be train, val or test")
         for p in PARTS if whose is not None else [part or "train"]:
             index = np.flatnonzero(whose == p) if whose is not None else np.arange(len(y))
             if len(index):
                 found[p], rows[p] = (x[index], y[index]), (file, index)
     if split is not None and not {"train", "test"} <= set(found):
-        raise DataError(f"{base}: column {split} marks rows as {', '.join(found)} only; expected train and test")
+        raise DataError(f"{base}: column {split} contains only {', '.join(found)}; expected train and test")
 
     def place(part: str, row: int) -> str:
         file, index = rows[part]
         return f"{file}: row {index[row]}, {label}"
 
-    labels, names = numbered({p: v[1] for p, v in found.items()}, place)
-    order = [p for p in PARTS if p in found]
-    return finished(
-        base.stem, np.concatenate([found[p][0] for p in order]), np.concatenate([labels[p] for p in order]),
-        {p: len(labels[p]) for p in order}, test, names, val=val, normalise=normalise,
-    )  # fmt: skip
+    return joined(base.stem, found, place, how)
 
 
 def _table(file: Path) -> Any:
@@ -79,26 +76,28 @@ def _table(file: Path) -> Any:
     import pyarrow.parquet as pq
 
     try:
-        table = pq.ParquetFile(file).read()  # a file that is open knows of no folder it may be a partition of
+        table = pq.ParquetFile(file).read()  # unlike read_table, it adds no partition columns from the path
     except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{file}: cannot be read as parquet ({line(error)})") from error
+        raise DataError(f"{file}: cannot be read as parquet ({first_line(error)}); replace it") from error
     for name, count in Counter(table.column_names).items():
         if count > 1:
-            raise DataError(f"{file}: {count} columns are called {name}; each needs a name of its own")
+            raise DataError(f"{file}: {count} columns are called {name}; rename them")
     if not table.num_rows:
-        raise DataError(f"{file}: has no rows")
+        raise DataError(f"{file}: has no rows; expected at least one")
     return table
 
 
 def _column(table: Any, name: str, file: Path) -> Any:
     if name not in table.column_names:
         close = get_close_matches(str(name), table.column_names, 1)
-        hint = f"did you mean {close[0]}?" if close else f"there is {', '.join(table.column_names[:20])}"
+        hint = f"did you mean {close[0]}?" if close else f"it has {', '.join(table.column_names[:20])}"
         raise DataError(f"{file}: no column {name}; {hint}")
     column = table[name]
     if column.null_count:
         row = column.is_null().to_numpy().argmax()
-        raise DataError(f"{file}: row {row}, {name}: is empty; {column.null_count} of {len(column)} rows are")
+        raise DataError(
+            f"{file}: row {row}, {name}: empty; {column.null_count} of {len(column)} rows are empty; fill or drop them"
+        )
     return column
 
 
@@ -106,15 +105,15 @@ def _features(table: Any, columns: Sequence[str], file: Path) -> NDArray[np.floa
     import pyarrow.types as kinds
 
     if not columns:
-        raise DataError(f"{file}: has no column but the label; expected features beside it")
+        raise DataError(f"{file}: has no feature columns, only the label")
     made = []
     for name in columns:
         column = _column(table, name, file)
         kind = column.type
         if not (kinds.is_integer(kind) or kinds.is_floating(kind) or kinds.is_boolean(kind) or kinds.is_decimal(kind)):
             raise DataError(
-                f"{file}: column {name} holds {kind}, which is no number; leave it out by "
-                "dataset.columns=[...], or encode it"
+                f"{file}: column {name} is {kind}, not a number; encode it, or list the feature columns in "
+                "dataset.columns=[...]"
             )
         with np.errstate(over="ignore"):
             values = column.to_numpy().astype(np.float32)
@@ -122,7 +121,8 @@ def _features(table: Any, columns: Sequence[str], file: Path) -> NDArray[np.floa
         if bad.any():
             row = int(bad.argmax())
             raise DataError(
-                f"{file}: row {row}, {name}: holds {values[row]}; {int(bad.sum())} of {len(values)} rows do"
+                f"{file}: row {row}, {name}: {values[row]}; {int(bad.sum())} of {len(values)} rows are not finite; "
+                "fill or drop them"
             )
         made.append(values)
     return np.stack(made, 1)
@@ -141,4 +141,4 @@ def _words(table: Any, name: str, file: Path) -> NDArray[Any]:
         return np.array(column.to_pylist(), dtype=np.str_)
     if kinds.is_integer(kind) or kinds.is_boolean(kind):
         return np.asarray(column.to_numpy())
-    raise DataError(f"{file}: column {name} holds {kind}; labels are whole numbers from 0, or words")
+    raise DataError(f"{file}: column {name} is {kind}; labels must be whole numbers from 0, or words")

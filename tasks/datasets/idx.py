@@ -12,17 +12,18 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.datasets.dataset import corrupt, line
+from harness.wording import first_line
+from tasks.datasets.errors import corrupt
 from tasks.datasets.table import Spec
 
 
 def existing(path: Path) -> Path | None:
-    """`path` unpacked (faster) or as .gz."""
+    """`path`, unpacked (faster) or as .gz, if it exists."""
     return next((p for p in (path, path.with_name(path.name + ".gz")) if os.path.isfile(p)), None)
 
 
 def complete(folders: list[Path], names: tuple[str, ...]) -> list[Path]:
-    """The files from the first folder that has them all: never a mixture of two folders."""
+    """The files from the first folder that has all of them; two folders are never mixed."""
     for folder in folders:
         found = [p for p in (existing(folder / name) for name in names) if p]
         if len(found) == len(names):
@@ -31,15 +32,15 @@ def complete(folders: list[Path], names: tuple[str, ...]) -> list[Path]:
 
 
 def part(images: Path, labels: Path, spec: Spec) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Images [n, 1, h, w] and labels [n] from 0, checked against one another and the table."""
+    """Images [n, 1, h, w] and labels [n] from 0, checked against each other and the table."""
     x, y = idx(images, 3), idx(labels, 1)
     if x.shape[1:] != spec.shape[1:]:
-        raise corrupt(images, f"images of {x.shape[1:]} pixels, expected {spec.shape[1:]}")
+        raise corrupt(images, f"images have {x.shape[1:]} pixels, expected {spec.shape[1:]}")
     if not len(x) or len(x) != len(y):
-        raise corrupt(labels, f"{len(y)} labels for {len(x)} images of {images.name}")
+        raise corrupt(labels, f"{len(y)} labels for {len(x)} images in {images.name}")
     if y.max() >= spec.classes + spec.first or y.min() < spec.first:
         worst = y.max() if y.max() >= spec.classes + spec.first else y.min()
-        raise corrupt(labels, f"label {worst} of {spec.classes} classes")
+        raise corrupt(labels, f"label {worst}, but there are {spec.classes} classes")
     return (x.swapaxes(1, 2) if spec.transposed else x)[:, None], y - spec.first
 
 
@@ -50,11 +51,11 @@ def idx(path: Path, ndim: int) -> NDArray[np.uint8]:
         if data[:2] == b"\x1f\x8b":
             data = gzip.decompress(data)
     except (OSError, EOFError, zlib.error, struct.error) as error:
-        raise corrupt(path, line(error)) from error
+        raise corrupt(path, first_line(error)) from error
     head = 4 + 4 * ndim
     if data[:4] != bytes((0, 0, 8, ndim)) or len(data) < head:
-        raise corrupt(path, f"no idx file of bytes with {ndim} axes")
+        raise corrupt(path, f"not an idx file of bytes with {ndim} axes")
     shape = struct.unpack(f">{ndim}I", data[4:head])
     if len(data) != head + math.prod(shape):
-        raise corrupt(path, f"{len(data)} bytes, but its header promises {head + math.prod(shape)}")
+        raise corrupt(path, f"{len(data)} bytes, but its header says {head + math.prod(shape)}")
     return np.frombuffer(data, np.uint8, offset=head).reshape(shape)

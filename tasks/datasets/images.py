@@ -1,4 +1,4 @@
-"""Images that stay bytes until they are gathered, their scaling, and augmentation of batches."""
+"""Images stored as bytes until they are gathered, their scaling, and augmentation of batches."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MARGIN = 8  # a crop shifts by up to 1 / MARGIN of the side: 4 pixels of 32, as 
 
 @dataclass(frozen=True)
 class Scale:
-    """(x / top - mean) / std, with one constant for each channel or feature (axis 1)."""
+    """(x / top - mean) / std, with constants per channel or feature (axis 1)."""
 
     top: int
     mean: tuple[float, ...]
@@ -35,7 +35,7 @@ class Scale:
 
 @dataclass(frozen=True, eq=False)
 class Images:
-    """What rows are gathered from in place of a float tensor: a quarter of its room, or augmentation, asks for it."""
+    """A source of rows in place of a float tensor: it takes a quarter of the memory, or augments."""
 
     raw: Tensor  # [N, C, h, w] uint8, or float32
     scale: Scale
@@ -50,7 +50,7 @@ class Images:
         return self.raw.device
 
     def index_select(self, dim: int, index: Tensor) -> Tensor:
-        """Images number `index` as floats, bit for bit those of the whole tensor."""
+        """The images at `index` as floats, bit for bit as in the float tensor."""
         return self.scale(self.raw.index_select(dim, index))
 
     def __getitem__(self, index: Any) -> Tensor:
@@ -58,20 +58,20 @@ class Images:
         return self.scale(picked) if picked.dim() == self.raw.dim() else self.scale(picked[None])[0]
 
     def amin(self, dim: Sequence[int]) -> Tensor:
-        """Smallest value of each channel [C]: `dim` must be all axes but that of the channels."""
+        """Smallest value of each channel [C]: `dim` must be all axes except the channels."""
         return self._extreme(dim, torch.amin)
 
     def amax(self, dim: Sequence[int]) -> Tensor:
-        """Largest value of each channel [C], likewise."""
+        """Largest value of each channel [C]; `dim` as for amin."""
         return self._extreme(dim, torch.amax)
 
     def _extreme(self, dim: Sequence[int], of: Callable[[Tensor, tuple[int, ...]], Tensor]) -> Tensor:
         if tuple(dim) != (0, 2, 3):
-            raise ValueError(f"extremes over axes {list(dim)}: only over all but the channels")
+            raise ValueError(f"amin and amax over axes {list(dim)}: must be (0, 2, 3), all except the channels")
         return self.scale(of(self.raw, (0, 2, 3))[None])[0]
 
     def drawn(self, x: Tensor, key: Tensor) -> Tensor:
-        """x [S, B, C, h, w] augmented, row s by draws from key[s]."""
+        """x [S, B, C, h, w] augmented, seed s with draws from key[s]."""
         if self.augment is None:
             return x
         black = self.scale(torch.zeros(1, x.shape[2], 1, 1, device=x.device))[0]
@@ -85,8 +85,8 @@ class Images:
 class Augment:
     """Random changes of training images: flip (left and right with probability 1/2), crop (a shift).
 
-    crop pads with black and cuts out the original size anywhere within, each offset being equally likely. Batched
-    over seeds and rows; torchvision's transforms draw once for a batch, hence are no help here.
+    crop pads with black and cuts out the original size, all offsets equally likely. Batched over seeds and rows, unlike
+    torchvision's transforms, which draw once per batch.
     """
 
     flip: bool
@@ -94,9 +94,9 @@ class Augment:
 
     @classmethod
     def of(cls, names: Sequence[str]) -> Augment | None:
-        """ValueError for a name that is none."""
+        """The augmentation of these names. ValueError for an unknown name."""
         if isinstance(names, str) or any(n not in AUGMENTATIONS for n in names):
-            raise ValueError(f"dataset.augment={names}: must be a list of {', '.join(AUGMENTATIONS)}; [] for none")
+            raise ValueError(f"dataset.augment={names}: must be a list of {', '.join(AUGMENTATIONS)}; []: none")
         return cls("flip" in names, "crop" in names) if names else None
 
     def __call__(self, x: Tensor, key: Tensor, black: Tensor) -> Tensor:
@@ -119,9 +119,9 @@ class Augment:
 
 
 def resized(x: NDArray[Any], size: int) -> NDArray[Any]:
-    """Images [N, C, h, w] with the shorter side of `size`, cut to a square about the centre.
+    """Images [N, C, h, w] with the shorter side resized to `size`, then cropped to a square at the centre.
 
-    Linear interpolation with smoothing, as PIL has it; bytes stay bytes.
+    Antialiased linear interpolation, as in PIL; bytes stay bytes.
     """
     made = np.empty((*x.shape[:2], size, size), x.dtype)
     h, w = x.shape[2:]
@@ -138,9 +138,9 @@ def resized(x: NDArray[Any], size: int) -> NDArray[Any]:
 
 
 def decode(image: Any, colour: str, size: int | None) -> NDArray[np.uint8]:
-    """A PIL image as [C, h, w]: rgb or grey, resized as above before it becomes an array."""
+    """A PIL image as [C, h, w]: rgb or grey, resized as in `resized`."""
     image = image.convert("RGB" if colour == "rgb" else "L")
-    pixels = np.array(image, np.uint8)  # a copy: PIL's own cannot be written to, which torch warns of
+    pixels = np.array(image, np.uint8)  # a copy: PIL's array is read-only, and torch warns about that
     pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
     if size is None or pixels.shape[1:] == (size, size):
         return np.asarray(pixels, np.uint8)

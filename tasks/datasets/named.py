@@ -1,7 +1,7 @@
-"""Data sets by name: found on disk or fetched once, read, kept decoded.
+"""Data sets by name: found on disk or downloaded once, read, and cached decoded.
 
-The MNIST family is read here with numpy, everything else by torchvision, which checks files by their MD5 where they
-could hold code (CIFAR's are pickles). Torchvision and scikit-learn are imported when needed only.
+The MNIST family is read here with numpy, everything else by torchvision, which checks the MD5 of files that could
+contain code (CIFAR's are pickles). torchvision and scikit-learn are imported only when needed.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import os
 import socket
 import sys
 import tempfile
+import textwrap
 from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -19,16 +20,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from harness.wording import first_line
 from tasks.datasets import idx
 from tasks.datasets.cache import Arrays, cached, home, progress
-from tasks.datasets.dataset import DataError, Dataset, Raw, check, corrupt, finish, hold_out, line
+from tasks.datasets.dataset import Dataset, Preparation, Raw, finish, hold_out
+from tasks.datasets.errors import DataError, corrupt
 from tasks.datasets.images import decode
 from tasks.datasets.table import SPECS, Spec
 
 _DEBIAN = Path("/usr/share/datasets/fashion-mnist")  # Debian's package dataset-fashion-mnist
-_TIMEOUT = 10.0  # seconds without an answer from a mirror; torchvision sets none and would wait for ever
+_TIMEOUT = 10.0  # seconds to wait for a mirror; torchvision would wait for ever
 
-SIDE = 224  # of images of many sizes that a pretrained network reads
+SIDE = 224  # to which images of various sizes are resized for a pretrained network
 
 Part = tuple[NDArray[np.uint8], NDArray[Any]]  # images [n, *shape], labels [n]
 
@@ -45,14 +48,13 @@ def load(
 ) -> Dataset:
     """The data set `name` on the CPU, with a stratified fraction `val` of its training set held out.
 
-    Inputs are (x - mean) / std per channel (normalise="standard", constants of the training set) or scaled
-    to 0..1 ("unit"). `size` resizes images; `pad` puts so many black pixels on every side; `features` names a
-    network of torchvision's whose last hidden layer takes the image's place; `augment` changes training rows at
-    random (flip, crop), as they are drawn. The split is fixed: it depends on `name` and `val`, never on a run's
-    seeds. `root` is a folder in torchvision's layout (default: harness/data in the user's cache folder); what it
-    lacks is downloaded, or (fashion_mnist) taken from Debian's package dataset-fashion-mnist where that is installed.
-    What was decoded is kept in the user's cache, so that only the first time takes long.
-    Raises ValueError for a bad argument, DataError for data that is missing or corrupt.
+    Inputs are (x - mean) / std per channel (normalise="standard", constants of the training set) or scaled to 0..1
+    ("unit"). `size` resizes images, `pad` adds black pixels on every side, `features` replaces images with the last
+    hidden layer of a torchvision network, and `augment` changes training rows at random (flip, crop). The split depends
+    on `name` and `val`, never on a run's seeds. `root` is a folder in torchvision's layout (default: harness/data in
+    the user's cache folder). Missing files are downloaded, or for fashion_mnist read from Debian's package
+    dataset-fashion-mnist if it is installed. Decoded data is cached.
+    Raises ValueError for a bad argument, DataError for missing or corrupt data.
 
     >>> data = load("digits")
     >>> data.shape, data.classes, len(data.train), len(data.val), len(data.test)
@@ -61,27 +63,15 @@ def load(
     if name not in SPECS:
         close = get_close_matches(str(name), SPECS, n=1)
         hint = f"did you mean {close[0]}?" if close else "`python -m harness ls datasets` lists them"
-        raise ValueError(f"dataset={name}: no such data set; {hint}")
-    check(val=val, normalise=normalise, pad=pad, size=size, augment=augment)
+        raise ValueError(f"dataset={name}: unknown data set; {hint}")
+    how = Preparation(val, normalise=normalise, pad=pad, size=size, features=features, augment=augment)
     spec = SPECS[name]
     raw = read(name, root, None if spec.uniform else size or (SIDE if features else None))
-    return finish(
-        name,
-        raw,
-        spec.classes,
-        val=val,
-        normalise=normalise,
-        pad=pad,
-        size=size,
-        features=features,
-        augment=augment,
-        constants=(spec.mean, spec.std) if spec.mean else None,
-        top=spec.top,
-    )
+    return finish(name, raw, spec.classes, how, (spec.mean, spec.std) if spec.mean else None, spec.top)
 
 
 def read(name: str, root: str | Path | None = None, size: int | None = None) -> Raw:
-    """Images and labels as they were published, from the cache or from their files; `size` where they vary."""
+    """Images and labels as published, from the cache or from their files; `size` is for images of various sizes."""
     spec, base = SPECS[name], _root(root)
     if name == "digits":
         return _digits()
@@ -96,7 +86,7 @@ def read(name: str, root: str | Path | None = None, size: int | None = None) -> 
     else:
         side = size or spec.shape[1]
         if not any((base / f).exists() for f in spec.files):
-            _download(name, spec, base, f"no {base / spec.files[0]}")
+            _download(name, spec, base, f"{base / spec.files[0]} not found")
         sources = [base / f for f in spec.files if (base / f).exists()]
         made = cached(name, sources, [name, side], lambda: _torchvision(name, spec, base, side))
     return Raw(made["x"], made["y"], int(made["train"][0]), None)
@@ -112,7 +102,7 @@ def _root(root: str | Path | None) -> Path:
 
 
 def _digits() -> Raw:
-    """scikit-learn ships one set without a split: a fixed stratified fifth is ours for the test."""
+    """scikit-learn ships one set without a split: a fixed stratified fifth is held out for testing."""
     from sklearn.datasets import load_digits
 
     images, labels = load_digits(return_X_y=True)
@@ -127,7 +117,7 @@ def _digits() -> Raw:
 
 
 def idx_files(name: str, root: Path) -> list[Path]:
-    """The four files of a set of the MNIST family, fetched if need be."""
+    """The four files of a data set of the MNIST family, downloaded if missing."""
     spec = SPECS[name]
     folders = [root / spec.cls / "raw", *([_DEBIAN] if name == "fashion_mnist" else [])]
     paths = idx.complete(folders, spec.idx)
@@ -140,7 +130,7 @@ def idx_files(name: str, root: Path) -> list[Path]:
 
 
 def _torchvision(name: str, spec: Spec, root: Path, side: int) -> Arrays:
-    """All parts as torchvision reads them, decoded."""
+    """All parts, read and decoded by torchvision."""
     parts = [*spec.train, *spec.test]
     cls = _class(name, spec)
     try:
@@ -155,7 +145,8 @@ def _torchvision(name: str, spec: Spec, root: Path, side: int) -> Arrays:
         missing = [path for path, _ in files if not os.path.isfile(path)]
         if files and not missing:
             raise
-        what = f"no {missing[0]}" + (f" nor {len(missing) - 1} more" if missing[1:] else "") if missing else line(error)
+        more = f" (nor {len(missing) - 1} more)" if missing[1:] else ""
+        what = f"{missing[0]} not found{more}" if missing else first_line(error)
         _download(name, spec, root, what)
         sets = [cls(root, **part) for part in parts]
     n = sum(map(len, sets))
@@ -165,10 +156,10 @@ def _torchvision(name: str, spec: Spec, root: Path, side: int) -> Arrays:
         try:
             image, label = sets[s][i]
             x[row] = decode(image, "rgb" if spec.shape[0] == 3 else "grey", side)
-        except (OSError, SyntaxError, ValueError) as error:  # what PIL raises for a damaged file
-            raise corrupt(_file(sets[s], i, root), line(error)) from error
+        except (OSError, SyntaxError, ValueError) as error:  # raised by PIL for a damaged file
+            raise corrupt(_file(sets[s], i, root), first_line(error)) from error
         if not 0 <= int(label) - spec.first < spec.classes:
-            raise corrupt(_file(sets[s], i, root), f"label {label} of {spec.classes} classes")
+            raise corrupt(_file(sets[s], i, root), f"label {label}, but there are {spec.classes} classes")
         y[row] = int(label) - spec.first
     train = sum(len(s) for s in sets[: len(spec.train)])
     if not spec.test:
@@ -179,7 +170,7 @@ def _torchvision(name: str, spec: Spec, root: Path, side: int) -> Arrays:
 
 
 def _file(data: Any, row: int, root: Path) -> Path:
-    """The file of a row where torchvision's class names it, else the row itself."""
+    """The file of a row, if torchvision's class lists its files; else the class and the row number."""
     for key in ("samples", "imgs", "_image_files", "_samples", "_images"):
         known = getattr(data, key, None)
         if known is not None and len(known) == len(data):
@@ -190,7 +181,7 @@ def _file(data: Any, row: int, root: Path) -> Path:
 
 
 def _checksums(name: str, cls: Any, root: Path) -> list[tuple[Path, str]]:
-    """Files with their MD5, where torchvision's class lists them; those of CIFAR are pickles."""
+    """Files and their MD5, if torchvision's class lists them; those of CIFAR are pickles."""
     if name == "svhn":
         return [(root / file, md5) for _, file, md5 in (cls.split_list["train"], cls.split_list["test"])]
     if not hasattr(cls, "train_list") or not hasattr(cls, "meta"):
@@ -203,28 +194,28 @@ def _class(name: str, spec: Spec) -> Any:
     try:
         from torchvision import datasets
     except (ImportError, RuntimeError, OSError) as error:  # RuntimeError: built for another torch
-        raise DataError(f"dataset={name}: torchvision, which it needs, does not import: {line(error)}") from error
+        raise DataError(f"dataset={name}: needs torchvision, which cannot be imported ({first_line(error)})") from error
     return getattr(datasets, spec.cls)
 
 
 def _download(name: str, spec: Spec, root: Path, missing: str) -> None:
-    """Fetch into a temporary folder, move finished files only: one cut short leaves nothing to trip over."""
+    """Download into a temporary folder and move only finished files: an interrupted download leaves nothing behind."""
     packed = root / spec.archive
     there = ", ".join(spec.files or (f"{spec.cls}/raw",))
     remedy = f"put {packed.name} into {packed.parent}" if spec.archive else f"put {there} into {root}"
     if name == "fashion_mnist":
         remedy += ", or apt-get install dataset-fashion-mnist (Debian)"
-    remedy += ", or set dataset.root to a folder in torchvision's layout that has them"
+    remedy += ", or set dataset.root to a folder that has them in torchvision's layout"
     if not spec.fetched:
-        raise DataError(f"dataset={name}: {missing}; it has to be fetched by hand; {remedy}")
-    print(f"dataset={name}: not found, fetching it into {root}", file=sys.stderr)
+        raise DataError(f"dataset={name}: {missing}; it must be downloaded by hand; {remedy}")
+    print(f"dataset={name}: not found, downloading it to {root}", file=sys.stderr)
     cls, timeout = _class(name, spec), socket.getdefaulttimeout()
     try:
         socket.setdefaulttimeout(_TIMEOUT)
         root.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".download-", dir=root) as folder:
             part = Path(folder)
-            if spec.archive and packed.is_file():  # torchvision unpacks it if its MD5 is right
+            if spec.archive and packed.is_file():  # torchvision unpacks it if its MD5 matches
                 (part / spec.archive).parent.mkdir(parents=True, exist_ok=True)
                 (part / spec.archive).symlink_to(packed.resolve())
             for arguments in (*spec.train, *spec.test):
@@ -234,6 +225,7 @@ def _download(name: str, spec: Spec, root: Path, missing: str) -> None:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 path.replace(target)
     except (RuntimeError, OSError, ValueError, ImportError, http.client.HTTPException) as error:
-        raise DataError(f"dataset={name}: {missing}; the download failed ({line(error)}); {remedy}") from error
+        reason = textwrap.shorten(str(error), 240) or first_line(error)  # torchvision's has a line for each mirror
+        raise DataError(f"dataset={name}: {missing}; the download failed ({reason}); {remedy}") from error
     finally:
         socket.setdefaulttimeout(timeout)

@@ -1,6 +1,6 @@
-"""What a user's own data have in common, whatever file they come from.
+"""What the loaders of a user's own data share.
 
-Whatever is wrong is said in one line that names the file and, where there is one, the row (counted from 0).
+Every error is one line that names the file and, if there is one, the row (counted from 0).
 """
 
 from __future__ import annotations
@@ -13,32 +13,29 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.datasets.dataset import DataError, Dataset, Raw, finish, hold_out
+from tasks.datasets.dataset import Dataset, Preparation, Raw, finish, hold_out
+from tasks.datasets.errors import DataError
 
 PARTS = ("train", "val", "test")
-Where = Callable[[str, int], str]  # (part, row) -> how a user finds it
+Where = Callable[[str, int], str]  # (part, row) -> its place in the file, for messages
 
 
 def existing(path: str | Path | None, what: str) -> Path:
     if path is None or not str(path):
-        raise ValueError(f"dataset.path=null: must name {what}")
+        raise ValueError(f"dataset.path=null: must be the path of {what}")
     found = Path(path).expanduser()
     if not found.exists():
         above = next((p for p in found.parents if p.exists()), Path("."))
         close = get_close_matches(found.name, [p.name for p in above.iterdir()], 1) if above == found.parent else []
-        hint = (
-            f"; did you mean {above / close[0]}?"
-            if close
-            else ""
-            if above == found.parent
-            else f"; nor is {found.parent}"
-        )
-        raise DataError(f"dataset.path={path}: not there (looked in {Path.cwd()}){hint}")
+        hint = f"; did you mean {above / close[0]}?" if close else f"; looked in {Path.cwd()}"
+        if above != found.parent:
+            hint = f"; the folder {found.parent} does not exist either"
+        raise DataError(f"dataset.path={path}: not found{hint}")
     return found
 
 
 def numbered(parts: Mapping[str, NDArray[Any]], where: Where) -> tuple[dict[str, NDArray[np.int64]], tuple[str, ...]]:
-    """Labels as 0 ... classes - 1, and the classes' names where labels are words; each class has a training row."""
+    """Labels as 0 ... classes - 1, and the classes' names if labels are words. Each class must have a training row."""
     train = parts["train"]
     if train.dtype.kind == "U":
         names = sorted(set(train.tolist()))
@@ -55,15 +52,25 @@ def numbered(parts: Mapping[str, NDArray[Any]], where: Where) -> tuple[dict[str,
         if wrong.any():
             row = int(wrong.argmax())
             raise DataError(
-                f"{where(part, row)}: label {y[row]} is not in 0 ... {classes - 1}, the labels of training rows"
+                f"{where(part, row)}: label {y[row]} is not in 0 ... {classes - 1}, the labels of the training rows"
             )
     empty = np.flatnonzero(np.bincount(made["train"], minlength=classes) == 0)
     if len(empty):
         raise DataError(
             f"{where('train', int(made['train'].argmax()))}: labels go up to {classes - 1}, but class {empty[0]} has "
-            f"no training row ({len(empty)} such); number the classes without gaps, or give them as words"
+            f"no training row ({len(empty)} such classes); number the classes without gaps, or use words as labels"
         )
     return made, ()
+
+
+def joined(
+    name: str, parts: Mapping[str, tuple[NDArray[Any], NDArray[Any]]], where: Where, how: Preparation
+) -> Dataset:
+    """The data set of (inputs, labels) of train and, if there are any, of val and test."""
+    labels, names = numbered({p: y for p, (_, y) in parts.items()}, where)
+    order = [p for p in PARTS if p in parts]
+    x, y = np.concatenate([parts[p][0] for p in order]), np.concatenate([labels[p] for p in order])
+    return finished(name, x, y, {p: len(labels[p]) for p in order}, names, how)
 
 
 def finished(
@@ -71,22 +78,21 @@ def finished(
     x: NDArray[Any],
     y: NDArray[np.int64],
     counts: Mapping[str, int],
-    test: float,
     names: Sequence[str],
-    **how: Any,
+    how: Preparation,
 ) -> Dataset:
-    """Rows of train, val and test one behind the other, or of train alone, of which a test is held out."""
+    """The data set of the rows of train, val and test, concatenated. Without test, some training rows are held out."""
     train, given = counts["train"], counts.get("val")
     if "test" not in counts:
         n = train + (given or 0)
-        held = hold_out(y[:train], test, f"{name}/test")
+        held = hold_out(y[:train], how.test, f"{name}/test")
         kept = np.concatenate([np.delete(np.arange(train), held), np.arange(train, n), held])
         x, y, train = x[kept], y[kept], train - len(held)
         if not train or not len(held):
             raise DataError(
-                f"dataset.test={test}: leaves {train} of {n} rows for training and {len(held)} for the test"
+                f"dataset.test={how.test}: leaves {train} of {n} rows for training, {len(held)} for testing; change it"
             )
         missing = np.flatnonzero(np.bincount(y[:train], minlength=int(y.max()) + 1) == 0)
         if len(missing):
-            raise DataError(f"dataset.test={test}: leaves class {missing[0]} without a training row; it has too few")
-    return finish(name, Raw(x, y, train, given, tuple(names)), int(y.max()) + 1, **how)
+            raise DataError(f"dataset.test={how.test}: leaves class {missing[0]} without a training row; lower it")
+    return finish(name, Raw(x, y, train, given, tuple(names)), int(y.max()) + 1, how)

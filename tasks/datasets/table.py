@@ -1,4 +1,4 @@
-"""What torchvision ships for classification, as a table: which class reads it, and what it becomes."""
+"""A table of torchvision's classification data sets: the class that reads each, and the shape it gets."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ Part = dict[str, Any]  # arguments of torchvision's class
 
 
 class Spec(NamedTuple):
-    """One data set. Images of many sizes become squares of shape[1:]."""
+    """One data set. Images of various sizes are resized to shape[1:]."""
 
-    text: str  # its line in `ls`, and on top of its file in conf/dataset
+    text: str  # its line in `ls`, and the first of its file in conf/dataset
     shape: tuple[int, int, int]
     classes: int
-    cls: str = ""  # torchvision's class, whose folders and mirrors are used
-    train: tuple[Part, ...] = ({"train": True},)  # published validation rows count among them
-    test: tuple[Part, ...] = ({"train": False},)  # none: a fixed stratified fifth
-    files: tuple[str, ...] = ()  # below the root: folders and files that it is read from
+    cls: str = ""  # torchvision's class
+    train: tuple[Part, ...] = ({"train": True},)  # including published validation rows
+    test: tuple[Part, ...] = ({"train": False},)  # empty: a fixed stratified fifth is held out
+    files: tuple[str, ...] = ()  # folders and files below the root that it is read from
     idx: tuple[str, ...] = ()  # files below <cls>/raw: training images and labels, test images and labels
-    archive: str = ""  # what a user without network may copy into the root instead
-    mean: tuple[float, ...] = ()  # per channel, over the whole training set scaled to 0..1; (): computed
+    archive: str = ""  # what a user without network can copy into the root instead
+    mean: tuple[float, ...] = ()  # per channel, over the whole training set scaled to 0..1; (): computed when loaded
     std: tuple[float, ...] = ()
     top: int = 255  # largest pixel value
-    first: int = 0  # label of the first class
+    first: int = 0  # smallest label
     transposed: bool = False  # stored column by column
     fetched: bool = True  # torchvision can download it
-    uniform: bool = True  # all images have this size already
+    uniform: bool = True  # all images have this size
 
 
 _IDX = tuple(f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1"))
@@ -48,9 +48,9 @@ def _split(*train: str, test: str = "test", **more: Any) -> dict[str, Any]:
 _RGB = (3, 64, 64)
 _WHOLE: dict[str, Any] = {"train": ({},), "test": ()}
 
-# Constants of digits and fashion_mnist: computed (a test repeats it). The other ones that stand here are the published
-# ones of the training set, not recomputed. Traps: .1904, .3475 circulate for KMNIST too; the std often seen for
-# CIFAR-10 (.2023, .1994, .2010) is the mean over images of each image's own std, not that of the pixels.
+# Mean and std of digits and fashion_mnist were computed (tests repeat it). The others are the published ones of the
+# training set, not recomputed. Traps: .1904, .3475 are also quoted for KMNIST; the std often quoted for CIFAR-10
+# (.2023, .1994, .2010) is the mean over images of each image's std, not the std of the pixels.
 SPECS = {
     "digits": Spec(
         "handwritten digits, 10 classes, 1x8x8, 1,438 + 359, no download (Alpaydin & Kaynak 1998)",
@@ -73,7 +73,7 @@ SPECS = {
         47, mean=(0.1751,), std=(0.3332,),
     ),
     "emnist_letters": _emnist(
-        "letters", "letters, both cases one class, 26 classes, 1x28x28, 124,800 + 20,800 (Cohen et al. 2017)",
+        "letters", "letters, upper and lower case merged, 26 classes, 1x28x28, 124,800 + 20,800 (Cohen et al. 2017)",
         26, first=1,
     ),
     "emnist_digits": _emnist(
@@ -83,7 +83,7 @@ SPECS = {
         "byclass", "digits and letters, 62 classes, 1x28x28, 697,932 + 116,323 (Cohen et al. 2017)", 62
     ),
     "qmnist": Spec(
-        "handwritten digits, MNIST rebuilt, 10 classes, 1x28x28, 60,000 + 60,000 (Yadav & Bottou 2019)",
+        "handwritten digits, MNIST reconstructed, 10 classes, 1x28x28, 60,000 + 60,000 (Yadav & Bottou 2019)",
         (1, 28, 28), 10, "QMNIST", ({"what": "train"},), ({"what": "test"},), files=("QMNIST",),
     ),
     "usps": Spec(
@@ -91,15 +91,15 @@ SPECS = {
         (1, 16, 16), 10, "USPS", files=("usps.bz2", "usps.t.bz2"),
     ),
     "semeion": Spec(
-        "handwritten digits, 10 classes, 1x16x16, 1,593, a fifth for the test (Buscema 1998)",
+        "handwritten digits, 10 classes, 1x16x16, 1,593, a fifth for testing (Buscema 1998)",
         (1, 16, 16), 10, "SEMEION", **_WHOLE, files=("semeion.data",),
     ),
     "omniglot": Spec(
-        "characters of 30 alphabets, 964 classes of 20, 1x28x28 resized, a fifth for the test (Lake et al. 2015)",
+        "characters of 30 alphabets, 964 classes of 20 images, 1x28x28 resized, a fifth for testing (Lake et al. 2015)",
         (1, 28, 28), 964, "Omniglot", ({"background": True},), (), ("omniglot-py",), uniform=False,
     ),
     "fer2013": Spec(
-        "facial expressions, 7 classes, 1x48x48, 28,709 + 7,178, fetched by hand from Kaggle (Goodfellow et al. 2013)",
+        "facial expressions, 7 classes, 1x48x48, 28,709 + 7,178, manual download from Kaggle (Goodfellow et al. 2013)",
         (1, 48, 48), 7, "FER2013", **_split("train"), files=("fer2013",), fetched=False,
     ),
     "cifar10": Spec(
@@ -122,7 +122,7 @@ SPECS = {
         (3, 96, 96), 10, "STL10", **_split("train"), files=("stl10_binary",),
     ),
     "eurosat": Spec(
-        "satellite images, 10 classes, 3x64x64, 27,000, a fifth for the test (Helber et al. 2019)",
+        "satellite images, 10 classes, 3x64x64, 27,000, a fifth for testing (Helber et al. 2019)",
         _RGB, 10, "EuroSAT", **_WHOLE, files=("eurosat",),
     ),
     "pcam": Spec(
@@ -146,7 +146,7 @@ SPECS = {
         _RGB, 101, "Food101", **_split("train"), files=("food-101",), uniform=False,
     ),
     "dtd": Spec(
-        "textures, 47 classes, 3x64x64 resized, 3,760 + 1,880, the first partition (Cimpoi et al. 2014)",
+        "textures, 47 classes, 3x64x64 resized, 3,760 + 1,880, first split (Cimpoi et al. 2014)",
         _RGB, 47, "DTD", **_split("train", "val"), files=("dtd",), uniform=False,
     ),
     "fgvc_aircraft": Spec(
@@ -158,19 +158,19 @@ SPECS = {
         _RGB, 37, "OxfordIIITPet", **_split("trainval"), files=("oxford-iiit-pet",), uniform=False,
     ),
     "stanford_cars": Spec(
-        "cars, 196 models, 3x64x64 resized, 8,144 + 8,041, fetched by hand (Krause et al. 2013)",
+        "cars, 196 models, 3x64x64 resized, 8,144 + 8,041, manual download (Krause et al. 2013)",
         _RGB, 196, "StanfordCars", **_split("train"), files=("stanford_cars",), fetched=False, uniform=False,
     ),
     "caltech101": Spec(
-        "objects, 101 classes, 3x64x64 resized, 8,677, a fifth for the test (Fei-Fei, Fergus & Perona 2004)",
+        "objects, 101 classes, 3x64x64 resized, 8,677, a fifth for testing (Fei-Fei, Fergus & Perona 2004)",
         _RGB, 101, "Caltech101", **_WHOLE, files=("caltech101",), uniform=False,
     ),
     "caltech256": Spec(
-        "objects, 257 classes, 3x64x64 resized, 30,607, a fifth for the test (Griffin, Holub & Perona 2007)",
+        "objects, 257 classes, 3x64x64 resized, 30,607, a fifth for testing (Griffin, Holub & Perona 2007)",
         _RGB, 257, "Caltech256", **_WHOLE, files=("caltech256",), uniform=False,
     ),
     "sun397": Spec(
-        "scenes, 397 classes, 3x64x64 resized, 108,754, a fifth for the test (Xiao et al. 2010)",
+        "scenes, 397 classes, 3x64x64 resized, 108,754, a fifth for testing (Xiao et al. 2010)",
         _RGB, 397, "SUN397", **_WHOLE, files=("SUN397",), uniform=False,
     ),
     "country211": Spec(
@@ -178,7 +178,7 @@ SPECS = {
         _RGB, 211, "Country211", **_split("train", "valid"), files=("country211",), uniform=False,
     ),
     "rendered_sst2": Spec(
-        "film reviews as pictures of text, 2 classes, 3x64x64 resized, 7,792 + 1,821 (Radford et al. 2021)",
+        "film reviews rendered as images, 2 classes, 3x64x64 resized, 7,792 + 1,821 (Radford et al. 2021)",
         _RGB, 2, "RenderedSST2", **_split("train", "val"), files=("rendered-sst2",), uniform=False,
     ),
     "clevr": Spec(
@@ -196,16 +196,7 @@ SPECS = {
         ("2021_train_mini", "2021_valid"), uniform=False,
     ),
     "imagenet": Spec(
-        "photographs, 1,000 classes, 3x64x64 resized, 1,281,167 + 50,000, fetched by hand (Russakovsky et al. 2015)",
+        "photographs, 1,000 classes, 3x64x64 resized, 1,281,167 + 50,000, manual download (Russakovsky et al. 2015)",
         _RGB, 1000, "ImageNet", **_split("train", test="val"), files=("train", "val"), fetched=False, uniform=False,
     ),
 }  # fmt: skip
-
-# What torchvision ships besides, and why it is no data set here.
-LEFT_OUT = {
-    "CelebA": "forty attributes and no one class",
-    "LFWPeople": "4,069 of its 5,749 people have a single picture, so that train and test would not share them",
-    "LSUN": "needs lmdb, and a download that torchvision does not make",
-    "LSUNClass": "a part of LSUN",
-    "FakeData": "random pixels with random labels",
-}

@@ -122,15 +122,15 @@ BROKEN_FOLDERS: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "cut short": (r"train/dog/2\.png: cannot be read as an image", truncate),
     "another size": (r"train/eel/9\.png: 7x5 pixels, but .*train/cat/0\.png has 6x5; set dataset\.size",
                      lambda b: picture(b / "train/eel/9.png", size=(7, 5))),
-    "an empty class": (r"train/dog: a class without an image", clear),
+    "an empty class": (r"train/dog: class without images", clear),
     "a class of the test alone": (r"test/fox: class fox has no folder in .*train",
                                   lambda b: picture(b / "test/fox/1.png")),
     "a class without a test": (r"test: no folder for class fox, which", lambda b: picture(b / "train/fox/1.png")),
-    "a class twice": (r"train: Dog and dog differ by case only", lambda b: picture(b / "train/Dog/1.png")),
+    "a class twice": (r"train: Dog and dog differ only by case", lambda b: picture(b / "train/Dog/1.png")),
     "no training part": (r"has a folder test but no folder train", lambda b: (b / "train").rename(b / "training")),
-    "a grey image, then colour": (r"train/cat/1\.png: is in colour, but .*0\.png is grey",
+    "a grey image, then colour": (r"train/cat/1\.png: in colour, but .*0\.png is grey; set dataset\.colour",
                                   lambda b: picture(b / "train/cat/0.png", 3, mode="L")),
-    "loose images": (r"train: holds images such as 1\.png itself; expected one folder for each class, as in",
+    "loose images": (r"train: images such as 1\.png are not in a class folder; expected one folder per class, as in",
                      lambda b: [(b / "train").rename(b / "old"), picture(b / "train/1.png")]),
 }  # fmt: skip
 
@@ -149,16 +149,16 @@ def test_a_broken_folder_is_named_in_one_line(tmp_path: Path, case: str) -> None
 def test_paths_that_lead_nowhere_say_what_was_meant(tmp_path: Path) -> None:
     pictures(tmp_path / "animals")
     (tmp_path / "a.npz").write_bytes(b"")
-    with pytest.raises(DataError, match=r"not there \(looked in .*\); did you mean .*/animals\?"):
+    with pytest.raises(DataError, match=r"animal: not found; did you mean .*/animals\?"):
         folder(tmp_path / "animal")
-    with pytest.raises(DataError, match=r"not there .*; nor is .*nowhere"):
+    with pytest.raises(DataError, match=r"not found; the folder .*nowhere does not exist either"):
         folder(tmp_path / "nowhere" / "animals")
-    with pytest.raises(DataError, match=r"a file, not a folder; dataset=npz"):
+    with pytest.raises(DataError, match=r"a file, not a folder; use dataset=npz"):
         folder(tmp_path / "a.npz")
     for kind in (folder, npz, parquet):
-        with pytest.raises(ValueError, match=r"dataset\.path=null: must name a"):
+        with pytest.raises(ValueError, match=r"dataset\.path=null: must be the path of a"):
             kind(None)
-    with pytest.raises(ValueError, match=r"dataset\.colour=red: choose rgb or grey"):
+    with pytest.raises(ValueError, match=r"dataset\.colour=red: must be rgb or grey"):
         folder(tmp_path / "animals", colour="red")
 
 
@@ -256,28 +256,29 @@ def put(name: str, row: Any, value: Any) -> dict[str, Any]:
 
 
 BROKEN_ARRAYS: dict[str, tuple[str, Callable[[], dict[str, Any]]]] = {
-    "nan": (r": x_train\[5\]: holds nan; 1 of 12 rows do", lambda: put("x_train", (5, 1), np.nan)),
-    "infinity": (r": x_test\[2\]: holds -inf", lambda: put("x_test", (2, 0), -np.inf)),
-    "too large for float32": (r": x_train\[0\]: holds inf", lambda: put("x_train", (0, 0), 1e300)),
+    "nan": (r": x_train\[5\]: nan; 1 of 12 rows are not finite", lambda: put("x_train", (5, 1), np.nan)),
+    "infinity": (r": x_test\[2\]: -inf", lambda: put("x_test", (2, 0), -np.inf)),
+    "too large for float32": (r": x_train\[0\]: inf", lambda: put("x_train", (0, 0), 1e300)),
     "a label missing": (r": 11 labels in y_train for 12 rows", lambda: table() | {"y_train": np.arange(11) % 3}),
     "negative label": (r": y_train\[4\]: label -1 is not in 0 \.\.\. 2", lambda: put("y_train", 4, -1)),
     "label without training": (r": y_test\[3\]: label 7 is not in 0 \.\.\. 2", lambda: put("y_test", 3, 7)),
-    "a gap": (r": y_train\[0\]: labels go up to 9, but class 3 has no training row \(6 such\)",
+    "a gap": (r": y_train\[0\]: labels go up to 9, but class 3 has no training row \(6 such classes\)",
               lambda: put("y_train", 0, 9)),
     "labels from 1": (r"class 0 has no training row",
                       lambda: table() | {k: table()[k] + 1 for k in ("y_train", "y_test")}),
-    "labels as floats": (r": y_train: holds float64; expected whole numbers from 0, or words",
+    "labels as floats": (r": y_train: type float64; expected whole numbers from 0, or words",
                          lambda: table() | {"y_train": np.arange(12) % 3 / 1}),
-    "one-hot labels": (r": y_train: has shape \[12, 3\]", lambda: table() | {"y_train": np.eye(3)[np.arange(12) % 3]}),
-    "no test": (r": no array x_test; it holds x_train, y_train, y_test; expected", lambda: without("x_test")),
-    "other names": (r": no array x_train; it holds data, target", lambda: {"data": np.eye(3), "target": np.arange(3)}),
-    "another width": (r": x_test holds float32 of shape \[2\], x_train float32 of \[3\]",
+    "one-hot labels": (r": y_train: shape \[12, 3\]; expected one label per row",
+                       lambda: table() | {"y_train": np.eye(3)[np.arange(12) % 3]}),
+    "no test": (r": no array x_test; found x_train, y_train, y_test; expected", lambda: without("x_test")),
+    "other names": (r": no array x_train; found data, target", lambda: {"data": np.eye(3), "target": np.arange(3)}),
+    "another width": (r": rows of x_test are float32 of shape \[2\], those of x_train float32 of shape \[3\]",
                       lambda: table() | {"x_test": np.zeros((6, 2))}),
-    "words as inputs": (r": x_train: holds <U1; expected numbers",
+    "words as inputs": (r": x_train: type <U1; expected numbers",
                         lambda: table() | {"x_train": np.full((12, 3), "a")}),
-    "a single axis": (r": x_train: has shape \[12\]; expected \[n, features\]",
+    "a single axis": (r": x_train: shape \[12\]; expected \[n, features\]",
                       lambda: table() | {"x_train": np.arange(12)}),
-    "nothing": (r": x_test: is empty, of shape \[0, 3\]",
+    "nothing": (r": x_test: empty, shape \[0, 3\]",
                 lambda: table() | {"x_test": np.zeros((0, 3)), "y_test": np.zeros(0, int)}),
     "a class of the test alone": (
         r": y_test\[1\]: class z has no training row",
@@ -303,7 +304,7 @@ def test_files_that_are_no_npz_are_named_and_python_objects_are_never_unpickled(
     with pytest.raises(DataError, match=r"mine\.npz: cannot be read as npz"):
         npz(file)
     np.savez(file, **table() | {"y_train": np.array([{}] * 12, dtype=object)})
-    with pytest.raises(DataError, match=r"mine\.npz: holds Python objects"):
+    with pytest.raises(DataError, match=r"mine\.npz: contains Python objects"):
         npz(file)
     np.savez(file, **table())
     damaged = bytearray(file.read_bytes())
@@ -314,19 +315,19 @@ def test_files_that_are_no_npz_are_named_and_python_objects_are_never_unpickled(
     with zipfile.ZipFile(file, "w") as packed, pytest.warns(UserWarning, match="Duplicate name"):
         packed.writestr("x.npy", b"a")
         packed.writestr("x.npy", b"b")
-    with pytest.raises(DataError, match=r"mine\.npz: holds x 2 times"):
+    with pytest.raises(DataError, match=r"mine\.npz: array x is stored 2 times"):
         npz(file)
 
 
 def test_too_few_rows_of_a_class_for_a_test_of_ones_own_are_said() -> None:
-    with pytest.raises(DataError, match=r"dataset\.test=0\.2: leaves 2 of 2 rows for training and 0 for the test"):
+    with pytest.raises(DataError, match=r"dataset\.test=0\.2: leaves 2 of 2 rows for training, 0 for testing"):
         arrays({"x": np.eye(2), "y": np.arange(2)}, "mine")
     with pytest.raises(DataError, match=r"dataset\.test=0\.9: leaves class \d without a training row"):
         arrays({"x": np.eye(30), "y": np.arange(30) % 10}, "mine", test=0.9)
 
 
 def test_what_images_need_is_refused_for_features() -> None:
-    with pytest.raises(ValueError, match=r"inputs of shape \[3\] are no images"):
+    with pytest.raises(ValueError, match=r"inputs of shape \[3\] are not images"):
         arrays(table(), "mine", augment=["flip"])
 
 
@@ -385,26 +386,26 @@ def test_columns_of_a_second_file_are_taken_by_name(tmp_path: Path) -> None:
 
 BROKEN_TABLES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "another label": (r": no column labl; did you mean label\?", frame(), {"label": "labl"}),
-    "another column": (r": no column c; there is a, b, label, part", frame(), {"columns": ["a", "c"]}),
-    "an empty cell": (r": row 7, a: is empty; 1 of 12",
+    "another column": (r": no column c; it has a, b, label, part", frame(), {"columns": ["a", "c"]}),
+    "an empty cell": (r": row 7, a: empty; 1 of 12 rows are empty",
                       frame() | {"a": pa.array([*range(7), None, *range(4)])}, {"columns": ["a"]}),
-    "nan": (r": row 3, a: holds nan; 1 of 12",
+    "nan": (r": row 3, a: nan; 1 of 12 rows are not finite",
             frame() | {"a": [0.0, 1, 2, float("nan"), *range(8)]}, {"columns": ["a"]}),
-    "words as features": (r": column part holds string, which is no number; leave it out", frame(), {}),
-    "an empty label": (r": row 1, label: is empty",
+    "words as features": (r": column part is string, not a number; encode it, or list", frame(), {}),
+    "an empty label": (r": row 1, label: empty",
                        frame() | {"label": pa.array([0, None, *[1] * 10])}, {"split": "part"}),
-    "labels as floats": (r": column a holds double; labels are whole numbers",
+    "labels as floats": (r": column a is double; labels must be whole numbers",
                          frame(), {"label": "a", "split": "part"}),
     "a negative label": (r": row 2, label: label -3 is not in 0",
                          frame() | {"label": [0, 1, -3, *[1] * 9]}, {"split": "part"}),
     "a class of the test alone": (r": row 9, label: label 4 is not in 0 \.\.\. 2",
                                   frame() | {"label": [0, 1, 2] * 3 + [4, 1, 2]}, {"split": "part"}),
     "a gap": (r"class 1 has no training row", frame() | {"label": [0, 2, 0] * 4}, {"split": "part"}),
-    "another split": (r": row 0: part is dev; must be train, val or test", frame() | {"part": ["dev"] + ["train"] * 11},
+    "another split": (r": row 0, part: dev; must be train, val or test", frame() | {"part": ["dev"] + ["train"] * 11},
                       {"split": "part"}),
-    "no test rows": (r"column part marks rows as train only", frame() | {"part": ["train"] * 12}, {"split": "part"}),
+    "no test rows": (r"column part contains only train", frame() | {"part": ["train"] * 12}, {"split": "part"}),
     "no rows": (r": has no rows", {"a": pa.array([], pa.float64()), "label": pa.array([], pa.int64())}, {}),
-    "a label alone": (r": has no column but the label", {"label": [0, 1]}, {}),
+    "a label alone": (r": has no feature columns, only the label", {"label": [0, 1]}, {}),
 }  # fmt: skip
 
 
@@ -429,7 +430,7 @@ def test_a_column_twice_or_no_parquet_at_all_is_said(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"mine\.parquet: cannot be read as parquet"):
         parquet(file)
     file.unlink()
-    with pytest.raises(DataError, match=r"holds no parquet file; expected train\.parquet and test\.parquet"):
+    with pytest.raises(DataError, match=r"found no parquet file; expected train\.parquet and test\.parquet"):
         parquet(tmp_path)
 
 
@@ -447,7 +448,7 @@ def test_a_function_gives_arrays_in_a_tuple_or_a_mapping_or_a_data_set() -> None
 
 
 def test_a_function_s_mistakes_are_said() -> None:
-    with pytest.raises(ValueError, match=r"dataset\.make: gave a int; expected \(x, y\)"):
+    with pytest.raises(ValueError, match=r"dataset\.make: returned int; expected \(x, y\)"):
         function(3)
     with pytest.raises(DataError, match=r"dataset\.make: y_train\[0\]: labels go up to 9, but class 3"):
         function(put("y_train", 0, 9))
