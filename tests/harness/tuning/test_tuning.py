@@ -15,7 +15,6 @@ import pandas as pd
 import pytest
 import yaml
 
-from harness import store
 from harness.cli import main
 from harness.config.preflight import composed
 from harness.tuning import tune
@@ -26,11 +25,6 @@ from tests.harness import folders
 
 SEEDS = (100, 101, 102)
 SETTING = ("tasks=split", "scenario=class", "tasks.n_tasks=2", "train.steps=7", "model.widths=[30]")
-
-
-@pytest.fixture(autouse=True)
-def unsynced(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "_sync", lambda path: None)
 
 
 @cache
