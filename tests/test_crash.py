@@ -5,8 +5,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 import harness
 
 ROOT = Path(harness.__file__).resolve().parent.parent

@@ -6,8 +6,6 @@ import sys
 import venv
 from pathlib import Path
 
-import pytest
-
 import harness
 
 ROOT = Path(harness.__file__).resolve().parent.parent
