@@ -1,5 +1,17 @@
-"""Tests run on one thread: results depend on the number, and several tests run side by side."""
+"""Tests run on one thread, since results depend on the number and several run side by side, and wait for no disk."""
 
+import os
+from collections.abc import Iterator
+
+import pytest
 import torch
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def unsynced() -> Iterator[None]:
+    """A run flushes some hundred files; a test cannot lose power."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda fd: None)
+        yield

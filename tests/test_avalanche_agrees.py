@@ -475,7 +475,7 @@ SEEDS = tuple(range(8))
 MARGIN = 0.06
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_replay_reaches_the_same_accuracy_to_within_a_margin(avalanche: Any) -> None:
     """Other draws, so statistically: two one-sided tests at 5 % put the means within 0.06 of each other.
 
@@ -531,7 +531,7 @@ def last(stream: Stream, parts: list[Strategy], budget: Budget, lr: float = LR) 
     return done.accuracy[:, -1].mean(1)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_gdumb_reaches_the_same_accuracy_to_within_a_margin(avalanche: Any) -> None:
     """Other draws and other initial weights: 10 passes over 96 rows, equal shares of the classes.
 
@@ -545,7 +545,7 @@ def test_gdumb_reaches_the_same_accuracy_to_within_a_margin(avalanche: Any) -> N
     assert_equivalent(found, other, last(stream, [], budget))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_icarl_reaches_the_same_accuracy_to_within_a_margin(avalanche: Any) -> None:
     """Avalanche's loss is a mean over the 10 outputs where ours is a sum over the classes seen, hence ten times the lr.
 

@@ -36,7 +36,6 @@ def short(name: str) -> Result:
     return run(stream, [strategy(name)], model=model, optimizer=SGD(lr=0.1), budget=Budget(epochs=10))
 
 
-@pytest.mark.slow
 def test_naive_forgets_most_ewc_less_replay_least_and_joint_bounds_them() -> None:
     """A margin, but for EWC's small gain over naive: there the paired 95 % interval over seeds lies above 0."""
     forgot, final = {}, {}
@@ -71,7 +70,6 @@ def long(name: str) -> Result:
     )
 
 
-@pytest.mark.slow
 def test_on_a_long_stream_l2_init_and_reset_keep_what_naive_loses_and_the_gap_says_so() -> None:
     new = {name: fresh_accuracy(long(name).accuracy)[:, -15:].mean(1) for name in ("naive", "l2_init", "reset")}
     assert float((new["l2_init"] - new["naive"]).mean()) > 0.05

@@ -30,7 +30,6 @@ def stated(file):
     return {kind: int(match[1]) if match else 0 for kind, match in found.items()}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("option", catalogue.options("metrics"))
 def test_a_file_states_the_work_that_is_counted_at_a_late_boundary(option):
     """Start and end of a task together."""

@@ -5,14 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 import harness
 
 ROOT = Path(harness.__file__).resolve().parent.parent
 
 
-@pytest.mark.slow
 def test_a_run_killed_at_thirty_random_moments_leaves_the_tables_of_one_that_was_not(tmp_path: Path) -> None:
     command = [sys.executable, "-W", "error", "-m", "tests.crash", "30", str(tmp_path)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

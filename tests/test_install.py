@@ -6,8 +6,6 @@ import sys
 import venv
 from pathlib import Path
 
-import pytest
-
 import harness
 
 ROOT = Path(harness.__file__).resolve().parent.parent
@@ -20,7 +18,6 @@ def said(*command: object, cwd: Path) -> str:
     return done.stdout
 
 
-@pytest.mark.slow
 def test_the_wheel_runs_from_another_folder(tmp_path: Path) -> None:
     said(sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", tmp_path / "wheel", ROOT, cwd=tmp_path)
     venv.create(tmp_path / "env", with_pip=True)

@@ -46,7 +46,6 @@ def finished(results: Path) -> str:
     return said
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 def test_a_run_cut_short_resumes_to_the_same_tables(tmp_path: Path, how: signal.Signals) -> None:
     finished(tmp_path / "whole")

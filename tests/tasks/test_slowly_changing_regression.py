@@ -191,7 +191,7 @@ def online_errors(name: str) -> Tensor:
     return -torch.tensor(table.to_numpy())
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_plain_sgd_gets_worse_on_it_and_l2_init_and_cbp_much_less() -> None:
     """Dohare et al. (2024), made short: tasks of 1,600 rows and lr 0.03 in place of 10,000 and 0.01."""
     early, late = (

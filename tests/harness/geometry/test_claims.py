@@ -12,7 +12,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from scipy import stats as scipy_stats
 
-from harness import cli
+from harness import cli, store
 from harness.config.catalogue import CONF
 from harness.geometry.claims import CLAIMS, MEANING, QUANTITIES, explain, grid_rows, judge
 from harness.geometry.texts import markdown, text, write
@@ -59,23 +59,37 @@ def decided(findings):
     return [f for f in findings if f.verdict != "undecided"]
 
 
-@pytest.mark.slow
+def errors_of(n, resamples):
+    """Whether any claim is decided in each of n shuffles, [n], and the p of each claim alone, [n, claims]."""
+    draw = np.random.default_rng(0)
+    rows = grid(draw, effect=1.0)
+    assert len(decided(judge(rows, resamples=resamples))) >= 4, "what is planted is there"
+    found = [judge(shuffled(rows, draw), resamples=resamples) for _ in range(n)]
+    return np.array([bool(decided(f)) for f in found]), np.array([[f.found.p for f in one] for one in found])
+
+
+@pytest.mark.nightly
 def test_the_same_table_shuffled_finds_nothing():
     """In at most 5 % of shuffles is any of the claims decided, and one test alone errs in 5 %."""
-    draw, n = np.random.default_rng(0), 60
-    rows = grid(draw, effect=1.0)
-    assert len(decided(judge(rows, resamples=200))) >= 4, "what is planted is there"
-    found = [judge(shuffled(rows, draw), resamples=200) for _ in range(n)]
-    assert sum(bool(decided(f)) for f in found) <= scipy_stats.binom.ppf(0.999, n, 0.05)
-    alone = np.array([[f.found.p < 0.05 for f in one] for one in found])
+    n = 60
+    wrong, p = errors_of(n, resamples=200)
+    assert wrong.sum() <= scipy_stats.binom.ppf(0.999, n, 0.05)
+    alone = p < 0.05
     assert (alone.sum(0) <= scipy_stats.binom.ppf(0.9999, n, 0.05)).all()
     assert 0.02 < alone.mean() < 0.08
+
+
+def test_a_few_shuffles_find_nothing():
+    """The quick half: of five shuffles none decides a claim, and their p are as uniform as 55 of them can look."""
+    wrong, p = errors_of(5, resamples=60)
+    assert not wrong.any()
+    assert 0.35 < p.mean() < 0.65 and (p < 0.05).mean() < 0.15, p.round(2)
 
 
 def test_what_is_planted_is_found_with_its_sign():
     (mine, *_), draw = [c for c in CLAIMS if c.sign < 0], np.random.default_rng(1)
     for effect, verdict in ((1.0, "supported"), (-1.0, "contradicted")):
-        found = {f.claim: f for f in judge(grid(draw, effect=effect))}
+        found = {f.claim: f for f in judge(grid(draw, effect=effect), resamples=400)}
         for claim in (mine, CLAIMS[-1]):
             assert found[claim].verdict == verdict
             assert math.copysign(1, found[claim].found.rho) == math.copysign(1, effect) * claim.sign
@@ -83,23 +97,28 @@ def test_what_is_planted_is_found_with_its_sign():
             assert 0.1 < found[claim].detectable < 0.35
 
 
-def nothing_is_found(make, looks):
-    """In six tables: at most one is decided (chance 0.03), and the mean of all coefficients is near 0."""
+@pytest.fixture(params=[2, pytest.param(6, marks=pytest.mark.nightly)])
+def tables(request):
+    return request.param
+
+
+def nothing_is_found(make, looks, tables):
+    """Of two tables none is decided, of six at most one (chance 0.03); the mean of all coefficients is near 0."""
     draw, found = np.random.default_rng(2), []
-    for _ in range(6):
+    for _ in range(tables):
         rows = make(draw)
         assert rows.sharpness.corr(rows.rise, method="spearman") > looks, "unstratified it looks certain"
-        found.append(judge(rows, resamples=200))
-    assert sum(bool(decided(f)) for f in found) <= 1
+        found.append(judge(rows, resamples=200 if tables > 2 else 60))
+    assert sum(bool(decided(f)) for f in found) <= (tables > 2)
     assert abs(np.mean([f.found.rho * f.claim.sign for one in found for f in one])) < 0.06
 
 
-def test_what_goes_through_the_learning_rate_alone_is_undecided():
-    nothing_is_found(lambda draw: grid(draw, by_rate=3.0), looks=0.7)
+def test_what_goes_through_the_learning_rate_alone_is_undecided(tables):
+    nothing_is_found(lambda draw: grid(draw, by_rate=3.0), 0.7, tables)
 
 
-def test_what_goes_through_the_training_loss_alone_is_undecided():
-    nothing_is_found(lambda draw: grid(draw, by_loss=1.0), looks=0.3)
+def test_what_goes_through_the_training_loss_alone_is_undecided(tables):
+    nothing_is_found(lambda draw: grid(draw, by_loss=1.0), 0.3, tables)
 
 
 def test_a_gap_that_is_there_today_is_no_forecast():
@@ -109,10 +128,10 @@ def test_a_gap_that_is_there_today_is_no_forecast():
     rows["rank"] = -rows.gap + 0.5 * draw.normal(size=len(rows))
     rows["gap_next"] = rows.gap + 0.5 * draw.normal(size=len(rows))
     (claim,) = (c for c in CLAIMS if c.y == "gap_next")
-    (held,) = (f for f in judge(rows) if f.claim == claim)
+    (held,) = (f for f in judge(rows, resamples=400) if f.claim == claim)
     assert held.verdict == "undecided"
     rows["gap"] = draw.normal(size=len(rows))  # were it not controlled
-    (free,) = (f for f in judge(rows) if f.claim == claim)
+    (free,) = (f for f in judge(rows, resamples=400) if f.claim == claim)
     assert free.verdict == "supported" and free.found.rho < -0.4
 
 
@@ -138,20 +157,68 @@ def test_the_correction_counts_every_test():
 LEVELS = {"train.batch_size": [4, 8], "strategy.sam.rho": [0.0, 0.1, 0.3], "optimizer.lr": [0.1]}
 
 
-@pytest.fixture(scope="module")
-def results(tmp_path_factory):
-    """A tiny grid, measured as the preset measures."""
-    root = tmp_path_factory.mktemp("grid")
+def composed(root, **knobs):
+    """The configuration of a tiny cell, measured as the preset measures."""
     given = OmegaConf.load(CONF / "experiment" / "geometry.yaml").hydra.sweeper.params
     shared = [f"{k}={v}" for k, v in given.items() if k.startswith("metrics.")]
     small = ["tasks.n_tasks=3", "train.steps=3", "model.widths=[6]", "seeds=[0,1]", "metrics.sharpness.size=40"]
     small += [f"metrics.{name}.size=40" for name in ("forecast", "ledger", "anchors", "calibration", "plasticity")]
+    cell = [f"{knob}={v}" for knob, v in knobs.items()]
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        return compose("config", ["experiment=geometry", *shared, *small, *cell, f"results={root}"])
+
+
+def written(root, cfg, draw):
+    """The run's folder as if it had been trained: quantities at random, among rows that `explain` must not take."""
+    seeds, tasks, spec = list(cfg.seeds), cfg.tasks.n_tasks, OmegaConf.to_container(cfg, resolve=True)
+    run_id, r = store.identity({"config": spec}), draw.uniform(0.2, 1, (len(seeds), tasks, tasks))
+    with store.RunFolder.open(root, "permuted_digits_domain", "sam", run_id, scenario="domain") as run:
+        run.update_manifest(seeds=seeds, config=spec, purpose="run", setting="a" * 12, source="s" * 64, diverged=[])
+        for t in range(tasks):
+            for phase in ("start", "end"):
+                at = {"learning_accuracy": {-1: r[:, t, t]}}
+                for name in sorted({source.metric for source in QUANTITIES.values()}):
+                    drawn = {} if name in at else {task: draw.uniform(0.1, 1, len(seeds)) for task in range(-1, t + 1)}
+                    at.setdefault(name, drawn)
+                at["forgetting_task"] = {j: r[:, j, j] - r[:, t, j] for j in range(t)}
+                rows = [
+                    {"seed": s, "metric": name, "task": j, "coord": coord, "value": v[i] + (coord == "0.1")}
+                    for name, of in at.items()
+                    for j, v in of.items()
+                    for i, s in enumerate(seeds)
+                    for coord in (("0.01", "0.1") if name == "next_curvature_rank" else ("",))
+                ]
+                cells = [
+                    {"seed": s, "task": j, "accuracy": r[i, t, j], "n": 10}
+                    for i, s in enumerate(seeds)
+                    for j in range(t + 1)
+                ]
+                run.append(t, phase, {"metrics": rows, **({"accuracy": cells} if phase == "end" else {})})
+            run.commit(t, {})
+        run.finish(diverged=[])
+    return run.path
+
+
+@pytest.fixture(scope="module", params=["written", pytest.param("trained", marks=pytest.mark.nightly)])
+def results(request, tmp_path_factory):
+    """A tiny grid."""
+    root, draw = tmp_path_factory.mktemp("grid"), np.random.default_rng(8)
     for values in itertools.product(*LEVELS.values()):
-        cell = [f"{knob}={v}" for knob, v in zip(LEVELS, values)]
-        with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
-            cfg = compose("config", ["experiment=geometry", *shared, *small, *cell, f"results={root}"])
-        from_config(cfg, progress=False)
+        cfg = composed(root, **dict(zip(LEVELS, values)))
+        if request.param == "trained":
+            from_config(cfg, progress=False)
+        else:
+            written(root, cfg, draw)
     return root
+
+
+def test_a_cell_of_the_preset_records_every_quantity(tmp_path):
+    from_config(composed(tmp_path), progress=False)
+    (run,) = store.find_runs(tmp_path, strategy="sam")
+    rows = grid_rows([run], pd.read_parquet(run.path / "metrics.parquet"), "here").set_index("t")
+    assert set(QUANTITIES) <= set(rows) and rows.loc[[0, 1]].notna().all(axis=None)
+    now = [name for name, source in QUANTITIES.items() if not source.ahead]
+    assert rows.loc[2, now].notna().all(), "what needs no later boundary is there after the last task too"
 
 
 def test_a_grid_is_read_from_its_folder(results, tmp_path):
@@ -207,9 +274,7 @@ def test_a_seed_that_diverged_takes_its_run_s_rows_out(results):
     m = pd.concat(pd.read_parquet(p / "metrics.parquet") for p in results.glob("runs/*/sam/*"))
     run = m.run_id.iloc[0]
     m.loc[(m.run_id == run) & (m.seed == 1) & (m.boundary >= 1), "value"] = np.nan
-    from harness.store import find_runs
-
-    rows = grid_rows([r for r in find_runs(results) if r.manifest["strategy"] == "sam"], m, "here")
+    rows = grid_rows([r for r in store.find_runs(results) if r.manifest["strategy"] == "sam"], m, "here")
     own = rows[rows.run_id == run].set_index("t")
     assert own.sharpness.isna().tolist() == [False, True, True]
     assert own.rise.isna().all(), "the first task's rise is measured after the second"

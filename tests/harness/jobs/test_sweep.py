@@ -191,7 +191,7 @@ class Killer(Strategy):
 """
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_sweep_does_what_is_missing_and_its_tables_are_those_of_single_runs(tmp_path):
     (tmp_path / "mine" / "strategy").mkdir(parents=True)
     (tmp_path / "mine" / "strategy" / "killer.yaml").write_text("killer:\n  _target_: killer.Killer\n")

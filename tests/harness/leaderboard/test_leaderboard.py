@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import multiprocessing
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,8 @@ from harness import store
 from harness.leaderboard import Board, cells, heading, leaderboard, markdown, overall, overall_table, text, told_apart
 from harness.leaderboard import table as columns
 from harness.report.leaderboard_files import write as write_files
-from harness.store import files, readers
+from harness.store import readers
 from tests.harness.folders import copies, edit, write
-
-
-@pytest.fixture(autouse=True)
-def unsynced(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("os.fsync", lambda descriptor: None)
 
 
 def only(root: Path, **options: Any) -> Board:
@@ -370,38 +366,104 @@ def test_a_run_that_is_begun_again_is_left_out_and_said(tmp_path: Path, monkeypa
     assert "ewc" in found.notes[0] and "being rerun" in found.notes[0]
 
 
-def _writer(root: str, k: int, stop: Any) -> None:
-    files.flush = lambda path: None  # type: ignore[assignment]
-    i = 0
-    while not stop.is_set():
-        write(Path(root), f"m{k}", [0.1 * k, 0.1 * k], settings={"i": i % 3}, force=True)
-        i += 1
+def version(root: Path, k: int, i: int, number: int) -> Path:
+    """A run whose values all say which time it was written."""
+    values = [0.1 * k + 0.01 * number] * 2
+    return write(root, f"m{k}", values, settings={"i": i}, step=2.0 + number, force=True)
 
 
-@pytest.mark.slow
+def seen(root: Path) -> dict[Path, int]:
+    """Each finished run on the leaderboard -> the number of its version, which is the same in all its tables."""
+    found = {}
+    for row in (row for board in leaderboard([root]).boards for row in board.rows):
+        if row.entry.state == "done":
+            k, number = int(row.entry.strategy[1:]), int(row.entry.step - 2)
+            assert row.entry.scores["average_accuracy"] == pytest.approx([0.1 * k + 0.01 * number] * 2)
+            assert row.entry.scores["forgetting"] == pytest.approx([0.1] * 2)
+            found[row.entry.runs[0].path] = number
+    return found
+
+
+def test_at_every_moment_of_a_rewrite_a_run_is_whole_or_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After each change of a name in its folder; tests/crash.py kills in between too."""
+    version(tmp_path, 1, 0, 0)
+    moments: list[list[int]] = []
+
+    def hooked(change: Any) -> Any:
+        def then(*args: Any, **options: Any) -> None:
+            change(*args, **options)
+            with monkeypatch.context() as free:
+                for name, original in changes.items():
+                    free.setattr(os, name, original)
+                moments.append([*seen(tmp_path).values()])
+
+        return then
+
+    changes = {name: getattr(os, name) for name in ("replace", "rename", "unlink", "remove")}
+    with monkeypatch.context() as patch:
+        for name, change in changes.items():
+            patch.setattr(os, name, hooked(change))
+        version(tmp_path, 1, 0, 1)
+    old, new = moments.count([0]), moments.count([1])
+    assert len(moments) > 10 and new == 1
+    assert moments == [[0]] * old + [[]] * (len(moments) - old - new) + [[1]] * new
+
+
+def test_a_run_that_is_written_anew_between_two_tables_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = version(tmp_path, 0, 0, 0)
+    version(tmp_path, 1, 0, 0)
+    read, calls = readers.read, []
+
+    def meanwhile(*args: Any) -> pd.DataFrame:
+        calls.append(args)
+        if len(calls) == 2:
+            version(tmp_path, 1, 0, 1)
+        return read(*args)
+
+    monkeypatch.setattr(readers, "read", meanwhile)
+    assert seen(tmp_path) == {other: 0}
+
+
+ROUNDS, WRITERS = 4, 8
+
+
+def _writer(root: str, k: int, start: Any, ended: Any) -> None:
+    for number in range(ROUNDS):
+        start[number].wait()
+        version(Path(root), k, number % 2, number)
+        ended[number].release()
+
+
 def test_eight_write_while_one_reads(tmp_path: Path) -> None:
-    """No error and no half row: each entry has all its seeds and the values that its writer gives."""
+    """No error and no half run. In a round each writer writes one of its two runs; the other one must be seen."""
     context = multiprocessing.get_context("fork")
-    stop = context.Event()
-    writers = [context.Process(target=_writer, args=(str(tmp_path), k, stop)) for k in range(8)]
+    start, ended = ([make() for _ in range(ROUNDS)] for make in (context.Event, lambda: context.Semaphore(0)))
+    writers = [context.Process(target=_writer, args=(str(tmp_path), k, start, ended)) for k in range(WRITERS)]
     for writer in writers:
         writer.start()
-    found, until = 0, time.time() + 60
+    before: dict[Path, int] = {}
     try:
-        while found < 8 and time.time() < until:
-            for row in (row for board in leaderboard([tmp_path]).boards for row in board.rows):
-                if row.entry.state == "done":
-                    found += 1
-                    k = int(row.entry.strategy[1:])
-                    assert row.entry.scores["average_accuracy"] == pytest.approx([0.1 * k] * 2)
-                    assert row.entry.scores["forgetting"] == pytest.approx([0.1] * 2)
-                    assert row.entry.step == 2.0
+        for number in range(ROUNDS):
+            start[number].set()
+            untouched = {run: n for run, n in before.items() if n > number - 2}
+            done = 0
+            while done < WRITERS:
+                assert untouched.items() <= seen(tmp_path).items(), "what nobody writes is there"
+                done += ended[number].acquire(timeout=60) or pytest.fail("a writer did not end its round")
+                while ended[number].acquire(block=False):
+                    done += 1
+            before = seen(tmp_path)
+            assert len(before) == WRITERS * min(2, number + 1)
     finally:
-        stop.set()
+        for event in start:
+            event.set()
         for writer in writers:
             writer.join()
-    assert [writer.exitcode for writer in writers] == [0] * 8
-    assert found >= 8  # entries that were read whole, meanwhile
+    assert [writer.exitcode for writer in writers] == [0] * WRITERS
 
 
 def test_reading_many_runs_costs_little_for_each(tmp_path: Path) -> None:

@@ -37,17 +37,15 @@ class Page(HTMLParser):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("report") / "results"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("os.fsync", lambda descriptor: None)
-        for i, name in enumerate(("naive", "replay", NASTY)):
-            shape = {
-                "lambda_max_joint": [[5.0 + i, 6.0 + i]] * 3,
-                "trainability_gap": [[0.0, 0.1]] * 3,
-                "barrier_entezari_loss_joint": [[], [0.1 * i, 0.2], [0.3, 0.1]],
-                "weight_l2": [[1.0, 2.0]] * 3,
-            }
-            path = write(root, name, [0.5 + 0.1 * i, 0.6], step=1.0 + i, metrics=shape, settings={"note": NASTY})
-            _along(path)
+    for i, name in enumerate(("naive", "replay", NASTY)):
+        shape = {
+            "lambda_max_joint": [[5.0 + i, 6.0 + i]] * 3,
+            "trainability_gap": [[0.0, 0.1]] * 3,
+            "barrier_entezari_loss_joint": [[], [0.1 * i, 0.2], [0.3, 0.1]],
+            "weight_l2": [[1.0, 2.0]] * 3,
+        }
+        path = write(root, name, [0.5 + 0.1 * i, 0.6], step=1.0 + i, metrics=shape, settings={"note": NASTY})
+        _along(path)
     return root
 
 
@@ -129,8 +127,7 @@ def test_the_leaderboard_page_is_the_same_without_figures(folder: Path) -> None:
     assert "<figure>" not in text and text.count("<tr") > 3
 
 
-def test_twenty_runs_stay_under_two_megabytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("os.fsync", lambda descriptor: None)
+def test_twenty_runs_stay_under_two_megabytes(tmp_path: Path) -> None:
     draw = np.random.default_rng(0)
     for i in range(20):
         names = [f"measure_{k}" for k in range(80)]  # what metrics=standard has of them
@@ -166,7 +163,6 @@ def test_a_band_far_wider_than_the_lines_are_apart_runs_off_the_chart() -> None:
     assert min(shown) > -3 and max(shown) < 7
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="needs chromium: apt-get install chromium")
 def test_in_a_browser(html: str, tmp_path: Path) -> None:
     """At desktop and phone width, light and dark: no message, no request, nothing cut off, sorted by keyboard."""

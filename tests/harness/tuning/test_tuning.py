@@ -27,11 +27,6 @@ SEEDS = (100, 101, 102)
 SETTING = ("tasks=split", "scenario=class", "tasks.n_tasks=2", "train.steps=7", "model.widths=[30]")
 
 
-@pytest.fixture(autouse=True)
-def unsynced(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("os.fsync", lambda descriptor: None)
-
-
 @cache
 def said(*words: str) -> dict[str, Any]:
     """The configuration that words compose to; to be copied before it is changed."""
