@@ -1,4 +1,4 @@
-"""A classification benchmark of Avalanche's (Carta et al. 2023, JMLR) as a stream."""
+"""A classification benchmark of Avalanche (Carta et al. 2023, JMLR) as a stream."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ from tasks.datasets.table import SPECS
 from tasks.stream import check, digest, drawn
 
 VERSION = 1
-# Benchmarks over data that we find (in Debian's package too): Avalanche gets a folder that has it.
+# Benchmarks on data that we can find ourselves (also in Debian's package): Avalanche gets a folder with it.
 FILES = {"SplitMNIST": "mnist", "PermutedMNIST": "mnist", "RotatedMNIST": "mnist", "SplitFMNIST": "fashion_mnist"}
 
-OWN = {  # arguments of a benchmark that are settings of ours
+OWN = {  # arguments of a benchmark that are our own settings
     "seed": "seeds", "n_experiences": "tasks.n_tasks", "dataset_root": "tasks.root", "return_task_id": "scenario",
 }  # fmt: skip
 
@@ -55,23 +55,24 @@ def avalanche(
 ) -> Stream:
     """A benchmark of avalanche.benchmarks.classic, by name: its experiences are the tasks, with its own test sets.
 
-    Rows are what its evaluation transforms make of its samples (training transforms may draw at random), materialised
-    once and kept in the user's cache; equal samples take one place, however many tasks and seeds see them. Every seed
-    has its own benchmark, or with `fixed` (and where the benchmark takes no seed) all share one. A stratified fraction
-    `val` of each task's training rows is held out.
+    Rows are its samples under its evaluation transforms (training transforms may be random), computed once and kept in
+    the user's cache. Equal samples are stored once for all tasks and seeds. Each seed has its own benchmark; with
+    `fixed`, or if the benchmark takes no seed, all share one. A stratified fraction `val` of each task's training rows
+    is held out.
 
-    Tasks without common classes, as in Split...: class has one output a class, task the same of which those of the
-    task compete, domain as many as a task has, shared. Tasks with the same classes, as in Permuted...: domain shares
-    the outputs, task and class give each task its own. Where classes overlap in part, class alone has a meaning.
+    If tasks have no common classes, as in Split...: class has one output per class; task has the same outputs, and
+    those of the task compete; domain has as many outputs as a task has classes, shared. If all tasks have the same
+    classes, as in Permuted...: domain shares the outputs, task and class give each task its own. If classes overlap in
+    part, only class is defined.
 
-    Differs: from Avalanche (Carta et al. 2023) in the rows held out, and in that augmentation is left out.
+    Differs: from Avalanche (Carta et al. 2023): validation rows are held out, and there is no augmentation.
     Needs: the benchmark's own data; `dataset` is not used.
 
-    Raises ValueError for an unknown benchmark or option, DataError for data that is not there.
+    Raises ValueError for an unknown benchmark or option, DataError for missing data.
     """
     check("avalanche", 1 if n_tasks is None else n_tasks, scenario, classes)
     if not 0 <= val < 1:
-        raise ValueError(f"tasks.val={val}: the fraction held out for validation is at least 0 and below 1")
+        raise ValueError(f"tasks.val={val}: must be at least 0 and below 1")
     make = _maker(benchmark, n_tasks, options or {})
     alike = fixed or pin is not None or "seed" not in _arguments(make)  # all seeds see one benchmark
     numbers = drawn(seeds, alike, pin)
@@ -106,7 +107,7 @@ def avalanche(
             held.append(out)
             kept.append(torch.ones(len(y), dtype=torch.bool).index_fill(0, out, False).nonzero()[:, 0])
         whole = [torch.arange(len(parts[n]["test", t][1])) for n in numbers]
-        # where seeds differ, what they have in common: their sum over all tasks
+        # the same for all seeds, also if their tasks differ in size: the mean over tasks
         nominal = len(kept[0]) if alike else round((1 - val) * total / count)
         tasks.append(Task(t, rows("train", t, kept), rows("train", t, held), rows("test", t, whole), nominal))
     content = [torch.from_numpy(v) for n in numbers for key in sorted(parts[n]) for v in parts[n][key]]
@@ -131,14 +132,14 @@ def _maker(benchmark: str, n_tasks: int | None, options: dict[str, Any]) -> Call
     known = [n for n in dir(classic) if n[0].isupper() and "dataset_root" in _arguments(getattr(classic, n))]
     if benchmark not in known:
         close = nearest(benchmark, known)
-        hint = f"did you mean {close}?" if close else f"there is {', '.join(known)}"
-        raise ValueError(f"tasks.benchmark={benchmark}: no classification benchmark of Avalanche's; {hint}")
+        hint = f"did you mean {close}?" if close else f"use one of {', '.join(known)}"
+        raise ValueError(f"tasks.benchmark={benchmark}: unknown classification benchmark of Avalanche; {hint}")
     make: Callable[..., Any] = getattr(classic, benchmark)
     for key in options:
         if key not in _arguments(make) or key in OWN:
             free = [k for k in _arguments(make) if k not in OWN]
-            hint = f"use {OWN[key]}" if key in OWN else f"there is {', '.join(free)}"
-            raise ValueError(f"tasks.options.{key}: no argument that {benchmark} takes here; {hint}")
+            hint = f"use {OWN[key]}" if key in OWN else f"its options are {', '.join(free)}"
+            raise ValueError(f"tasks.options.{key}: not an option of {benchmark}; {hint}")
     if n_tasks is None and _arguments(make).get("n_experiences", 0) is inspect.Parameter.empty:
         raise ValueError(f"tasks.n_tasks=null: {benchmark} needs a number of tasks")
     if n_tasks is not None and "n_experiences" not in _arguments(make):
@@ -153,7 +154,7 @@ def _arguments(make: Callable[..., Any]) -> dict[str, Any]:
 def _materialised(
     make: Callable[..., Any], benchmark: str, n_tasks: int | None, options: dict[str, Any], seed: int, root: Any
 ) -> Arrays:
-    """Samples of one benchmark, each once, and for every experience of both streams their numbers and labels."""
+    """Samples of one benchmark, each once, with their indices and labels in every experience of both streams."""
     base = home() / "data" if root is None else Path(root).expanduser()
     spec = SPECS.get(FILES.get(benchmark, ""))
     sources = idx_files(FILES[benchmark], base) if spec else [p for p in [base] if p.is_dir()]
@@ -176,8 +177,8 @@ def _materialised(
                 return _collected(make(dataset_root=folder, **given))
             except (OSError, RuntimeError, ValueError, TypeError, AssertionError, ImportError) as error:
                 raise DataError(
-                    f"tasks.benchmark={benchmark}: Avalanche does not make it of tasks.n_tasks={n_tasks} and the data "
-                    f"in {base} ({first_line(error)}); what it cannot fetch has to be put there"
+                    f"tasks.benchmark={benchmark}: Avalanche failed for tasks.n_tasks={n_tasks} and the data in {base} "
+                    f"({first_line(error)}); put missing data there"
                 ) from error
 
     said = sorted((k, repr(v)) for k, v in options.items())
@@ -186,7 +187,7 @@ def _materialised(
 
 
 def _laid_out(folder: Path, sources: Sequence[Path], names: Sequence[str]) -> None:
-    """The files as torchvision reads them: unpacked."""
+    """Unpack the files into the folder, as torchvision reads them."""
     import gzip
 
     folder.mkdir(parents=True)
@@ -220,7 +221,7 @@ def _collected(made: Any) -> Arrays:
 def _shared(
     made: dict[int, Arrays],
 ) -> tuple[NDArray[Any], dict[int, dict[tuple[str, int], tuple[NDArray[np.int64], NDArray[np.int64]]]]]:
-    """Samples of all seeds' benchmarks, each once, and their numbers and labels by (part, task)."""
+    """Samples of all seeds' benchmarks, each once, with their indices and labels by (part, task)."""
     place: dict[bytes, int] = {}
     blocks: list[NDArray[Any]] = []
     parts: dict[int, dict[tuple[str, int], tuple[NDArray[np.int64], NDArray[np.int64]]]] = {}
@@ -240,7 +241,7 @@ def _shared(
             if f"{part}/{t}/y" in arrays
         }
         if any((part, t) not in parts[n] for part in ("train", "test") for t in range(tasks)):
-            raise ValueError("tasks.benchmark: has training and test streams of different lengths, which are no tasks")
+            raise ValueError("tasks.benchmark: its training and test streams differ in length; use another")
     return np.concatenate(blocks), parts
 
 
@@ -253,9 +254,9 @@ def _kind(groups: Sequence[Sequence[int]]) -> str:
 def _outputs(
     kind: str, groups: dict[int, list[list[int]]], numbers: Sequence[int], scenario: str, benchmark: str
 ) -> tuple[int, Callable[[int, int, Tensor], Tensor], Tensor | None]:
-    """Number of outputs, what a label becomes (number of the benchmark, task, labels), and the masks [S, T, C]."""
+    """Number of outputs, the function (benchmark's number, task, labels) -> targets, and the masks [S, T, C]."""
     if kind == "overlapping" and scenario != "class":
-        raise ValueError(f"scenario={scenario}: classes of {benchmark} return in part; only class has a meaning")
+        raise ValueError(f"scenario={scenario}: tasks of {benchmark} share some of their classes; use scenario=class")
     most = 1 + max(max(g) for task in groups.values() for g in task)
     if kind == "same":
         if scenario == "domain":

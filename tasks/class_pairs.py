@@ -1,4 +1,4 @@
-"""Pairs of classes: hundreds of binary problems, one after the other, on one read-out."""
+"""Pairs of classes: hundreds of binary problems in sequence, on one read-out."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tasks.stream import block_masks, check, digest, drawn, grouped
 
 VERSION = 1
 SCENARIOS = ("task", "domain")
-WHY = "classes come back in other pairs, so that none is new (that is tasks=repeated)"
+WHY = "classes return in other pairs, so none is new (see tasks=repeated)"
 
 
 def class_pairs(
@@ -29,18 +29,18 @@ def class_pairs(
     pin: int | None = None,
     device: torch.device | str = "cpu",
 ) -> Stream:
-    """Continual binary classification of class pairs, the form of Continual ImageNet (Dohare et al. 2024).
+    """Continual binary classification of class pairs, as in Continual ImageNet (Dohare et al. 2024).
 
-    The classes, in an order drawn for each seed, are paired as they stand; when all have been used they are drawn
-    anew (`redraw`), or the same pairs come again. No class returns before all have had a turn; with an odd number of
-    classes one sits out each round. domain: two outputs that all tasks share; task: two for each task. Published:
-    ImageNet at 32x32, 600 + 100 images a class, 2,000 tasks of 250 epochs, read-out set to zero before each
-    (strategy=head_reset), the same 500 pairs again and again (redraw=false).
+    The classes, in a random order for each seed, are paired in sequence. When all have been used, new pairs are drawn
+    (`redraw`) or the same pairs repeat. No class returns before all have had a turn; with an odd number of classes, one
+    is left out in each round. domain: two outputs, shared by all tasks; task: two per task. Published: ImageNet at
+    32x32, 600 + 100 images a class, 2,000 tasks of 250 epochs, read-out set to zero before each (strategy=head_reset),
+    the same 500 pairs repeated (redraw=false).
 
-    Differs: pairs are drawn anew by default, so that a long stream over ten classes is more than five problems.
+    Differs: new pairs are drawn by default, because ten classes have only five pairs per round.
     Needs: any data set of at least 2 classes.
 
-    Raises ValueError for scenario=class, and for a data set of one class.
+    Raises ValueError for scenario=class, and for a data set with one class.
     """
     check("class_pairs", n_tasks, scenario, classes, SCENARIOS, WHY)
     if dataset.classes < 2:

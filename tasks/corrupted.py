@@ -1,4 +1,4 @@
-"""Corrupted images: every task is the whole data set under a corruption of its own."""
+"""Corrupted images: every task is the whole data set with its own corruption."""
 
 from __future__ import annotations
 
@@ -31,27 +31,27 @@ def corrupted(
     pin: int | None = None,
     device: torch.device | str = "cpu",
 ) -> Stream:
-    """Corruptions at five severities (Hendrycks & Dietterich 2019), one for each task.
+    """Corruptions at five severities (Hendrycks & Dietterich 2019), one per task.
 
     The kind is drawn for each task and seed from `kinds`: gaussian_noise, gaussian_blur, contrast, occlusion.
     `severity`: rising from 0 (clean) in the first task to 5 in the last, falling, random (1 to 5 for each task and
-    seed), or one number for all. Training, validation and test rows are corrupted alike, and a row looks the same
-    each time it is taken. Scenarios as in `permuted`.
+    seed), or one number for all. Training, validation and test rows get the same corruption, and a row looks the same
+    every time. Scenarios as in `permuted`.
 
-    Differs: three of their fifteen kinds, with their constants for 32x32 images whatever the size; occlusion is not
-    among theirs (DeVries & Taylor 2017). They corrupt test images alone.
+    Differs: three of their fifteen kinds, with their constants for 32x32 images at any size; occlusion is not one of
+    theirs (DeVries & Taylor 2017). They corrupt only test images.
     Needs: images.
 
-    Raises ValueError for an unknown scenario, kind or severity, and for data that are no images.
+    Raises ValueError for an unknown scenario, kind or severity, and for data that are not images.
     """
     check("corrupted", n_tasks, scenario, classes)
     unknown = [k for k in kinds if k not in KINDS]
     if unknown or not kinds:
-        raise ValueError(f"tasks.kinds=[{','.join(map(str, kinds))}]: name some of {', '.join(KINDS)}")
+        raise ValueError(f"tasks.kinds=[{','.join(map(str, kinds))}]: must list some of {', '.join(KINDS)}")
     if severity not in (*SEVERITIES, 0, 1, 2, 3, 4, 5):
         raise ValueError(f"tasks.severity={severity}: must be {', '.join(SEVERITIES)} or a number from 0 to 5")
     if len(dataset.shape) != 3:
-        raise ValueError(f"tasks=corrupted: {dataset.name} has inputs of shape {list(dataset.shape)}; choose images")
+        raise ValueError(f"tasks=corrupted: {dataset.name} has inputs of shape {list(dataset.shape)}; needs images")
     data, n = dataset.to(device), len(dataset.y)
     key = rng.fold(rng.keys(drawn(seeds, fixed, pin), "stream", device), "corrupted")
     table = torch.tensor([KINDS.index(k) for k in kinds], device=key.device)

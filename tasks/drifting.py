@@ -1,4 +1,4 @@
-"""Drift without tasks: images turn a little further with every single row."""
+"""Drift without tasks: each row is rotated slightly more than the one before."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tasks.transforms import Rotate
 
 VERSION = 1
 SCENARIOS = ("domain",)
-WHY = "it has no tasks that could be told, only times at which it is measured"
+WHY = "it has no tasks, only times of evaluation"
 
 
 def drifting(
@@ -30,23 +30,23 @@ def drifting(
     pin: int | None = None,
     device: torch.device | str = "cpu",
 ) -> Stream:
-    """Continuous rotation (Kumar, Ma & Liang 2020): row i of N is turned by i / N of `spread` degrees.
+    """Continuous rotation (Kumar, Ma & Liang 2020): row i of N is rotated by i / N of `spread` degrees.
 
-    N counts `n_tasks` passes over the training samples, each in an order drawn for each seed; rows come as time has
-    them. A 'task' is a pass, after which the net is measured: its validation and test rows stand at the angle where it
-    ends. With train.epochs=1 every row comes once, and with boundaries=hidden nothing tells the strategy of the
-    measurements. A second epoch would turn back to where the pass began.
+    N counts `n_tasks` passes over the training samples, each in a random order for each seed; rows come in order of
+    time. A 'task' is one pass, after which the net is evaluated. Its validation and test rows have the angle at which
+    it ends. With train.epochs=1 every row comes once, and with boundaries=hidden the strategy does not notice the
+    evaluations. A second epoch would rotate back to the start of the pass.
 
-    Differs: all samples come in every pass; the paper's drift has each once, and no labels after the first stretch.
+    Differs: all samples come in every pass; the paper shows each once, without labels after the first part.
     Needs: images.
 
-    Raises ValueError for scenarios other than domain, for a spread out of range, or data that are no images.
+    Raises ValueError for scenarios other than domain, for a spread out of range, and for data that are not images.
     """
     check("drifting", n_tasks, scenario, classes, SCENARIOS, WHY)
     if not 0 < spread <= 360:
         raise ValueError(f"tasks.spread={spread}: must be above 0 and at most 360 degrees")
     if len(dataset.shape) != 3:
-        raise ValueError(f"tasks=drifting: {dataset.name} has inputs of shape {list(dataset.shape)}; choose images")
+        raise ValueError(f"tasks=drifting: {dataset.name} has inputs of shape {list(dataset.shape)}; needs images")
     data, n = dataset.to(device), len(dataset.train)
     key = rng.fold(rng.keys(drawn(seeds, fixed, pin), "stream", device), "drifting")
     angle = torch.arange(n_tasks * n + 1, dtype=torch.float64, device=key.device) * (spread / (n_tasks * n))

@@ -1,4 +1,4 @@
-"""Hard and easy tasks in turns: five new classes, one new class, five..."""
+"""Hard and easy tasks in turn: five new classes, one new class, five..."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tasks.stream import block_masks, check, digest, drawn, grouped
 
 VERSION = 1
 SCENARIOS = ("class",)
-WHY = "a task of one class has nothing to tell apart among outputs of its own or shared ones"
+WHY = "with its own or shared outputs, a task of one class has nothing to distinguish"
 
 
 def five_plus_one(
@@ -31,15 +31,14 @@ def five_plus_one(
 ) -> Stream:
     """The 5+1 stream (Kumar, Marklund & Van Roy 2023): hard tasks of `many` classes, each before an easy one of `few`.
 
-    Classes come in an order drawn for each seed, none twice; those left over are not used. Read the hard tasks,
-    numbers 0, 2, 4...: a net that the easy ones have pushed into predicting one class has to come back. Published:
-    CIFAR-100, 30 tasks, 780 steps each whatever its size, which is train.steps=780; all 100 outputs compete
-    (classes=all).
+    Classes come in a random order for each seed, each at most once; leftover classes are not used. Evaluate the hard
+    tasks, numbers 0, 2, 4...: the easy ones push the net towards predicting one class, from which it must recover.
+    Published: CIFAR-100, 30 tasks of 780 steps each (train.steps=780); all 100 outputs compete (classes=all).
 
-    Differs: nothing known but the order of rows.
-    Needs: a data set with classes for all tasks: 90 for 30 tasks of 5 and 1.
+    Differs: nothing known except the order of rows.
+    Needs: a data set with enough classes for all tasks: 90 for 30 tasks of 5 and 1.
 
-    Raises ValueError for scenarios other than class, and where the classes do not suffice.
+    Raises ValueError for scenarios other than class, and for too few classes.
     """
     check("five_plus_one", n_tasks, scenario, classes, SCENARIOS, WHY)
     if many < 1 or few < 1:
@@ -47,8 +46,8 @@ def five_plus_one(
     sizes = [few if t % 2 else many for t in range(n_tasks)]
     if sum(sizes) > dataset.classes:
         raise ValueError(
-            f"tasks.n_tasks={n_tasks}: takes {sum(sizes)} classes, and {dataset.name} has {dataset.classes}; "
-            "ask for fewer tasks, or smaller ones by tasks.many and tasks.few"
+            f"tasks.n_tasks={n_tasks}: needs {sum(sizes)} classes, but {dataset.name} has {dataset.classes}; "
+            "lower it, tasks.many or tasks.few"
         )
     data = dataset.to(device)
     key = rng.fold(rng.keys(drawn(seeds, fixed, pin), "stream", device), "five_plus_one")

@@ -1,4 +1,4 @@
-"""Growing classes: every task adds a few, and the data of all classes so far stays."""
+"""Growing classes: every task adds some, and the data of all classes so far stays."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tasks.stream import check, digest, drawn, grouped
 
 VERSION = 1
 SCENARIOS = ("class",)
-WHY = "its tasks are stages of one problem, all classes so far"
+WHY = "its tasks are stages of one problem"
 
 
 def growing(
@@ -31,15 +31,14 @@ def growing(
 ) -> Stream:
     """Class-incremental growth with all data kept, as on CIFAR-100 (Dohare et al. 2024).
 
-    The classes, in an order drawn for each seed, are cut into `n_tasks` groups as in split; task t has the training,
-    validation and test samples of groups 0 to t. Nothing is there to be forgotten: what falls below a fresh net
-    trained on the same classes (strategy=reset) has been lost in plasticity. Published: 20 tasks of 5 classes,
-    200 epochs each.
+    The classes, in a random order for each seed, are split into `n_tasks` groups as in split; task t has the training,
+    validation and test samples of groups 0 to t. Nothing needs to be remembered, so a gap to a fresh net trained on the
+    same classes (strategy=reset) is loss of plasticity. Published: 20 tasks of 5 classes, 200 epochs each.
 
-    Differs: they keep the best weights of each stage by validation accuracy, which is part of a method here.
+    Differs: they keep the weights with the best validation accuracy in each stage, which here would be a strategy.
     Needs: any data set of at least `n_tasks` classes.
 
-    Raises ValueError for scenarios other than class, and where a task would add no class.
+    Raises ValueError for scenarios other than class, and if a task would add no class.
     """
     check("growing", n_tasks, scenario, classes, SCENARIOS, WHY)
     sizes = cut(dataset, n_tasks, initial)

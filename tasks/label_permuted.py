@@ -1,4 +1,4 @@
-"""Permuted labels: the same inputs in every task, each task with its own names for the classes."""
+"""Permuted labels: the same inputs in every task, with the classes renamed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tasks.stream import check, digest, drawn, whole
 
 VERSION = 1
 SCENARIOS = ("domain",)
-WHY = "with outputs of its own for each task a permutation would only rename them"
+WHY = "with separate outputs per task, a permutation would only rename them"
 
 
 def label_permuted(
@@ -30,14 +30,14 @@ def label_permuted(
 ) -> Stream:
     """Label-permuted data set (Elsayed & Mahmood 2024): in task t, class c is called permutation_t[c].
 
-    The permutations are drawn for each seed (one set for all with `fixed`); `identity_first` leaves the
-    first task as it is. What was learnt about the inputs stays useful, what the read-out says becomes
-    wrong. Nobody can know old and new names at once: the stream measures plasticity, on the new task or
-    online; accuracy on past tasks falls below chance where the last one is learnt.
+    The permutations are drawn for each seed (one set for all with `fixed`); `identity_first` leaves the first task
+    unchanged. Features of the inputs remain useful, but the read-out becomes wrong. No net can satisfy old and new
+    names at once, so the stream measures plasticity, on the new task or online. Accuracy on past tasks falls below
+    chance once the last one is learnt.
 
     Published: EMNIST and CIFAR-10, a new permutation every 2,500 single rows (train.steps=2500 train.batch_size=1).
 
-    Differs: rows are drawn without repetition within a task.
+    Differs: rows are drawn without replacement within a task.
     Needs: any data set.
 
     Raises ValueError for scenarios other than domain and for fewer than one task.

@@ -1,4 +1,4 @@
-"""Noisy labels: the same problem in every task, with a share of wrong training labels that changes."""
+"""Noisy labels: the same problem in every task, with a changing share of wrong training labels."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tasks.stream import check, digest, drawn, whole
 
 VERSION = 1
 SCENARIOS = ("domain",)
-WHY = "its tasks are one problem, with fewer or more wrong labels"
+WHY = "its tasks are one problem with different label noise"
 KINDS = ("symmetric", "pair")
 
 
@@ -32,30 +32,30 @@ def noisy_labels(
     pin: int | None = None,
     device: torch.device | str = "cpu",
 ) -> Stream:
-    """Label noise (Han et al. 2018) whose share goes from `first` to `last` in equal steps, by task.
+    """Label noise (Han et al. 2018) whose share goes from `first` to `last` in equal steps over the tasks.
 
-    Wrong labels are, symmetric: any other class, all equally likely; pair: the next class. Which samples are wrong
-    and what they are called is drawn once for each seed: as the share falls, labels get corrected and none gets worse.
-    Exactly the share, to within half a sample, is wrong. Validation and test labels are true. Noisy first and clean
-    later is the warm start from noise of Lee et al. (2024): what has been memorised has to go.
+    Wrong labels are, with symmetric, any other class with equal probability; with pair, the next class. The wrong
+    samples and their labels are drawn once for each seed: as the share falls, labels are corrected and no other becomes
+    wrong. The share is exact to within half a sample. Validation and test labels are true. Noisy first and clean later
+    is the warm start from noise of Lee et al. (2024): memorised labels must be unlearnt.
 
-    Differs: noise that is drawn by class-conditional chance there is exact in number here.
+    Differs: the number of wrong labels is exact; theirs are drawn with class-conditional probabilities.
     Needs: any data set of at least 2 classes.
 
-    Raises ValueError for scenarios other than domain, and for shares or kinds that there are not.
+    Raises ValueError for scenarios other than domain, for shares out of range, and for unknown kinds.
     """
     check("noisy_labels", n_tasks, scenario, classes, SCENARIOS, WHY)
     for name, share in (("first", first), ("last", last)):
         if not 0 <= share <= 1:
-            raise ValueError(f"tasks.{name}={share}: a share of wrong labels is from 0 to 1")
+            raise ValueError(f"tasks.{name}={share}: must be from 0 to 1")
     if kind not in KINDS:
         raise ValueError(f"tasks.kind={kind}: must be {' or '.join(KINDS)}")
     data, c = dataset.to(device), dataset.classes
     if c < 2:
-        raise ValueError(f"tasks=noisy_labels: {dataset.name} has {c} class, so that no label can be wrong")
+        raise ValueError(f"tasks=noisy_labels: {dataset.name} has {c} class; needs at least 2")
     key = rng.fold(rng.keys(drawn(seeds, fixed, pin), "stream", device), "noisy_labels")
     true, n = data.y[data.train], len(data.train)
-    rank = rng.permutation(rng.fold(key, "rank"), n)  # [S, n] a sample is wrong while its rank is below the count
+    rank = rng.permutation(rng.fold(key, "rank"), n)  # [S, n] a sample is wrong if its rank is below the count
     step = rng.integers(rng.fold(key, "label"), c - 1, n) + 1 if kind == "symmetric" else torch.ones_like(rank)
     wrong = (true + step) % c
     count = [round(n * (first + (last - first) * t / max(n_tasks - 1, 1))) for t in range(n_tasks)]

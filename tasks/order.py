@@ -1,4 +1,4 @@
-"""In what order a stream comes: curricula of its tasks, and boundaries that are blurred."""
+"""The order of a stream: curricula of its tasks, and blurred boundaries."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from harness.types import Source, Stream, Task
 from tasks.stream import digest
 
 ORDERS = ("random", "easy_first", "hard_first")
-SAMPLE = 512  # rows that a task's difficulty is judged by
+SAMPLE = 512  # rows from which a task's difficulty is estimated
 RIDGE = 0.1  # of the rows' mean squared norm
 
 
 def curriculum(stream: Stream, order: str | None, key: Tensor) -> Stream:
     """The same tasks in another order (curricula: Bengio et al. 2009; of tasks: Bell & Lawrence 2022).
 
-    None leaves them as they are; random shuffles each seed's own; easy_first starts with the lowest `difficulty`,
-    hard_first with the highest, ties as they are. Outputs move with their task. `key` [S] draws what is drawn.
-    Raises ValueError for an unknown order, and for tasks of unequal size, whose epochs are counted for all seeds alike.
+    None keeps their order; random shuffles those of each seed; easy_first sorts by rising `difficulty`, hard_first by
+    falling, ties in the old order. Outputs move with their task. `key` [S] is the source of randomness.
+    Raises ValueError for an unknown order, and for tasks of unequal size: epochs are counted once for all seeds.
     """
     if order is None:
         return stream
@@ -32,12 +32,12 @@ def curriculum(stream: Stream, order: str | None, key: Tensor) -> Stream:
         raise ValueError(f"tasks.order={order}: must be null or one of {', '.join(ORDERS)}")
     tasks = stream.tasks
     if len({task.nominal for task in tasks}) > 1:
-        raise ValueError(f"tasks.order={order}: needs tasks of one size; choose another number of tasks, or order=null")
+        raise ValueError(f"tasks.order={order}: needs tasks of equal size; change tasks.n_tasks, or use order=null")
     if order == "random":
         hard = rng.permutation(key, len(tasks)).double()
     else:
         hard = torch.stack([difficulty(task.train, rng.fold(key, task.index)) for task in tasks], 1)  # [S, T]
-    place = hard.argsort(dim=1, stable=True, descending=order == "hard_first")  # the task that comes at each place
+    place = hard.argsort(dim=1, stable=True, descending=order == "hard_first")  # the task at each place
     parts = {
         part: _sorted([getattr(t, part) for t in tasks], place, stream.scenario) for part in ("train", "val", "test")
     }
@@ -56,16 +56,16 @@ def curriculum(stream: Stream, order: str | None, key: Tensor) -> Stream:
 
 
 def difficulty(source: Source, key: Tensor) -> Tensor:
-    """Error of a ridge classifier on a task's raw inputs, by leaving one row out: [S], between 0 and 1.
+    """Leave-one-out error of a ridge classifier on a task's raw inputs: [S], between 0 and 1.
 
     Of at most 512 class-stratified training rows X [n, D] (a constant appended), with targets Y [n, classes] of 0
-    and 1: H = X Xᵀ (X Xᵀ + λ I)⁻¹, λ a tenth of the mean squared norm of a row. The row that is left out is
-    predicted as y - (y - H y) / (1 - H_ii) (Allen 1974), and counts as wrong where its largest entry is not
-    its own class's. Every seed judges its own rows, all at once; nothing is trained.
+    and 1: H = X Xᵀ (X Xᵀ + λ I)⁻¹, λ a tenth of the mean squared norm of a row. A row that is left out is
+    predicted as y - (y - H y) / (1 - H_ii) (Allen 1974), and counts as wrong if its largest entry is not that of its
+    class. Every seed uses its own rows, all at once; nothing is trained.
 
     >>> x = torch.tensor([[0.0], [0.1], [5.0], [5.1]])
     >>> rows = Rows(x, torch.arange(4)[None], torch.tensor([[0, 0, 1, 1]]), torch.zeros(1, 1).long(), torch.tensor([4]))
-    >>> difficulty(rows, random.keys([0], "x"))
+    >>> difficulty(rows, rng.keys([0], "x"))
     tensor([0.], dtype=torch.float64)
     """
     label = source.labels()
@@ -83,7 +83,7 @@ def difficulty(source: Source, key: Tensor) -> Tensor:
 
 
 def _sorted(sources: Sequence[Source], place: Tensor, scenario: str) -> list[Rows]:
-    """Row s of the t-th is that of sources[place[s, t]]; with scenario=task its rows say t."""
+    """The t-th source has seed s of sources[place[s, t]]; with scenario=task its rows have task id t."""
     rows = [s for s in sources if isinstance(s, Rows)]
     width = max(r.index.shape[1] for r in rows)
     seed = torch.arange(len(place), device=place.device)
@@ -116,17 +116,17 @@ def _padded(column: Tensor, width: int) -> Tensor:
 
 
 def blurred(stream: Stream, fraction: float, key: Tensor) -> Stream:
-    """The same training rows, each once, in an order in which tasks turn into one another.
+    """The same training rows, each once, in an order in which tasks blend into each other.
 
     Each row of task t gets the time t + p + b u, with p in [0, 1) its place in a random order of the task, u
-    uniform on [0, 1) and b the fraction; rows are sorted by it and cut where the tasks' sizes say. Across a boundary
-    the share of the next task's rows rises linearly from 0 to 1 over b of a task, so that b / 2 of each task's rows on
-    either side lie in mixed stretches: b = 0 is a sharp boundary, b = 1 leaves no stretch of one task alone (a
-    task-free drift), a large b mixes everything. Linear mixing as in Zeno et al. (2018), 'task agnostic'. The rows of
-    a task come in this order in every pass; validation and test rows are the tasks' own. `key` [S].
+    uniform on [0, 1) and b the fraction; rows are sorted by time and cut by the tasks' sizes. Across a boundary the
+    share of the next task's rows rises linearly from 0 to 1 over b of a task, and b / 2 of each task's rows on either
+    side are mixed: b = 0 is a sharp boundary, b = 1 leaves no part of a task unmixed (a task-free drift), a large b
+    mixes everything. Linear mixing as in Zeno et al. (2018), 'task agnostic'. The rows of a task come in this order in
+    every pass; validation and test rows stay those of the tasks. `key` [S].
 
     With scenario=class, the outputs that compete are those of the classes in the rows so far.
-    Raises ValueError for a negative fraction, and for scenario=task, where a mixed row would name its task.
+    Raises ValueError for a negative fraction, and for scenario=task, in which a mixed row would reveal its task.
     """
     if fraction < 0:
         raise ValueError(f"tasks.blur={fraction}: must be at least 0; 0 is a sharp boundary")
@@ -134,7 +134,7 @@ def blurred(stream: Stream, fraction: float, key: Tensor) -> Stream:
         return stream
     if stream.scenario == "task":
         raise ValueError(
-            "scenario=task: blurred boundaries tell no task; use scenario=class or domain, or tasks.blur=0"
+            "scenario=task: blurred boundaries do not reveal the task; use scenario=class or domain, or tasks.blur=0"
         )
     tasks = stream.tasks
     sizes = torch.stack([task.train.size for task in tasks])  # [T, S]
@@ -177,7 +177,7 @@ def _times(sizes: Tensor, width: int, fraction: float, key: Tensor) -> Tensor:
 
 
 def _present(stream: Stream, tasks: Sequence[Task]) -> Tensor | None:
-    """Outputs of the classes that each task's rows have, and those of the task itself: [S, T, C]."""
+    """Outputs of the classes in each task's rows, and those of the task itself: [S, T, C]."""
     if stream.masks is None:
         return None
     masks = stream.masks.expand(len(stream.seeds), -1, -1).clone()

@@ -1,4 +1,4 @@
-"""Permuted inputs: every task is the whole data set with its own fixed order of the input pixels."""
+"""Permuted inputs: every task is the whole data set with its own fixed permutation of the pixels."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ def permuted(
 ) -> Stream:
     """Permuted data set (Goodfellow et al. 2014; Kirkpatrick et al. 2017).
 
-    `n_tasks` permutations are drawn for each seed (one set for all with `fixed`), over all input
-    values, channels included; `identity_first` leaves the first task as it is. `rows` gives every task so many
-    training rows, drawn anew for each (Kumar, Marklund & Van Roy 2023: 10,000). Scenarios (van de Ven,
-    Tuytelaars & Tolias 2022): domain shares the outputs over tasks; task gives each its own, and the
-    task is known; class gives each its own, and it is not.
+    `n_tasks` permutations are drawn for each seed (one set for all with `fixed`), over all input values, channels
+    included; `identity_first` leaves the first task unchanged. `rows` is the number of training rows per task, a new
+    sample for each (Kumar, Marklund & Van Roy 2023: 10,000). Scenarios (van de Ven, Tuytelaars & Tolias 2022): domain
+    shares the outputs over tasks; task gives each its own, and the task is known; class gives each its own, and the
+    task is not known.
 
-    Long streams (Dohare et al. 2024: 800 tasks, one pass in batches of 1) are this one under train.epochs=1
-    train.batch_size=1 eval.tasks=1; permutations are held as 16-bit numbers, 1.6 kB a task and seed for 784 inputs.
+    For long streams (Dohare et al. 2024: 800 tasks, one pass in batches of 1) use train.epochs=1 train.batch_size=1
+    eval.tasks=1; permutations are stored as 16-bit numbers, 1.6 kB per task and seed for 784 inputs.
 
-    Differs: Dohare et al. permute the permuted image again, which draws from the same distribution.
+    Differs: Dohare et al. permute the last task's image, which has the same distribution.
     Needs: any data set.
 
     Raises ValueError for an unknown scenario or fewer than one task.

@@ -1,4 +1,4 @@
-"""Random labels: the same few inputs in every task, each time under labels that mean nothing."""
+"""Random labels: the same few inputs in every task, each time with meaningless labels."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tasks.stream import check, digest, drawn, subset, whole
 
 VERSION = 1
 SCENARIOS = ("task", "domain")
-WHY = "equal inputs would be of another class in each task"
+WHY = "the same input would have a different class in each task"
 
 
 def random_labels(
@@ -31,16 +31,16 @@ def random_labels(
 ) -> Stream:
     """Random-label memorisation (Lyle et al. 2023; settings of Kumar, Marklund & Van Roy 2023).
 
-    `rows` training samples (all by default) are drawn once for each seed; every task gives them their true labels in
-    an order drawn anew, so that each class stays as frequent and only memorising helps. Validation and test rows are
-    the training rows themselves, since nothing carries over to others: accuracy is what has been memorised, and the
-    data set's own test samples are not used. Published: 1,200 rows, 50 tasks of 30,000 steps in batches of 16.
-    domain shares the outputs; task gives each task its own.
+    `rows` training samples (all by default) are drawn once for each seed. Every task shuffles their true labels anew:
+    class frequencies stay the same and only memorisation helps. Validation and test rows are the training rows, because
+    nothing generalises to others: accuracy measures memorisation, and the data set's test samples are not used.
+    Published: 1,200 rows, 50 tasks of 30,000 steps in batches of 16. domain shares the outputs; task gives each task
+    its own.
 
     Differs: nothing known.
     Needs: any data set.
 
-    Raises ValueError for scenario=class, and for more rows than there are.
+    Raises ValueError for scenario=class, and for more rows than the data set has.
     """
     check("random_labels", n_tasks, scenario, classes, SCENARIOS, WHY)
     data = dataset.to(device)

@@ -1,4 +1,4 @@
-"""Repetition: classes come back in later tasks, with samples that were not there before."""
+"""Repetition: classes return in later tasks, with new samples."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tasks.stream import Members, Tasks, check, digest, drawn
 
 VERSION = 1
 SCENARIOS = ("task", "class")
-WHY = "a class that comes back has the output that it had (with classes=all nothing is told but the data)"
+WHY = "a class that returns keeps its output (with classes=all the learner sees only the data)"
 
 
 def repeated(
@@ -32,25 +32,24 @@ def repeated(
 ) -> Stream:
     """Class-incremental learning with repetition, in slots (Hemati et al. 2023).
 
-    Each of `n_tasks` tasks has `width` slots, each filled with another class; over the stream every class fills as
-    many, to within one, and its training samples, in an order drawn for each seed, are dealt out over them: each
-    sample comes once. Validation and test rows of a task are all those of its classes. class: one output per class,
-    those seen so far compete; task: those of the row's own task.
+    Each of `n_tasks` tasks has `width` slots, each with a different class. Every class fills the same number of slots
+    over the stream, to within one. Its training samples, in a random order for each seed, are divided among its slots:
+    each sample comes once. Validation and test rows of a task are all those of its classes. class: one output per
+    class, those seen so far compete; task: those of the row's own task compete.
 
-    Differs: which classes meet is drawn greedily, those with most slots left first, ties at random, and the tasks are
+    Differs: classes are assigned greedily, those with most slots left first, ties at random, and the tasks are
     shuffled; the paper's generator fills the slots at random.
     Needs: any data set of at most `n_tasks` x `width` classes.
 
-    Raises ValueError for scenario=domain, for a width out of range, and where a class would find no slot.
+    Raises ValueError for scenario=domain, for a width out of range, and for too few slots.
     """
     check("repeated", n_tasks, scenario, classes, SCENARIOS, WHY)
     count, s = dataset.classes, len(seeds)
     if not 1 <= width <= count:
-        raise ValueError(f"tasks.width={width}: a task holds 1 to {count} of {dataset.name}'s classes")
+        raise ValueError(f"tasks.width={width}: must be from 1 to {count}, the classes of {dataset.name}")
     if n_tasks * width < count:
         raise ValueError(
-            f"tasks.n_tasks={n_tasks}: {n_tasks} x {width} slots leave some of {count} classes out; "
-            "raise it or tasks.width"
+            f"tasks.n_tasks={n_tasks}: {n_tasks} x {width} slots do not fit {count} classes; raise it or tasks.width"
         )
     data = dataset.to(device)
     key = rng.fold(rng.keys(drawn(seeds, fixed, pin), "stream", device), "repeated")
@@ -86,7 +85,7 @@ def repeated(
 
 
 def _groups(key: Tensor, n_tasks: int, width: int, classes: int) -> Tensor:
-    """Classes of each task [S, T, width], none twice in one, each equally often to within one."""
+    """Classes of each task [S, T, width], all different within a task, each equally often to within one."""
     used, found = torch.zeros(len(key), classes, dtype=torch.float64, device=key.device), []
     for t in range(n_tasks):
         score = rng.uniform(rng.fold(key, t), classes, dtype=torch.float64) - used

@@ -1,4 +1,4 @@
-"""Rotated images: every task is the whole data set turned by its own angle."""
+"""Rotated images: every task is the whole data set rotated by its own angle."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ def rotated(
     pin: int | None = None,
     device: torch.device | str = "cpu",
 ) -> Stream:
-    """Rotated images (Lopez-Paz & Ranzato 2017), turned by one angle in [0, `spread`) for each task.
+    """Rotated images (Lopez-Paz & Ranzato 2017), by one angle in [0, `spread`) per task.
 
-    uniform: every angle is drawn from the whole spread (Buzzega et al. 2020); bands: that of task t from
-    the t-th of n_tasks equal parts of it (Lopez-Paz & Ranzato); steps: t spread / n_tasks, the same for
-    every seed (Mirzadeh et al. 2021: 9 degrees a task). Images are turned about their centre with linear
-    interpolation; corners that turn in are as dark as the data set's darkest pixel. They are turned as they
-    are taken: with one epoch a task, as the protocols have it, turning all of them ahead saves nothing.
-    Scenarios as in `permuted`: domain shares the outputs over tasks; task and class give each its own.
+    uniform: every angle is drawn from the whole spread (Buzzega et al. 2020); bands: that of task t from the t-th of
+    n_tasks equal parts of it (Lopez-Paz & Ranzato); steps: t spread / n_tasks, the same for every seed (Mirzadeh et al.
+    2021: 9 degrees a task). Images are rotated about their centre with linear interpolation; new corners get the value
+    of the data set's darkest pixel. Each batch is rotated when it is gathered: with one epoch per task, as in the
+    published protocols, rotating all images in advance saves nothing. Scenarios as in `permuted`: domain shares the
+    outputs over tasks; task and class give each its own.
 
-    Differs: angles are the seed's own, theirs are drawn once for each run or data file.
+    Differs: each seed draws its own angles, theirs are drawn once per run or data file.
     Needs: images.
 
-    Raises ValueError for an unknown scenario or option, fewer than one task, or data that are no images.
+    Raises ValueError for an unknown scenario or option, fewer than one task, and data that are not images.
     """
     check("rotated", n_tasks, scenario, classes)
     if angles not in ANGLES:
@@ -50,7 +50,7 @@ def rotated(
     if not 0 < spread <= 360:
         raise ValueError(f"tasks.spread={spread}: must be above 0 and at most 360 degrees")
     if len(dataset.shape) != 3:
-        raise ValueError(f"tasks=rotated: {dataset.name} has inputs of shape {list(dataset.shape)}; choose images")
+        raise ValueError(f"tasks=rotated: {dataset.name} has inputs of shape {list(dataset.shape)}; needs images")
     data = dataset.to(device)
     key = rng.fold(rng.keys(drawn(seeds, fixed, pin), "stream", device), "rotated")
     number = torch.arange(n_tasks, device=key.device, dtype=torch.float64)

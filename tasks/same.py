@@ -1,4 +1,4 @@
-"""The null control: every task is the whole data set as it is, so that nothing changes from task to task."""
+"""The null control: every task is the whole data set unchanged."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tasks.stream import check, digest, whole
 
 VERSION = 1
 SCENARIOS = ("task", "domain")
-WHY = "equal inputs would be of another class in each task"
+WHY = "the same input would have a different class in each task"
 
 
 def same(
@@ -27,15 +27,15 @@ def same(
 ) -> Stream:
     """The null control: `n_tasks` tasks that are all the same data set, with the same rows and targets.
 
-    There is nothing to forget and nothing new to learn. What a measure of forgetting, of plasticity or of the
-    landscape says here is its bias: a claim about change has to exceed it. Tasks differ in the order of their
-    batches alone, as epochs do; boundaries, optimizer resets and a strategy's `begin` and `end` fire as
-    elsewhere, and are what is left to act. Nothing is drawn, so that every seed has the same stream. domain
-    shares the outputs, and is the control proper; with task each task has a fresh read-out of its own.
+    There is nothing to forget and nothing new to learn. The value of a metric of forgetting, plasticity or the
+    landscape is its bias here: a claim about change must exceed it. Tasks differ only in the order of their batches, as
+    epochs do. Boundaries, optimizer resets and a strategy's `begin` and `end` happen as in other streams, and are all
+    that can have an effect. Nothing is drawn: every seed has the same stream. domain shares the outputs and is the
+    control proper; task gives each task a fresh read-out.
 
     Needs: any data set.
 
-    Raises ValueError for scenario=class, where equal inputs would have targets that nothing tells apart.
+    Raises ValueError for scenario=class, in which the same input would have a different target in each task.
     """
     check("same", n_tasks, scenario, classes, SCENARIOS, WHY)
     name = f"same_{dataset.name}"

@@ -1,4 +1,4 @@
-"""Data sets in a row: digits, then clothing, then letters..., in one shape and one space of labels."""
+"""Data sets in sequence: digits, then clothing, then letters..., with a common shape and label space."""
 
 from __future__ import annotations
 
@@ -34,20 +34,20 @@ def sequence(
     pin: int | None = None,
     device: torch.device | str = "cpu",
 ) -> Stream:
-    """One data set after the other (Ebrahimi et al. 2020: five): `dataset`, and those that `then` names.
+    """One data set after the other (Ebrahimi et al. 2020: five): `dataset`, then those in `then`.
 
-    Shape: the largest height and width and the most channels of all. Images are resized to it with antialiased
-    bilinear interpolation (fit=resize) or centred in it (fit=pad, around them the darkest value of each channel), grey
-    ones repeated in each channel; vectors get zeros behind them. Each data set is normalised by itself before.
-    Labels: domain shares max(classes) outputs, so that class k of each is the same output; task and class give each
-    data set outputs of its own, one block behind the other, and tell the task or not. `rows` takes so many training
-    rows of each, drawn for each seed; with it tasks are of one size and can be sorted by `order` random, easy_first
-    or hard_first (tasks/order.py); null keeps them as listed.
+    Shape: the largest height, width and number of channels of all. Images are resized to it with antialiased bilinear
+    interpolation (fit=resize) or centred in it (fit=pad, with the darkest value of each channel around them); grey
+    images are repeated in each channel; vectors are padded with zeros. Each data set is normalised by itself first.
+    Labels: domain shares max(classes) outputs, and class k of every data set is output k; task and class give each data
+    set its own block of outputs, with the task known or not. `rows` training rows per data set are drawn for each seed;
+    tasks then have equal size and can be sorted by `order` random, easy_first or hard_first (tasks/order.py); null
+    keeps them as listed.
 
-    Differs: Ebrahimi et al. pad to 32x32 and train on all rows; which data sets there are is yours.
-    Needs: each of the data sets; `then` looks in `root` (null: the usual cache) and fetches what is missing.
+    Differs: Ebrahimi et al. pad to 32x32 and train on all rows; their five data sets are not preset.
+    Needs: each of the data sets; `then` looks in `root` (null: the usual cache) and downloads missing ones.
 
-    Raises ValueError for shapes that cannot be joined, and for an unknown scenario or option.
+    Raises ValueError for shapes that have no common shape, and for an unknown scenario or option.
     """
     check("sequence", 1 + len(then), scenario, classes)
     if fit not in ("resize", "pad"):
@@ -87,7 +87,7 @@ def sequence(
 
 
 def common(shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
-    """The smallest shape that holds all. ValueError for images beside vectors, or channels other than 1 and one number.
+    """The smallest shape that fits all. ValueError for images with vectors, or channels other than 1 and one number.
 
     >>> common([(1, 8, 8), (3, 6, 9)]), common([(4,), (7,)])
     ((3, 8, 9), (7,))

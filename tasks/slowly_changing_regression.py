@@ -1,4 +1,4 @@
-"""Slowly-changing regression: bits of which most are held for a while, a target that never changes. No data set.
+"""Slowly-changing regression: most input bits stay constant within a task; the target never changes. No data set.
 
 Dohare et al. (2024), Loss of plasticity in deep continual learning, Nature 632: the bit-flipping problem.
 """
@@ -18,8 +18,8 @@ from tasks.stream import check, digest, drawn
 
 VERSION = 1
 SCENARIOS = ("domain",)
-WHY = "it has one output, which all tasks share, and no classes"
-FREE = 10  # most bits that may be drawn for each row: a task's inputs are listed
+WHY = "it has one output, shared by all tasks, and no classes"
+FREE = 10  # largest number of bits drawn for each row: all inputs of a task are listed
 
 
 def slowly_changing_regression(
@@ -39,28 +39,29 @@ def slowly_changing_regression(
     pin: int | None = None,
     device: torch.device | str = "cpu",
 ) -> Stream:
-    """Slowly-changing regression (Dohare et al. 2024): only the inputs drift, a target network stays.
+    """Slowly-changing regression (Dohare et al. 2024): only the inputs drift, the target network is fixed.
 
-    An input has `bits` bits. The first `held` of them stay throughout a task and are drawn anew for the
-    next (change=all, the authors' code) or all but one are kept (change=one, their text); the others are
-    drawn for each row. The target is a net of `units` linear threshold units over the bits x, its weights
-    w, b, v, v0 being -1 or +1, the same for the whole stream:
+    An input has `bits` bits. The first `held` of them stay constant during a task; at the next they are redrawn
+    (change=all, the authors' code) or one of them flips (change=one, their text). The other bits are drawn for each
+    row. The target is a net of `units` linear threshold units over the bits x, with weights w, b, v, v0 of -1 or +1,
+    the same for the whole stream:
 
         y = v0 + Σ_i v_i [w_i x + b_i > τ_i],   τ_i = β (bits + 1) - (bits - Σ_j w_ij + b_i) / 2
 
-    A learner with fewer units cannot represent it and has to track it; the loss is the squared error, the
-    score its negative. Training rows are independent draws; the test rows are the task's 2^(bits - held)
-    inputs, once each, hence no unseen ones: what is published is the error before each update (online).
+    A learner with fewer units cannot represent it and must track it. The loss is the squared error, the score its
+    negative. Training rows are independent draws; the test rows are all 2^(bits - held) inputs of the task, once each,
+    so they are not unseen. The paper reports the error before each update (online).
 
     Differs: the paper has no test rows; the net's initialisation is the model's.
     Needs: no data: `dataset` and `classes` are not used.
 
-    Raises ValueError for scenarios other than domain, since one
-    shared output is all there is, and for settings out of range.
+    Raises ValueError for scenarios other than domain, and for settings out of range.
     """
     check("slowly_changing_regression", n_tasks, scenario, classes, SCENARIOS, WHY)
     if not 1 <= bits - held <= FREE or held < 1:
-        raise ValueError(f"tasks.held={held}: must leave 1 to {FREE} of the {bits} bits to each row, and hold one")
+        raise ValueError(
+            f"tasks.held={held}: must be at least 1 and leave 1 to {FREE} of the {bits} bits to draw for each row"
+        )
     if change not in ("all", "one"):
         raise ValueError(f"tasks.change={change}: must be all or one")
     if rows < 1 or units < 1:
@@ -109,7 +110,7 @@ def slowly_changing_regression(
 
 
 def _held(key: Tensor, n_tasks: int, held: int, change: str) -> Tensor:
-    """The bits that each task holds: [S, T, held]."""
+    """The constant bits of each task: [S, T, held]."""
     if change == "all":
         return torch.stack([rng.rademacher(rng.fold(key, t), held) for t in range(n_tasks)], 1).clamp_min(0)
     now = rng.rademacher(rng.fold(key, 0), held).clamp_min(0)

@@ -1,4 +1,4 @@
-"""Split classes: each task holds a few of the data set's classes."""
+"""Split classes: each task has some of the data set's classes."""
 
 from __future__ import annotations
 
@@ -34,17 +34,16 @@ def split(
 ) -> Stream:
     """Split data set (Zenke et al. 2017; the scenarios of van de Ven, Tuytelaars & Tolias 2022).
 
-    The classes, in an order drawn for each seed (their own order without `shuffle`, one order for all
-    seeds with `fixed`), are cut into `n_tasks` groups of one size, the first ones larger by one class where the
-    number does not divide them: 10 classes in 3 tasks are 4, 3 and 3. `initial` classes come first and the others
-    are cut (Hou et al. 2019: half of them). task: one output per class, those of the row's own task compete;
-    domain: as many outputs as the largest task has classes, shared; class: one output per class, those seen
-    so far compete (or `classes=all`).
+    The classes, in a random order for each seed (0, 1, 2... without `shuffle`, one order for all seeds with `fixed`),
+    are split into `n_tasks` groups of equal size, the first ones one class larger if needed: 10 classes in 3 tasks give
+    4, 3 and 3. With `initial`, the first task has that many classes and the others are split (Hou et al. 2019: half of
+    them). task: one output per class, those of the row's own task compete; domain: as many outputs as the largest task
+    has classes, shared; class: one output per class, those seen so far compete (or all with `classes=all`).
 
     `order` random, easy_first or hard_first sorts each seed's tasks (curricula: tasks/order.py). `blur` mixes that
-    fraction of each task's training rows across its boundaries (the same file).
+    fraction of each task's training rows across its boundaries (same file).
 
-    Differs: Zenke et al. keep the classes' own order (shuffle=false).
+    Differs: Zenke et al. use the classes in order 0, 1, 2... (shuffle=false).
     Needs: any data set of at least `n_tasks` classes.
 
     Raises ValueError for an unknown scenario or option, fewer than one task, or more tasks than classes.
@@ -79,15 +78,15 @@ def split(
 
 
 def cut(dataset: Dataset, n_tasks: int, initial: int | None) -> list[int]:
-    """Classes of each task. ValueError where a task would have none."""
+    """Number of classes of each task. ValueError if a task would have none."""
     count = dataset.classes
     if n_tasks > count:
-        raise ValueError(f"tasks.n_tasks={n_tasks}: {dataset.name} has only {count} classes")
+        raise ValueError(f"tasks.n_tasks={n_tasks}: {dataset.name} has only {count} classes; lower it")
     if initial is None:
         return [count // n_tasks + (t < count % n_tasks) for t in range(n_tasks)]
     rest = n_tasks - 1
     if not 1 <= initial <= count - rest or (rest == 0 and initial != count):
         raise ValueError(
-            f"tasks.initial={initial}: must leave a class to each of {rest} other tasks, and {dataset.name} has {count}"
+            f"tasks.initial={initial}: must leave a class for each of {rest} other tasks; {dataset.name} has {count}"
         )
     return [initial, *((count - initial) // rest + (t < (count - initial) % rest) for t in range(rest))]

@@ -1,4 +1,4 @@
-"""What the streams share: scenarios, tasks over one data set or over groups of its classes, masks, digests."""
+"""Shared by the streams: scenarios, tasks over one data set or over groups of its classes, masks, digests."""
 
 from __future__ import annotations
 
@@ -18,30 +18,30 @@ from tasks.datasets import Dataset
 
 SCENARIOS = ("task", "domain", "class")
 PARTS = ("train", "val", "test")
-KEPT = 8  # tasks of a long stream that stay made: those at a boundary are asked for several times
+KEPT = 8  # tasks of a long stream kept in memory: those at a boundary are used several times
 
 
 def check(
     name: str, n_tasks: int, scenario: str, classes: str, known: Sequence[str] = SCENARIOS, why: str = ""
 ) -> None:
-    """Refuse what no stream can do, and scenarios but those `known`, since `why`; ValueError names key and remedy."""
+    """Refuse settings that no stream supports, and scenarios not in `known`, for the reason `why` (ValueError)."""
     if n_tasks < 1:
         raise ValueError(f"tasks.n_tasks={n_tasks}: {name} needs at least 1 task")
     if scenario not in SCENARIOS:
-        raise ValueError(f"scenario={scenario}: {name} knows {', '.join(known)}")
+        raise ValueError(f"scenario={scenario}: must be one of {', '.join(known)}")
     if scenario not in known:
-        raise ValueError(f"scenario={scenario}: {name} has no such scenario, since {why}; use {' or '.join(known)}")
+        raise ValueError(f"scenario={scenario}: not supported by {name}, because {why}; use {' or '.join(known)}")
     if classes not in ("seen", "all"):
         raise ValueError(f"classes={classes}: must be seen or all")
 
 
 def drawn(seeds: Sequence[int], fixed: bool, pin: int | None) -> list[int]:
-    """The numbers that a stream's keys are made of: the seeds, or one for all."""
+    """The numbers from which a stream's random keys are made: the seeds, or one for all."""
     return [pin] * len(seeds) if pin is not None else [0] * len(seeds) if fixed else list(seeds)
 
 
 class Tasks(Sequence[Task]):
-    """Tasks that are made when they are asked for, so that a stream of thousands holds a few at a time.
+    """Tasks built on demand: a stream of thousands has only a few in memory.
 
     >>> tasks = Tasks(lambda t: Task(t, None, None, None, nominal=1), 1000)
     >>> len(tasks[990:]), tasks[990:][0].index, tasks[-1].index
@@ -70,15 +70,15 @@ class Tasks(Sequence[Task]):
 
 
 def on_validation(stream: Stream) -> Stream:
-    """The stream with its validation rows in the place of its test rows: nothing behind it can select on test.
+    """The stream with its validation rows in place of its test rows, for tuning without test rows.
 
-    Raises ValueError where a task holds no validation rows.
+    Raises ValueError if a task has no validation rows.
     """
 
     def validated(t: int) -> Task:
         task = stream.tasks[t]
         if int(task.val.size.min()) == 0:
-            raise ValueError(f"eval.split=val: {stream.name} holds no validation rows; use dataset.val=0.1")
+            raise ValueError(f"eval.split=val: {stream.name} has no validation rows; use dataset.val=0.1")
         return replace(task, test=task.val)
 
     validated(0)
@@ -98,12 +98,12 @@ def whole(
     ordered: bool = False,
     **fields: Any,
 ) -> Stream:
-    """A stream whose tasks are all the data set's classes; rows of task t go under transform id t.
+    """A stream whose tasks all have every class of the data set; rows of task t have the transform id t.
 
-    Scenarios (van de Ven, Tuytelaars & Tolias 2022): domain shares the outputs over tasks; task gives each
-    its own, and the task is known; class gives each its own, and it is not. `parts` of (part, task) are the samples
-    and their classes, each [n] or [S, n], where they are not the data set's own; `ids` the rows' transform ids,
-    [1], [n] or [S, n]. `fields`: name and hash of the stream, transform and relabel of its rows.
+    Scenarios (van de Ven, Tuytelaars & Tolias 2022): domain shares the outputs over tasks; task gives each its own, and
+    the task is known; class gives each its own, and the task is not known. `parts` of (part, task) returns samples and
+    their classes, each [n] or [S, n] (default: those of the data set); `ids` returns the rows' transform ids, [1], [n]
+    or [S, n]. `fields`: name and hash of the stream, transform and relabel of its rows.
     """
     s, c, rows = len(seeds), data.classes, {k: fields.pop(k) for k in ("transform", "relabel") if k in fields}
     device = data.x.device
@@ -141,20 +141,20 @@ def whole(
 
 
 def subset(data: Dataset, part: str, rows: int | None, key: Tensor) -> Tensor:
-    """Indices of a part: the data set's own [n], of the training part `rows` drawn without repetition [S, rows]."""
+    """Indices of a part: those of the data set [n], or for training `rows` drawn without replacement [S, rows]."""
     index: Tensor = getattr(data, part)
     if rows is None or part != "train":
         return index
     if not 1 <= rows <= len(index):
-        raise ValueError(f"tasks.rows={rows}: {data.name} has {len(index)} training rows; ask for 1 up to all of them")
+        raise ValueError(f"tasks.rows={rows}: must be from 1 to {len(index)}, the training rows of {data.name}")
     return index[rng.permutation(key, len(index))[:, :rows]]
 
 
 class Members:
-    """The samples of each class, so that those of a few are found without a look through all."""
+    """The samples of each class, sorted once, to find those of a few classes fast."""
 
     def __init__(self, y: Tensor, index: Tensor, classes: int) -> None:
-        """y [N] classes, index [n] or [S, n] into it; within a class the order of `index` is kept."""
+        """y [N] classes, index [n] or [S, n] into it; the order of `index` is kept within a class."""
         label = y[index].expand(len(index) if index.dim() == 2 else 1, -1)
         self.index = index.expand(len(label), -1).gather(1, label.argsort(dim=1, stable=True))
         self.count = label[0].bincount(minlength=classes)  # [C]
@@ -163,7 +163,7 @@ class Members:
     def of(self, group: Tensor, low: Tensor | int = 0, high: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Samples of the classes group [S, k]: index [S, n] in rising order, place in `group` [S, n], size [S].
 
-        Of the i-th class those from low to high - 1 (each [S, k]), all by default. Behind `size` is padding.
+        Of the i-th class those from low to high - 1 (each [S, k]), by default all. Entries after `size` are padding.
         """
         count = (self.count[group] if high is None else high) - low
         end = count.cumsum(1)
@@ -186,9 +186,9 @@ def grouped(
     outputs: int,
     **fields: Any,
 ) -> Stream:
-    """A stream whose task t holds the classes groups[t] [S, k], called targets(t) [S or 1, k].
+    """A stream whose task t has the classes groups[t] [S, k], with the targets targets(t) [S or 1, k].
 
-    An epoch is counted by the k classes' share of the training samples. `fields`: the others of the stream.
+    The length of an epoch is the k classes' share of the training samples. `fields`: other fields of the stream.
     """
     members = {part: Members(data.y, getattr(data, part), data.classes) for part in PARTS}
 
@@ -213,7 +213,7 @@ def grouped(
 
 
 def block_masks(sizes: Sequence[int], device: torch.device) -> Tensor:
-    """[1, T, sum of sizes]: each task uses a block of outputs of its own, one behind the other.
+    """[1, T, sum of sizes]: each task has its own block of outputs.
 
     >>> block_masks([2, 1], torch.device("cpu")).int().tolist()
     [[[1, 1, 0], [0, 0, 1]]]
@@ -223,7 +223,7 @@ def block_masks(sizes: Sequence[int], device: torch.device) -> Tensor:
 
 
 def digest(*parts: str | int | Tensor) -> str:
-    """Sixteen hex digits over names, numbers and tensors."""
+    """Hash of names, numbers and tensors: sixteen hex digits."""
     h = hashlib.sha256()
     for part in parts:
         if isinstance(part, Tensor):

@@ -1,4 +1,4 @@
-"""What streams do to inputs as they are taken, each row under its transform id: pure functions of (x, id)."""
+"""Transforms of inputs when they are gathered, by each row's transform id: pure functions of (x, id)."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from torch import Tensor
 
 from harness import rng
 
-NOISE = (0.0, 0.04, 0.06, 0.08, 0.09, 0.10)  # standard deviation at severities 0 to 5, of a range of 1
+NOISE = (0.0, 0.04, 0.06, 0.08, 0.09, 0.10)  # standard deviation at severities 0 to 5, for a range of 1
 CONTRAST = (1.0, 0.75, 0.5, 0.4, 0.3, 0.15)  # factor
 BLUR = (0.0, 0.4, 0.6, 0.7, 0.8, 1.0)  # standard deviation in pixels
-OCCLUDED = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)  # side of the square, of the image's
+OCCLUDED = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)  # side of the square, relative to the image's
 KINDS = ("gaussian_noise", "gaussian_blur", "contrast", "occlusion")
 
 
@@ -20,7 +20,7 @@ class Permute:
     """Reorders the inputs of each row by its task's permutation: x'[i] = x[permutation[i]]."""
 
     def __init__(self, permutation: Tensor) -> None:
-        """permutation [S, T, D], of any integer type: small ones keep a long stream small."""
+        """permutation [S, T, D], of any integer type; small types save memory in long streams."""
         self.permutation = permutation
 
     def __call__(self, x: Tensor, task: Tensor) -> Tensor:
@@ -31,9 +31,9 @@ class Permute:
 
 
 class Rotate:
-    """Turns the images of each row by the angle of its id, in degrees anticlockwise, about their centre.
+    """Rotates the images of each row by the angle of its id, in degrees anticlockwise, about their centre.
 
-    Pixels are interpolated linearly between the four around them; what turns in from outside is `blank`.
+    Pixels are interpolated linearly between their four neighbours; pixels from outside the image are `blank`.
     """
 
     def __init__(self, angle: Tensor, shape: Sequence[int], blank: Tensor) -> None:
@@ -44,7 +44,7 @@ class Rotate:
         self.x = torch.arange(w, device=angle.device, dtype=torch.float64) - (w - 1) / 2
 
     def grid(self, angle: Tensor) -> Tensor:
-        """Where each pixel comes from, in grid_sample's units (edges of the image at -1 and 1): [..., h, w, 2]."""
+        """The source of each pixel, in grid_sample's units (edges of the image at -1 and 1): [..., h, w, 2]."""
         turn = torch.deg2rad(angle.double())[..., None, None]
         x, y = turn.cos() * self.x - turn.sin() * self.y, turn.sin() * self.x + turn.cos() * self.y
         return torch.stack([x / self.half[0], y / self.half[1]], -1).float()
@@ -53,18 +53,18 @@ class Rotate:
         """x [S, B, C, h, w], task [S, B or 1] -> [S, B, C, h, w]."""
         grid = self.grid(self.angle.gather(1, task))  # [S, B or 1, h, w, 2]
         blank = self.blank[:, None, None]
-        # one angle for all rows of a seed: they become the channels of one image, which shares the weights
+        # if all rows of a seed have one angle, they become the channels of one image and share the weights
         images = (x - blank).flatten(1, 2) if task.shape[1] == 1 else (x - blank).flatten(0, 1)
         grid = grid[:, 0] if task.shape[1] == 1 else grid.flatten(0, 1)
         return torch.nn.functional.grid_sample(images, grid, align_corners=False).view_as(x) + blank
 
 
 class Corrupt:
-    """Corrupts each image as its task says, on a range of 0 to 1, to which the result is clipped.
+    """Applies its task's corruption to each image, on a range of 0 to 1, to which the result is clipped.
 
-    gaussian_noise, gaussian_blur and contrast with the constants that Hendrycks & Dietterich (2019) published for
-    CIFAR-10-C; occlusion is a black square anywhere inside the image, of half its side at severity 5 (DeVries & Taylor
-    2017: 16 of 32 pixels). A row's noise and square are drawn from (seed, id): the same whenever it is taken.
+    gaussian_noise, gaussian_blur and contrast use the constants of CIFAR-10-C (Hendrycks & Dietterich 2019); occlusion
+    is a black square at a random place inside the image, half its side at severity 5 (DeVries & Taylor 2017: 16 of 32
+    pixels). Noise and square of a row are drawn from (seed, id), the same every time.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class Corrupt:
         level = self.severity.gather(1, task)  # [S, B, 4]
         key = rng.fold(self.key[:, None].expand_as(number).flatten(), number.flatten())
         z = (x - self.low) / self.range
-        # a row is left alone where its level is 0, to the last bit: which kinds others have must not reach it
+        # a row with level 0 must stay bitwise unchanged, whatever kinds the other rows have
         if self.used[0]:
             draw = rng.normal(key, *x.shape[2:]).view_as(x)
             noisy = (z + _wide(self.noise[level[..., 0]]) * draw).clamp(0, 1)
@@ -109,7 +109,7 @@ def _wide(v: Tensor) -> Tensor:
 
 
 def _inside(u: Tensor, side: Tensor, n: int) -> Tensor:
-    """Pixels of an axis of n that a stretch of round(side n) covers, anywhere inside: [S, B, n]."""
+    """Pixels of an axis of n covered by a randomly placed interval of round(side n) pixels: [S, B, n]."""
     length = (side * n).round()
     start = (u * (n - length + 1)).floor()
     pixel = torch.arange(n, device=u.device)
@@ -117,7 +117,7 @@ def _inside(u: Tensor, side: Tensor, n: int) -> Tensor:
 
 
 def _smooth(sigma: float, n: int) -> Tensor:
-    """Gaussian smoothing of an axis of n pixels as a matrix [n, n]; cut off at 4 sigma, the border pixel repeated."""
+    """Gaussian smoothing of an axis of n pixels as a matrix [n, n]; cut off at 4 sigma, border pixels repeated."""
     reach = int(4 * sigma + 0.5)
     offset = torch.arange(-reach, reach + 1)
     weight = torch.exp(-0.5 * (offset.double() / max(sigma, 1e-9)).square())

@@ -1,4 +1,4 @@
-"""Warm start: first a part of the data, then all of it."""
+"""Warm start: first part of the data, then all of it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tasks.stream import check, digest, drawn, whole
 
 VERSION = 1
 SCENARIOS = ("domain",)
-WHY = "its tasks are one problem, of which more and more data is there"
+WHY = "its tasks are one problem with more and more data"
 
 
 def warm_start(
@@ -31,12 +31,12 @@ def warm_start(
 ) -> Stream:
     """Warm starting (Ash & Adams 2020): `fraction` of the training samples first, all of them last.
 
-    The samples come in an order drawn for each seed; the first task has `fraction` of them and the share rises in
-    equal steps to 1 at the last of `n_tasks`, everything so far staying. Validation and test rows are all the data
-    set's own in every task. What the last task's accuracy lacks beside strategy=reset, a fresh net on all of the data,
-    is the cost of the warm start: a gap in generalisation, at full training accuracy. Published: half, then all.
+    The samples come in a random order for each seed. The first task has `fraction` of them, and the share rises in
+    equal steps to 1 at the last of `n_tasks`; earlier samples stay. Every task has all validation and test rows of the
+    data set. The gap in the last task's accuracy to strategy=reset, a fresh net on all of the data, is the cost of the
+    warm start: a gap in generalisation at full training accuracy. Published: half, then all.
 
-    Differs: the first part is drawn for each seed without regard to class, as in the paper; they train to convergence.
+    Differs: they train to convergence. As in the paper, the first part is drawn without regard to class.
     Needs: any data set.
 
     Raises ValueError for scenarios other than domain, and for a fraction out of range.

@@ -80,7 +80,7 @@ def test_scores_are_those_of_the_validation_rows(scenario: str) -> None:
 
 def test_a_data_set_without_validation_rows_is_refused_by_name() -> None:
     with pytest.raises(
-        ValueError, match=r"eval\.split=val: permuted_digits holds no validation rows; use dataset\.val=0\.1"
+        ValueError, match=r"eval\.split=val: permuted_digits has no validation rows; use dataset\.val=0\.1"
     ):
         on_validation(permuted(dataset=load("digits", val=0.0), seeds=[0], n_tasks=1, fixed=False))
 

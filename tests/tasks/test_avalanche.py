@@ -126,17 +126,17 @@ def test_its_own_arguments_are_handed_over(root: Path) -> None:
     [
         (
             {"name": "SplitFMINST"},
-            r"tasks\.benchmark=SplitFMINST: no classification .*; did you mean SplitFMNIST\?",
+            r"tasks\.benchmark=SplitFMINST: unknown classification .*; did you mean SplitFMNIST\?",
         ),
         (
             {"options": {"sed": 1}},
-            r"tasks\.options\.sed: no argument that SplitFMNIST takes here; there is first",
+            r"tasks\.options\.sed: not an option of SplitFMNIST; its options are first",
         ),
         ({"options": {"seed": 1}}, r"tasks\.options\.seed: .*; use seeds"),
         ({"n_tasks": None}, r"tasks\.n_tasks=null: SplitFMNIST needs a number"),
         ({"name": "CORe50"}, r"tasks\.n_tasks=5: CORe50 has a fixed number of tasks; use null"),
         ({"val": 1.0}, r"tasks\.val=1\.0: "),
-        ({"n_tasks": 3}, r"tasks\.benchmark=SplitFMNIST: Avalanche does not make it of tasks\.n_tasks=3"),
+        ({"n_tasks": 3}, r"tasks\.benchmark=SplitFMNIST: Avalanche failed for tasks\.n_tasks=3"),
     ],
 )
 def test_what_cannot_be_made_is_said_in_a_line(root: Path, how: dict[str, Any], says: str) -> None:
@@ -148,7 +148,7 @@ def test_what_cannot_be_made_is_said_in_a_line(root: Path, how: dict[str, Any], 
 def test_without_network_a_benchmark_whose_data_are_missing_says_so(root: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"dataset=fashion_mnist: .* not in .*apt-get install"):
         made(tmp_path / "nowhere")
-    with pytest.raises(DataError, match=r"=SplitCIFAR10: Avalanche does not make it .*put there") as caught:
+    with pytest.raises(DataError, match=r"=SplitCIFAR10: Avalanche failed for .*put missing data there") as caught:
         made(root, "SplitCIFAR10")
     assert "\n" not in str(caught.value)
 
@@ -157,7 +157,7 @@ def test_classes_that_return_in_part_have_a_meaning_by_class_alone() -> None:
     groups = {0: [[0, 1], [1, 2]]}
     assert module._kind(groups[0]) == "overlapping"
     assert module._outputs("overlapping", groups, [0], "class", "x")[0] == 3
-    with pytest.raises(ValueError, match=r"scenario=task: classes of x return in part; only class has a meaning"):
+    with pytest.raises(ValueError, match=r"scenario=task: tasks of x share some of their classes; use scenario=class"):
         module._outputs("overlapping", groups, [0], "task", "x")
 
 

@@ -125,7 +125,7 @@ def test_a_row_looks_the_same_in_any_batch_and_differs_between_tasks() -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"kinds": ["fog"]}, r"tasks\.kinds=\[fog\]: name some of gaussian_noise"),
+        ({"kinds": ["fog"]}, r"tasks\.kinds=\[fog\]: must list some of gaussian_noise"),
         ({"kinds": []}, r"tasks\.kinds=\[\]"),
         ({"severity": 6}, r"tasks\.severity=6: must be rising, falling, random or a number from 0 to 5"),
         ({"severity": "x"}, r"tasks\.severity=x"),
@@ -138,5 +138,5 @@ def test_what_cannot_be_corrupted_is_refused_by_name(wrong: dict[str, Any], mess
 
 
 def test_inputs_that_are_no_images_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"toy has inputs of shape \[216\]; choose images"):
+    with pytest.raises(ValueError, match=r"toy has inputs of shape \[216\]; needs images"):
         make(dataset=replace(data(), x=data().x.flatten(1)))

@@ -52,7 +52,7 @@ def test_what_cannot_drift_is_refused(wrong: dict[str, Any], message: str) -> No
     with pytest.raises(ValueError, match=message):
         drifting(**{"dataset": images("toy", (1, 4, 4), 2), "seeds": (0,), "n_tasks": 2, "fixed": False, **wrong})
     flat = replace(images("toy", (1, 4, 4), 2), x=torch.zeros(30, 16))
-    with pytest.raises(ValueError, match=r"toy has inputs of shape \[16\]; choose images"):
+    with pytest.raises(ValueError, match=r"toy has inputs of shape \[16\]; needs images"):
         drifting(dataset=flat, seeds=(0,), n_tasks=2, fixed=False)
 
 
@@ -93,7 +93,7 @@ def test_rows_are_drawn_for_each_seed_and_each_data_set() -> None:
     for task in stream.tasks:
         assert task.nominal == 10 and isinstance(task.train, Rows)
         assert not torch.equal(task.train.index[0].sort().values, task.train.index[1].sort().values)
-    with pytest.raises(ValueError, match=r"tasks\.rows=19: small has 18 training rows"):
+    with pytest.raises(ValueError, match=r"tasks\.rows=19: must be from 1 to 18, the training rows of small"):
         sequence(**GIVEN, rows=19).tasks[0]
 
 

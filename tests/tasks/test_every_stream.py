@@ -228,7 +228,9 @@ def test_seeds_have_streams_of_their_own_and_the_digest_says_so(name: str) -> No
 @pytest.mark.parametrize("name", NAMES)
 def test_a_scenario_without_a_meaning_is_refused_with_the_reason(name: str) -> None:
     for scenario in set(SCENARIOS) - set(module(name).SCENARIOS):
-        with pytest.raises(ValueError, match=f"^scenario={scenario}: {name} .*, since .*; use ") as caught:
+        with pytest.raises(
+            ValueError, match=f"^scenario={scenario}: not supported by {name}, because .*; use "
+        ) as caught:
             make(name, scenario)
         assert "\n" not in str(caught.value) and module(name).WHY in str(caught.value)
 

@@ -58,7 +58,7 @@ def test_symmetric_noise_is_even_over_the_other_classes_and_pair_noise_is_the_ne
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"first": 1.1}, r"tasks\.first=1\.1: a share of wrong labels is from 0 to 1"),
+        ({"first": 1.1}, r"tasks\.first=1\.1: must be from 0 to 1"),
         ({"last": -0.1}, r"tasks\.last=-0\.1"),
         ({"kind": "x"}, r"tasks\.kind=x: must be symmetric or pair"),
     ],
@@ -92,5 +92,5 @@ def test_random_labels_are_tested_on_the_rows_they_were_trained_on() -> None:
 
 
 def test_more_rows_than_there_are_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"tasks\.rows=9999: digits has 1294 training rows"):
+    with pytest.raises(ValueError, match=r"tasks\.rows=9999: must be from 1 to 1294, the training rows of digits"):
         random_labels(dataset=DATA, seeds=(0,), n_tasks=2, fixed=False, rows=9999)

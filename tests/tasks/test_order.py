@@ -105,7 +105,7 @@ def test_data_sets_are_sorted_when_they_are_of_one_size() -> None:
     stream = sequence(dataset=hard, seeds=(0,), then=[easy], fixed=False, rows=30, order="easy_first")
     x, _, _ = stream.tasks[0].train.take(torch.arange(30)[None])
     assert torch.isin(x[0, :, 1], easy.x[:, 1]).all()
-    with pytest.raises(ValueError, match=r"tasks\.order=easy_first: needs tasks of one size"):
+    with pytest.raises(ValueError, match=r"tasks\.order=easy_first: needs tasks of equal size"):
         sequence(dataset=hard, seeds=(0,), then=[noisy([0.1, 0.1])], fixed=False, order="easy_first")
 
 

@@ -138,7 +138,7 @@ def test_rows_give_each_task_a_sample_of_its_own_under_the_same_permutations() -
             drawn.append(tuple(sorted(place)))
             assert torch.equal(read(a.test, s)[0], read(b.test, s)[0])
     assert len(set(drawn)) == 9
-    with pytest.raises(ValueError, match=r"tasks\.rows=26: toy has 25 training rows"):
+    with pytest.raises(ValueError, match=r"tasks\.rows=26: must be from 1 to 25, the training rows of toy"):
         make(rows=26).tasks[0]
 
 

@@ -181,5 +181,5 @@ def test_what_cannot_be_rotated_is_refused_by_name(wrong: dict[str, Any], messag
 
 def test_inputs_that_are_no_images_are_refused() -> None:
     flat = replace(data(), x=data().x.flatten(1))
-    with pytest.raises(ValueError, match=r"toy has inputs of shape \[72\]; choose images"):
+    with pytest.raises(ValueError, match=r"toy has inputs of shape \[72\]; needs images"):
         rotated(dataset=flat, seeds=(0,), n_tasks=2, fixed=False)

@@ -152,11 +152,11 @@ def test_the_digest_tells_streams_apart_and_is_pinned_so_that_versions_agree() -
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"scenario": "task"}, "scenario=task: .* one output, which all tasks share, and no classes; use domain"),
+        ({"scenario": "task"}, "scenario=task: .* one output, shared by all tasks, and no classes; use domain"),
         ({"scenario": "class"}, "scenario=class: .*use domain"),
         ({"n_tasks": 0}, r"tasks\.n_tasks=0"),
-        ({"held": 20}, r"tasks\.held=20: must leave 1 to 10 of the 20 bits"),
-        ({"held": 9}, r"tasks\.held=9: must leave 1 to 10 of the 20 bits"),
+        ({"held": 20}, r"tasks\.held=20: must be at least 1 and leave 1 to 10 of the 20 bits"),
+        ({"held": 9}, r"tasks\.held=9: must be at least 1 and leave 1 to 10 of the 20 bits"),
         ({"held": 0, "bits": 5}, r"tasks\.held=0"),
         ({"change": "x"}, r"tasks\.change=x: must be all or one"),
         ({"rows": 0}, r"tasks\.rows=0"),

@@ -194,13 +194,13 @@ def test_no_validation_samples_is_no_error() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"initial": 5}, r"tasks\.initial=5: must leave a class to each of 2 other tasks, and toy has 6"),
+        ({"initial": 5}, r"tasks\.initial=5: must leave a class for each of 2 other tasks; toy has 6"),
         ({"initial": 0}, r"tasks\.initial=0"),
         ({"initial": 5, "n_tasks": 1}, r"tasks\.initial=5"),
         ({"order": "x"}, r"tasks\.order=x: must be null or one of random, easy_first, hard_first"),
-        ({"order": "easy_first", "n_tasks": 4}, r"tasks\.order=easy_first: needs tasks of one size"),
+        ({"order": "easy_first", "n_tasks": 4}, r"tasks\.order=easy_first: needs tasks of equal size"),
         ({"blur": -0.5}, r"tasks\.blur=-0\.5"),
-        ({"blur": 0.5, "scenario": "task"}, r"scenario=task: blurred boundaries tell no task"),
+        ({"blur": 0.5, "scenario": "task"}, r"scenario=task: blurred boundaries do not reveal the task"),
         ({"n_tasks": 0}, r"tasks\.n_tasks=0"),
         ({"n_tasks": 7}, r"tasks\.n_tasks=7: toy has only 6 classes"),
         ({"scenario": "instance"}, r"scenario=instance.*task, domain, class"),

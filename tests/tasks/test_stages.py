@@ -76,7 +76,7 @@ def test_five_and_one_in_turns_without_a_class_twice() -> None:
         assert [len(c) for c in found] == [3, 1, 3]
         assert len({c for task in found for c in task}) == 7
     assert stream.outputs == 10 and competing(stream, 2) == list(range(7))
-    with pytest.raises(ValueError, match=r"tasks\.n_tasks=3: takes 11 classes, and digits has 10; ask for fewer tasks"):
+    with pytest.raises(ValueError, match=r"tasks\.n_tasks=3: needs 11 classes, but digits has 10; lower it"):
         five_plus_one(**GIVEN, n_tasks=3)
     with pytest.raises(ValueError, match=r"tasks\.many=0"):
         five_plus_one(**GIVEN, n_tasks=1, many=0)
@@ -142,8 +142,8 @@ def test_with_repetition_the_classes_of_the_seed_s_tasks_so_far_compete() -> Non
     ("wrong", "message"),
     [
         ({"width": 0}, r"tasks\.width=0"),
-        ({"width": 11}, r"tasks\.width=11: a task holds 1 to 10"),
-        ({"n_tasks": 3}, r"tasks\.n_tasks=3: 3 x 2 slots leave"),
+        ({"width": 11}, r"tasks\.width=11: must be from 1 to 10"),
+        ({"n_tasks": 3}, r"tasks\.n_tasks=3: 3 x 2 slots do not fit 10 classes"),
     ],
 )
 def test_repetition_without_room_is_refused(wrong: dict[str, Any], message: str) -> None:
