@@ -34,7 +34,7 @@ LEDGER = (
     Item("bound", "ledger_bound", ".1f"),
     Item("distance", "ledger_distance", ".2f"),
 )
-BESIDE = (
+SHARPNESS = (
     Item("forgetting", "forgetting"),
     Item("λ₁ current", "lambda_max_current", ".1f"),
     Item("λ₁ joint", "lambda_max_joint", ".1f"),
@@ -67,7 +67,7 @@ up the cost for the old tasks.
 
 ## Sharpness and forgetting
 
-{beside}
+{sharpness}
 """
 
 
@@ -101,7 +101,7 @@ def card(path: Path, out: Path | None = None) -> list[Path]:
         tasks=last + 1,
         bound=BOUND if old[old.metric == "ledger_bound"].value.notna().any() else "",
         ledger=table(old, "task", LEDGER),
-        beside=table(each, "boundary", BESIDE, "after task"),
+        sharpness=table(each, "boundary", SHARPNESS, "after task"),
     )
     out = path if out is None else out
     with rc_context(STYLE), store.reporting(out, "out=FOLDER"):

@@ -36,7 +36,7 @@ def board(place: Place, found: Sequence[Entry], interrupted: Sequence[store.Run]
             notes.append(f"{entry.label}: {by.title} was not measured; try python -m harness measure {path}")
     against = next((e for e in complete if e.label == baseline), None)
     if complete and against is None:
-        notes.append(f"{baseline} is not complete, so there is no comparison with it")
+        notes.append(f"{baseline} is missing or incomplete, so nothing is compared with it")
     rows = compared(complete, by, against)
     rows += [_uncompared(e, seeds, by) for e in [*partial, *missing(interrupted, found)]]
     notes += hours(found)

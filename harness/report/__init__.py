@@ -83,7 +83,7 @@ def _board(board: Board, figures: Sequence[Group]) -> dict[str, Any]:
         ],
         "legend": [(row.entry.label, i) for i, row in enumerate(drawn)],
         "groups": figures,
-        "entries": [_made(row) for row in board.rows] if figures else [],
+        "entries": [_origin(row) for row in board.rows] if figures else [],
     }
 
 
@@ -107,7 +107,7 @@ def _value(head: str, row: Row) -> float | str:
     return row.improvement if head.startswith("> ") else others[head]
 
 
-def _made(row: Row) -> dict[str, Any]:
+def _origin(row: Row) -> dict[str, Any]:
     """How to reproduce an entry: command, configuration, source and machine of each run."""
     from omegaconf import OmegaConf
 

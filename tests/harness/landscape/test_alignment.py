@@ -183,7 +183,7 @@ def test_what_cannot_be_aligned_is_refused() -> None:
     grouped = ResNet18(IMAGE, 4, width=4, norm="group", groups=2)
     net = drawn(grouped)
     x, t = rows()
-    with pytest.raises(ValueError, match="group norm ties them"):
+    with pytest.raises(ValueError, match="group norm ties units"):
         align(net, shuffled(net, grouped), grouped.units, x, t)
     linear = MLP(IMAGE, 4, ())
     flat = drawn(linear)

@@ -299,7 +299,7 @@ def test_settings_out_of_range_are_refused() -> None:
     like, key = {"w": torch.zeros(1, 5)}, keys([0], "test")
     with pytest.raises(ValueError, match=r"steps=2.*raise steps"):
         top_of(lambda v: v, like, key, k=3, steps=2)
-    with pytest.raises(ValueError, match=r"trace_probes=1: at least 2"):
+    with pytest.raises(ValueError, match=r"trace_probes=1: must be at least 2"):
         moments(lambda v: v, krylov(lambda v: v, like, 1), like, key, 1)
     for bad in ({"vectors": 1, "steps": 5}, {"vectors": 2, "steps": 0}):
         with pytest.raises(ValueError, match=r"vectors=.*at least 2 vectors"):

@@ -276,7 +276,7 @@ def test_overall_ranks_only_what_is_complete_everywhere(tmp_path: Path) -> None:
     assert standing["ewc"].improvement == 1.0
     assert overall(found.boards[:1], "naive") == ()
     assert "settings" in "\n".join(text(found)) and "1/2" in markdown(found)
-    said = "2 settings, average accuracy over seeds 0-1 (n = 2) of each. Sorted by mean rank"
+    said = "2 settings, average accuracy over seeds 0-1 (n = 2) in each. Sorted by mean rank"
     assert all(said in page for page in ("\n".join(text(found)), markdown(found)))
 
 
