@@ -1,6 +1,6 @@
-"""How much work a measure was, counted where it is done: passes of the net, gradients, Hessian products.
+"""Counts the work of a metric: forward passes, gradients, Hessian products.
 
-Seconds depend on the machine and on who else uses it; these do not. All seeds together are one pass.
+Seconds depend on the machine and its load; counts do not. One pass of all seeds counts once.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from typing import Any
 from harness.types import Apply, Column, Out
 
 COLUMNS = {
-    "hessian_products": Column("lower", "", "Hessian products that a metric took"),
-    "gradients": Column("lower", "", "backward passes that a metric took, those that Hessian products start from too"),
-    "forward_passes": Column("lower", "", "forward passes of the net that a metric took, those of gradients too"),
+    "hessian_products": Column("lower", "", "Hessian products of a metric"),
+    "gradients": Column("lower", "", "backward passes of a metric, including those from which Hessian products start"),
+    "forward_passes": Column("lower", "", "forward passes of a metric, including those of gradients"),
     "forward_rows": Column("lower", "rows", "rows of one seed in these forward passes"),
 }
 
@@ -25,11 +25,11 @@ _counter: ContextVar[Counter[str] | None] = ContextVar("work", default=None)
 
 @contextmanager
 def counting() -> Iterator[Counter[str]]:
-    """What is done inside, by the names of `COLUMNS`.
+    """Counts the work done inside, by the names of `COLUMNS`.
 
     >>> with counting() as outer:
-    ...     done("gradients")
-    >>> done("gradients")  # nobody counts
+    ...     count("gradients")
+    >>> count("gradients")  # no counter is active
     >>> outer
     Counter({'gradients': 1})
     """
@@ -41,19 +41,19 @@ def counting() -> Iterator[Counter[str]]:
         _counter.reset(token)
 
 
-def done(kind: str, times: int = 1) -> None:
-    """Say that something was done, to whoever counts."""
+def count(kind: str, times: int = 1) -> None:
+    """Add to the active counter, if there is one."""
     counter = _counter.get()
     if counter is not None:
         counter[kind] += times
 
 
 def counted(apply: Apply) -> Apply:
-    """A forward pass that says so."""
+    """A forward pass that is counted."""
 
     def call(params: Any, buffers: Any, x: Any, t: Any, **how: Any) -> Out:
-        done("forward_passes")
-        done("forward_rows", x.shape[1])
+        count("forward_passes")
+        count("forward_rows", x.shape[1])
         return apply(params, buffers, x, t, **how)
 
     return call

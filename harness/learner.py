@@ -192,7 +192,7 @@ class Learner:
         """The gradient of task loss plus `penalty(learner, params, batch, out)`."""
 
         def gradient(params: Params, batch: Batch) -> tuple[Params, Aux]:
-            counting.done("gradients")
+            counting.count("gradients")
             with torch.enable_grad():
                 leaves = {k: v.detach().requires_grad_() for k, v in params.items()}
                 loss, out = self.task_loss(leaves, batch)

@@ -116,7 +116,7 @@ class Strategy:
         return self.name
 
     def holds(self) -> Any:
-        """What it keeps between tasks: the tensors in it, or numbers of bytes (cost.Bytes), are its memory."""
+        """What it stores between tasks: the tensors in it, and types.Bytes, are its memory."""
         return self.state_dict()
 
     def state_dict(self) -> dict[str, Any]:

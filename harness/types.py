@@ -19,6 +19,10 @@ Gates = dict[str, Tensor]  # act -> factor of each hidden unit [S, B, H]
 Loss = Callable[[Params], Tensor]  # parameters -> loss of each seed [S]; deterministic
 
 
+class Bytes(int):
+    """Bytes held outside our tensors (an Avalanche plugin, a whole data set)."""
+
+
 class Out(NamedTuple):
     """What one forward pass returns."""
 

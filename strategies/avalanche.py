@@ -15,12 +15,11 @@ from torch import Tensor, nn
 
 from harness import rng
 from harness.learner import Learner
-from harness.record.costs import Bytes
 from harness.rows import order
 from harness.strategy import Strategy
 from harness.toolbox import require
 from harness.toolbox.avalanche_bridge import Criterion, apart, benchmark, masked, network, rows
-from harness.types import Task
+from harness.types import Bytes, Task
 from harness.wording import warn
 
 OWN_LOSS = ("ER_ACE", "DER")  # they pass over the criterion, hence over every mask

@@ -23,7 +23,7 @@ Matvec = Callable[[Params], Params]  # v -> A v, each seed's own symmetric A
 
 def value_and_grad(loss: Loss, params: Params) -> tuple[Tensor, Params]:
     """Loss of each seed [S] and its gradient; changes neither `params` nor their .grad."""
-    counting.done("gradients")
+    counting.count("gradients")
     with torch.enable_grad():
         leaves = {k: v.detach().requires_grad_() for k, v in params.items()}
         value = loss(leaves)
@@ -43,7 +43,7 @@ class Hessian:
     """
 
     def __init__(self, loss: Loss, params: Params) -> None:
-        counting.done("gradients")
+        counting.count("gradients")
         with torch.enable_grad():
             self.at = {k: v.detach().requires_grad_() for k, v in params.items()}
             value = loss(self.at)
@@ -54,7 +54,7 @@ class Hessian:
         self.value, self.gradient = value.detach(), dict(zip(self.at, grads))
 
     def __call__(self, v: Params) -> Params:
-        counting.done("hessian_products")
+        counting.count("hessian_products")
         curved = [k for k, g in self.gradient.items() if g.requires_grad]  # the loss may be linear in the rest
         if not curved:
             return tree.zeros(self.at)

@@ -117,7 +117,7 @@ def _accumulate(
     rest = {k: v for k, v in learner.params.items() if k not in closed}
     sums: list[Tensor | float] = [0.0 for _ in layers]  # Σ power(δ) of linear layers over the vectors: [S, B, O]
     for v in vectors:
-        counting.done("gradients")
+        counting.count("gradients")
         for i, (layer, delta) in enumerate(zip(layers, pull(v))):
             if layer.conv is None:
                 sums[i] = sums[i] + power(delta)

@@ -1,4 +1,4 @@
-"""What a strategy costs beside plain training: bytes that it holds, parameters that it adds, time for a step."""
+"""What a strategy costs compared with plain training: bytes it stores, parameters it adds, time of a step."""
 
 from __future__ import annotations
 
@@ -9,23 +9,19 @@ from typing import Any
 from torch import Tensor
 
 from harness.learner import Learner
-from harness.types import Column, Task
+from harness.types import Bytes, Column, Task
 
-STEPS = 20  # plain steps that are timed
+STEPS = 20  # plain steps to time
 WARMUP = 3
 
 COLUMNS = {
-    "memory": Column("lower", "byte", "what the strategy holds for one seed between tasks: memories, networks..."),
-    "extra_parameters": Column("lower", "", "numbers trained for one seed beyond the model's own"),
+    "memory": Column("lower", "byte", "bytes stored for one seed between tasks: memories, networks..."),
+    "extra_parameters": Column("lower", "", "trained parameters for one seed beyond the model's own"),
 }
 
 
-class Bytes(int):
-    """A number of bytes, which stands for what is no tensor of ours."""
-
-
 def held(state: Any) -> int:
-    """Bytes of all tensors in nested state; a tensor that stands there twice is held once.
+    """Bytes of all tensors in nested state; a tensor that occurs twice counts once.
 
     >>> import torch
     >>> x = torch.zeros(3, 4)
@@ -53,7 +49,7 @@ def held(state: Any) -> int:
 
 
 def plain_step(learner: Learner, task: Task, clock: Callable[[], float] = time.perf_counter) -> float:
-    """Seconds of one step of plain training on this task, measured on a copy: the mean of STEPS of them."""
+    """Seconds of one step of plain training on this task, measured on a copy: the mean over STEPS steps."""
     copy = learner.clone()
     copy.plan(task)
     copy.planned = WARMUP + STEPS

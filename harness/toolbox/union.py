@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from harness.record.costs import Bytes
 from harness.rows import Rows, union
 from harness.strategy import RENEW, Strategy
 from harness.toolbox import require
+from harness.types import Bytes
 
 if TYPE_CHECKING:
     from harness.learner import Learner
