@@ -66,7 +66,7 @@ def test_a_run_cut_short_resumes_to_the_same_tables(tmp_path: Path, how: signal.
     for name in ("metrics", "accuracy", "curves"):
         tables = (pd.read_parquet(run.path / f"{name}.parquet") for run in (whole, again))
         pd.testing.assert_frame_equal(*tables, check_exact=True)
-    assert "done already" in finished(cut)
+    assert "already finished" in finished(cut)
 
 
 def test_the_same_names_for_other_data_are_refused(tmp_path: Path) -> None:

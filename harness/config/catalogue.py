@@ -1,6 +1,6 @@
-"""What can be chosen: the files of conf/<group>, described by the docstrings of what they name.
+"""The options of each group: the files of conf/<group>, described by the docstrings of their targets.
 
-Docstrings are read through ast, so that listing imports neither torch nor the methods themselves.
+Docstrings are read through ast: listing imports neither torch nor the methods.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ LISTED = {  # what `ls` calls them
 
 
 def options(group: str, folders: Sequence[Path] = (CONF,)) -> dict[str, Path]:
-    """Name -> YAML file of everything that `group=` accepts; an earlier folder wins."""
+    """Name -> YAML file of every option that `group=` accepts; an earlier folder wins."""
     found = {f.stem: f for folder in reversed(folders) for f in (folder / group).glob("*.yaml")}
     return dict(sorted(found.items()))
 
@@ -38,7 +38,7 @@ def describe(group: str, folders: Sequence[Path] = (CONF,)) -> dict[str, str]:
 
 
 def families(folders: Sequence[Path] = (CONF,)) -> dict[str, str]:
-    """Strategy -> its family; '' where its class names none."""
+    """Strategy -> its family; '' if its class has none."""
     from omegaconf import OmegaConf
 
     found = {}
@@ -49,7 +49,7 @@ def families(folders: Sequence[Path] = (CONF,)) -> dict[str, str]:
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
-    """The known word that was probably meant.
+    """The known word that was probably meant, or None.
 
     >>> nearest("replya", ["ewc", "replay"])
     'replay'
@@ -65,7 +65,7 @@ def docstring(target: str, roots: Sequence[Path] = (ROOT,)) -> str:
 
 
 def attribute(target: str, name: str, roots: Sequence[Path] = (ROOT,)) -> str:
-    """A string that the class of this dotted name sets; '' if it sets none.
+    """A string attribute of the class with this dotted name; '' if it has none.
 
     >>> attribute("strategies.ewc.EWC", "family")
     'parameter regularization'
@@ -78,7 +78,7 @@ def attribute(target: str, name: str, roots: Sequence[Path] = (ROOT,)) -> str:
 
 
 def _nodes(target: str, roots: Sequence[Path]) -> Iterator[ast.ClassDef | ast.FunctionDef | ast.Module]:
-    """What a dotted name stands for in the first root that has its file, then its module."""
+    """The definition with this dotted name in the first root that has its file, then its module."""
     module, _, name = target.rpartition(".")
     for root in roots:
         base = root.joinpath(*module.split("."))
@@ -94,7 +94,7 @@ def _nodes(target: str, roots: Sequence[Path]) -> Iterator[ast.ClassDef | ast.Fu
 
 @cache
 def _parsed(file: Path) -> ast.Module:
-    """Read once: a listing asks a file for its text and for its family."""
+    """Cached: a listing needs both the docstring and the family."""
     return ast.parse(file.read_text(encoding="utf-8"))
 
 
@@ -114,7 +114,7 @@ def _roots(folders: Sequence[Path]) -> list[Path]:
 
 
 def _opening(text: str) -> str:
-    """The comment in the first line, unless it belongs to the key below it."""
+    """The comment in the first line, unless it is about the key below it."""
     lines = [line for line in text.splitlines() if not line.startswith("# @package")]
     below = next((line for line in lines if not line.startswith("#")), "")
     own = not below or below.startswith(("_target_", "{}"))

@@ -1,7 +1,8 @@
-"""What was typed, explained before Hydra sees it.
+"""Checks what was typed before Hydra sees it.
 
-Hydra answers a misspelt key with the advice to write `+key`, and a wrong type with nothing at all. So the
-composition is done once before it, at 0.1 s, and the first thing that cannot work is said in one line.
+Hydra answers a misspelt key with the advice to write `+key`, and says nothing about a wrong type. The composition is
+therefore done once in advance (0.1 s), and the first mistake is reported in one line. This relies on hydra._internal,
+which is why pyproject.toml caps hydra-core below 1.4.
 """
 
 from __future__ import annotations
@@ -23,20 +24,20 @@ if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
 
 NONE = {
-    "strategy": "plain training is strategy=naive",
-    "metrics": "nothing but accuracy is metrics=off",
-    "tracker": "no tracker is tracker.mode=disabled",
+    "strategy": "for plain training use strategy=naive",
+    "metrics": "for accuracy alone use metrics=off",
+    "tracker": "for no tracker use tracker.mode=disabled",
     "experiment": "leave it out",
 }
-LISTS = ("strategy", "metrics", "tracker", "experiment")  # groups of which several options compose
-OPTIONAL = ("metrics",)  # groups whose members may be left out, as in metrics.sharpness=null
-HIDDEN = ("_target_", "_partial_")  # what is called: not to be chosen by the key
-MANY = 20  # options that still make one line
+LISTS = ("strategy", "metrics", "tracker", "experiment")  # groups in which several options compose
+OPTIONAL = ("metrics",)  # groups whose members can be left out, as in metrics.sharpness=null
+HIDDEN = ("_target_", "_partial_")  # keys that users do not set
+MANY = 20  # options that fit in one line
 _ABSENT = object()
 
 
 def composed(overrides: Sequence[str], config_dir: str | None = None) -> dict[str, Any]:
-    """Values of the configuration under overrides, each of them checked. ValueError as in `preflight`."""
+    """The configuration with these overrides, all of them checked. ValueError as in `preflight`."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     with _loader(config_dir) as loader:
@@ -49,7 +50,7 @@ def composed(overrides: Sequence[str], config_dir: str | None = None) -> dict[st
 
 
 def preflight(args: Namespace) -> None:
-    """Raise ValueError for the first override, in any job of a sweep, that cannot work."""
+    """Raise ValueError for the first override that cannot work, in any job of a sweep."""
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.types import RunMode
@@ -66,7 +67,7 @@ def preflight(args: Namespace) -> None:
             return
         lines = [f"{k}={v}" for k, v in (launch.sweeper.get("params") or {}).items()]
         swept = [_parse(parser, line) for line in lines] + typed
-        # a sweep over an interval belongs to an optimiser that draws from it: its values are not known here
+        # an optimising sweeper draws from intervals: those values are not known here
         swept = [o for o in swept if not o.is_sweep_override() or o.is_discrete_sweep()]
         for lines in BasicSweeper.split_arguments(swept, None)[0]:
             job = [_parse(parser, line) for line in lines]
@@ -77,7 +78,7 @@ def preflight(args: Namespace) -> None:
 
 @contextmanager
 def _loader(config_dir: str | None) -> Iterator[ConfigLoader]:
-    """Hydra's view of the configuration files, as its own main sets it up."""
+    """Hydra's view of the configuration files, set up as its own main does."""
     from hydra import version
     from hydra._internal.hydra import Hydra
     from hydra._internal.utils import create_automatic_config_search_path
@@ -119,7 +120,7 @@ def _line(o: Override) -> str:
 
 
 class _Known:
-    """Groups, options and keys that exist, and the checks against them."""
+    """The groups, options and keys that exist, and the checks against them."""
 
     def __init__(self, loader: ConfigLoader, config_name: str) -> None:
         self.loader, self.config_name = loader, config_name
@@ -135,7 +136,7 @@ class _Known:
         return found
 
     def compose(self, lines: Sequence[str]) -> tuple[Any, dict[str, Any]]:
-        """The configuration under these overrides, and its values as plain dicts; remembered."""
+        """The configuration with these overrides, and its values as plain dicts; cached."""
         from hydra.core.hydra_config import HydraConfig
         from hydra.types import RunMode
         from omegaconf import OmegaConf
@@ -151,7 +152,7 @@ class _Known:
         return self.composed[key]
 
     def look(self, o: Override) -> None:
-        """Raise if this override by itself makes no sense."""
+        """Raise if this override cannot work, whatever the others are."""
         if o.is_hydra_override():
             return
         key = o.key_or_group
@@ -177,11 +178,11 @@ class _Known:
                 raise ValueError(f"{_line(o)}: {name} is listed twice")
 
     def chosen(self, overrides: Sequence[Override]) -> list[Override]:
-        """Those that choose files, and so decide which keys there are."""
+        """The overrides that choose files, and so decide which keys exist."""
         return [o for o in overrides if o.is_hydra_override() or o.key_or_group in self.groups or o.package]
 
     def job(self, overrides: Sequence[Override]) -> dict[str, Any]:
-        """The values under all overrides; raises for the first that does not fit the options chosen beside it."""
+        """The values with all overrides; raises for the first that does not fit the chosen options."""
         from omegaconf import OmegaConf, open_dict
 
         for o in overrides:
@@ -205,7 +206,7 @@ class _Known:
         return plain
 
     def _leftovers(self, cfg: Any, values: dict[str, Any], chosen: Sequence[Override]) -> None:
-        """Raise if a preset sets a key of an option that another choice pushed out: it would stay behind."""
+        """Raise if a preset sets a key of an option that another choice replaced: the key would have no effect."""
         choices = cfg.hydra.runtime.choices
         preset = choices.get("experiment")
         if preset is None:
@@ -215,7 +216,7 @@ class _Known:
         free = {"tuned"}
         for group in self.groups:
             if group not in typed and group != "experiment":
-                # Hydra keeps no record of a list that a preset chose
+                # Hydra does not record a list that a preset chose
                 made = [k for k in values.get(group, {}) if k in self.options(group)]
                 if choices.get(group) or made:
                     lines.append(f"{group}={choices.get(group) or show(made)}")
@@ -226,7 +227,7 @@ class _Known:
             if key not in plain and key.partition(".")[0] not in free:
                 group = key.partition(".")[0]
                 where = f"{group}={choices[group]}" if group in choices else "config.yaml"
-                raise ValueError(f"experiment={preset}: sets {key}, which {where} lacks; leave one of them out")
+                raise ValueError(f"experiment={preset}: sets {key}, which {where} does not have; leave one of them out")
 
     def _fits(self, o: Override, key: str, value: Any, values: dict[str, Any]) -> None:
         default = _find(values, key)
@@ -235,7 +236,7 @@ class _Known:
                 raise ValueError(self._unknown(o, key, values))
             return
         if o.is_add():
-            raise ValueError(f"{_line(o)}: {key} exists already; write it without the +")
+            raise ValueError(f"{_line(o)}: {key} already exists; write it without the +")
         if value is None and _optional(key):
             return
         if isinstance(default, dict) and default and not isinstance(value, dict):
@@ -271,7 +272,7 @@ class _Known:
 
 
 def dotted(values: dict[str, Any], prefix: str = "") -> list[str]:
-    """Dotted names of all leaves."""
+    """Dotted names of all settings."""
     found: list[str] = []
     for k, v in values.items():
         found += dotted(v, f"{prefix}{k}.") if isinstance(v, dict) and v else [f"{prefix}{k}"]
@@ -292,9 +293,9 @@ def _find(values: Any, key: str) -> Any:
 
 
 def _open(values: dict[str, Any], key: str) -> bool:
-    """Whether `key` lies in a mapping that is there for keys nobody foresees.
+    """Whether `key` is in a mapping that accepts new keys.
 
-    That is an empty one, or, inside a group's file, one that names a function alone: its arguments.
+    These are empty mappings and, inside a group's file, those with nothing but a `_target_`: its arguments.
     """
     parts = key.split(".")
     above = [(i, _find(values, ".".join(parts[:i]))) for i in range(1, len(parts))]
@@ -303,7 +304,7 @@ def _open(values: dict[str, Any], key: str) -> bool:
 
 
 def _leaves(key: str, value: Any, values: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """A mapping typed at once, {a: 1, b: 2}, as one setting after the other."""
+    """A mapping that was typed as a whole, {a: 1, b: 2}, as single settings."""
     if isinstance(value, dict) and isinstance(_find(values, key), dict):
         for k, v in value.items():
             yield from _leaves(f"{key}.{k}", v, values)
@@ -314,8 +315,7 @@ def _leaves(key: str, value: Any, values: dict[str, Any]) -> Iterator[tuple[str,
 def _mismatch(default: Any, value: Any) -> str:
     """What the value should have been, judged by the default; '' if it may pass.
 
-    None passes either way, and so does a number for a word: what the default cannot tell, the
-    constructor must.
+    None always passes, and so does a number in place of a word: the constructor checks what the default cannot show.
     """
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if default is None or value is None:
@@ -340,7 +340,7 @@ def _bracketed(o: Override) -> str:
 
 
 def _known(group: str, options: Sequence[str]) -> str:
-    """The options, or where so many are listed."""
+    """The options, or the command that lists them if they are many."""
     plural = next((word for word, of in LISTED.items() if of == group), "")
     return (
         f"`python -m harness ls {plural}` lists them"

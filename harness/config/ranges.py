@@ -1,4 +1,4 @@
-"""Ranges of the settings that every run has."""
+"""Ranges of the settings that all runs have."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _ABSENT = object()
 
 
 def check(cfg: Mapping[str, Any]) -> None:
-    """Raise ValueError, one line naming key, value and remedy, for the first setting out of range.
+    """Raise ValueError for the first setting out of range: one line with key, value and remedy.
 
-    `cfg` is the composed configuration as plain dicts. What a strategy, a model or a data set says of
-    its own settings it checks itself, when it is made.
+    `cfg` is the composed configuration as plain dicts. Strategies, models and data sets check their own settings when
+    they are made.
 
     >>> check({"train": {"batch_size": 0}})
     Traceback (most recent call last):
@@ -61,7 +61,7 @@ def _seeds(cfg: Mapping[str, Any]) -> None:
     if not isinstance(seeds, list):
         raise ValueError(f"seeds={show(seeds)}: must be a list, as in seeds=[0] or seeds=[0,1,2]")
     if not seeds:
-        raise ValueError("seeds=[]: must hold at least one seed, as in seeds=[0,1,2]")
+        raise ValueError("seeds=[]: must contain at least one seed, as in seeds=[0,1,2]")
     for seed in seeds:
         if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
             raise ValueError(f"seeds={show(seeds)}: {show(seed)} must be a whole number of at least 0")
@@ -110,7 +110,7 @@ def _get(cfg: Mapping[str, Any], key: str) -> Any:
 
 def _one_of(cfg: Mapping[str, Any], key: str, allowed: tuple[Any, ...]) -> None:
     value = _get(cfg, key)
-    # by type too: 1 == True, and YAML's yes is no boolean for Hydra
+    # by type too: 1 == True, and YAML's yes is not a boolean in Hydra
     if value is _ABSENT or any(value == a and type(value) is type(a) for a in allowed):
         return
     names = [show(a) for a in allowed]
@@ -152,7 +152,7 @@ def _or(names: Iterable[str]) -> str:
 
 
 def show(value: Any) -> str:
-    """A value as it is typed."""
+    """A value as a user types it."""
     if isinstance(value, list):
         return f"[{','.join(map(show, value))}]"
     if isinstance(value, dict):

@@ -1,8 +1,8 @@
-"""Sweeps: every job a process of its own, so that one that raises or is killed takes no other along.
+"""Sweeps: each job in its own process. A job that fails or is killed does not stop the others.
 
-Hydra composes the jobs, and `Processes` is its launcher (`hydra/launcher=processes`, the default). What all jobs need
-is imported once, and each job is a fork of that. A job's threads are part of its identity, so that never they but the
-jobs at a time are cut to the cores.
+Hydra composes the jobs; `Processes` is its launcher (`hydra/launcher=processes`, the default). It imports what all jobs
+need once, and forks each job from there. A job's threads are part of its run id, so the number of parallel jobs, not
+their threads, is limited to the cores.
 """
 
 from __future__ import annotations
@@ -34,20 +34,20 @@ from hydra.plugins.plugin import Plugin
 
 from harness.store import slug
 
-PLUGINS = "hydra_plugins.harness"  # what Hydra calls the module of our plugins; `register` says why
-REFUSED = 2  # exit code of a job whose settings exclude one another; any other is a failure
-PATIENCE = 60.0  # seconds that a job has to end when it is told to
+PLUGINS = "hydra_plugins.harness"  # Hydra's name for the module of our plugins; see `register`
+REFUSED = 2  # exit code of a job whose settings cannot be combined; any other is a failure
+PATIENCE = 60.0  # seconds that a job has to end after SIGTERM
 
 
 @dataclass(frozen=True)
 class Job:
-    """One job, started or ended. `code` is None while it runs, negative where a signal killed it."""
+    """One job, started or ended. `code` is None while it runs, negative if a signal killed it."""
 
     overrides: tuple[str, ...]
-    label: str  # the overrides that not all jobs share
+    label: str  # the overrides that differ between jobs
     log: Path
     results: str
-    then: str  # command that reads its results
+    then: str  # the command that reads its results
     threads: int
     process: BaseProcess
     began: float
@@ -57,32 +57,34 @@ class Job:
         return self.process.exitcode
 
     @property
-    def said(self) -> str:
-        """Why it ended as it did, in one line."""
+    def reason(self) -> str:
+        """Why it ended, in one line."""
         if self.code is not None and self.code < 0:
             name = signal.Signals(-self.code).name
-            memory = ", perhaps for want of memory" if name == "SIGKILL" else ""
+            memory = ", perhaps out of memory" if name == "SIGKILL" else ""
             return f"killed by {name}{memory}"
         lines = [line.strip() for line in self.log.read_text("utf-8", errors="replace").splitlines() if line.strip()]
-        return re.sub("^harness: ", "", lines[-1])[:300] if lines else f"ended with {self.code}"
+        return re.sub("^harness: ", "", lines[-1])[:300] if lines else f"exit code {self.code}"
 
 
 class Processes(Launcher):
-    """Runs the jobs of a sweep, at most `n_jobs` at a time and no more threads than cores (-1: no other limit).
+    """Runs the jobs of a sweep in parallel: at most `n_jobs` (-1: no limit), and no more threads than cores.
 
-    `then` is the command that reads their results: what is printed at the end. `seconds` that a job takes are what the
-    sweep's length is told from before it begins.
+    `then` is the command that reads the results, printed at the end. `seconds` is the time of a job, from which the
+    length of the sweep is estimated before it starts.
     """
 
     __module__ = PLUGINS
 
-    ended: ClassVar[list[Job]] = []  # of all batches: Hydra passes no results on
+    ended: ClassVar[list[Job]] = []  # of all batches: Hydra does not pass on results
 
     def __init__(self, n_jobs: int = -1, then: str = "leaderboard", seconds: float | None = None) -> None:
         if n_jobs != -1 and n_jobs < 1:
-            raise ValueError(f"hydra.launcher.n_jobs={n_jobs}: must be at least 1, or -1 for as many as cores")
+            raise ValueError(
+                f"hydra.launcher.n_jobs={n_jobs}: must be at least 1, or -1 for one for each core"
+            )
         if seconds is not None and not seconds > 0:
-            raise ValueError(f"hydra.launcher.seconds={seconds}: must be more than 0, or null where it is not known")
+            raise ValueError(f"hydra.launcher.seconds={seconds}: must be above 0, or null if unknown")
         self.n_jobs, self.then, self.seconds = n_jobs if n_jobs > 0 else cores(), then, seconds
 
     def setup(self, *, hydra_context: Any, task_function: Callable[[Any], Any], config: Any) -> None:
@@ -97,9 +99,9 @@ class Processes(Launcher):
             print(estimate(len(job_overrides), self.n_jobs, self.seconds), flush=True)
         labels = varying(job_overrides)
         waiting = deque(enumerate(job_overrides))
-        planned: tuple[int, Any] | None = None  # composed late: a hundred jobs take Hydra ten seconds
+        planned: tuple[int, Any] | None = None  # composed late: Hydra takes ten seconds for a hundred jobs
         running: list[Job] = []
-        parent_end, child_end = os.pipe()[::-1]  # closed with this process, however it ends
+        parent_end, child_end = os.pipe()[::-1]  # closes when this process ends, however it ends
         try:
             while waiting or planned or running:
                 if planned is None and waiting:
@@ -119,17 +121,17 @@ class Processes(Launcher):
                     self.ended.append(job)
                     print(line(job, len(self.ended), total), flush=True)
         except KeyboardInterrupt as stop:
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # schedulers send it to a process and to its group as well
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # schedulers send it both to a process and to its group
             left = total - len(self.ended) - len(running)
             stop_all(running)
             raise type(stop)(
-                f"interrupted: of {total} jobs {len(self.ended)} had ended, {len(running)} were stopped and {left} had "
-                "not begun; the same command again resumes what was stopped and runs what is missing"
+                f"interrupted: of {total} jobs, {len(self.ended)} had ended, {len(running)} were stopped and {left} had"
+                " not started; repeat the command to resume the stopped jobs and run the missing ones"
             ) from None
         finally:
             os.close(parent_end)
             os.close(child_end)
-        # Hydra would raise the first failure and no other: `summary` tells them all
+        # Hydra would raise the first failure only: `summary` lists all of them
         return [JobReturn(overrides=list(o), status=JobStatus.COMPLETED) for o in job_overrides]
 
     def _start(self, overrides: Sequence[str], label: str, cfg: Any, pipe: tuple[int, int]) -> Job:
@@ -147,13 +149,13 @@ class Processes(Launcher):
 
 
 def register(*plugins: type[Plugin]) -> None:
-    """Make launchers and sweepers known to Hydra, which takes them from the package hydra_plugins alone.
+    """Register launchers and sweepers with Hydra, which looks for them in the package hydra_plugins only.
 
-    They stand there in a module of no file: a folder hydra_plugins of ours would be one more beside the house's.
+    They are put into a synthetic module, so that the repository needs no top-level folder hydra_plugins.
     """
     try:
         package = importlib.import_module("hydra_plugins")
-    except ModuleNotFoundError:  # no plugin of Hydra's is installed
+    except ModuleNotFoundError:  # no Hydra plugin is installed
         package = sys.modules["hydra_plugins"] = ModuleType("hydra_plugins")
     module = sys.modules[PLUGINS] = package.harness = ModuleType(PLUGINS)  # type: ignore[attr-defined]
     for plugin in plugins:
@@ -162,7 +164,7 @@ def register(*plugins: type[Plugin]) -> None:
 
 
 def cores() -> int:
-    """Cores that this process may use."""
+    """The number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -172,7 +174,7 @@ def wanted(cfg: Any) -> int:
 
 
 def fits(threads: int, running: Sequence[int], n_jobs: int, cores: int) -> bool:
-    """Whether a job of so many threads may start beside those; the first always may.
+    """Whether a job with `threads` may start while others with `running` threads run; the first always may.
 
     >>> fits(1, [1], n_jobs=2, cores=2), fits(1, [1, 1], n_jobs=2, cores=9), fits(2, [1], n_jobs=9, cores=2)
     (True, False, False)
@@ -183,18 +185,18 @@ def fits(threads: int, running: Sequence[int], n_jobs: int, cores: int) -> bool:
 
 
 def estimate(jobs: int, n_jobs: int, seconds: float) -> str:
-    """How long a sweep takes, before it begins.
+    """How long a sweep will take.
 
     >>> estimate(28, 2, 120.0)
-    'some 0.5 hours: 28 jobs, up to 2 at a time, of some 120 s each as the preset says; what is done is skipped'
+    'about 0.5 hours: 28 jobs, up to 2 in parallel, about 120 s each (the preset's estimate); finished runs are skipped'
     """
     hours = -(-jobs // n_jobs) * seconds / 3600
-    told = f"{jobs} jobs, up to {n_jobs} at a time, of some {seconds:g} s each as the preset says"
-    return f"some {hours:.1f} hours: {told}; what is done is skipped"
+    jobs_text = f"{jobs} jobs, up to {n_jobs} in parallel, about {seconds:g} s each (the preset's estimate)"
+    return f"about {hours:.1f} hours: {jobs_text}; finished runs are skipped"
 
 
 def varying(jobs: Sequence[Sequence[str]]) -> list[str]:
-    """What tells each job from the others: its overrides less those that all share.
+    """What distinguishes each job: its overrides without those that all jobs share.
 
     >>> varying([["strategy=ewc", "seeds=[0]"], ["strategy=si", "seeds=[0]"]])
     ['strategy=ewc', 'strategy=si']
@@ -206,7 +208,7 @@ def varying(jobs: Sequence[Sequence[str]]) -> list[str]:
 
 
 def command(overrides: Sequence[str]) -> list[str]:
-    """What is typed to run one job of this sweep alone."""
+    """The arguments that run one job of this sweep alone."""
     from hydra._internal.utils import get_args_parser
 
     flags = vars(get_args_parser().parse_args(sys.argv[1:]))
@@ -217,26 +219,26 @@ def command(overrides: Sequence[str]) -> list[str]:
 def line(job: Job, at: int, total: int) -> str:
     """How a job ended."""
     kind = {0: "done", REFUSED: "refused"}.get(job.code or 0, "FAILED")
-    why = "" if job.code == 0 else f": {job.said}"
+    why = "" if job.code == 0 else f": {job.reason}"
     seconds = f"{time.monotonic() - job.began:.0f} s"
     return f"[{at:>{len(str(total))}}/{total}] {kind:<7} {seconds:>6}  {job.label}{why}"
 
 
 def summary(jobs: Sequence[Job]) -> tuple[list[str], int]:
-    """The end of a sweep, and its exit code: 0, 2 where jobs were refused and none failed, else 1."""
+    """The summary of a sweep, and its exit code: 0, 2 if jobs were refused and none failed, else 1."""
     jobs = sorted(jobs, key=lambda job: job.began)
     refused = [job for job in jobs if job.code == REFUSED]
     failed = [job for job in jobs if job.code not in (0, REFUSED)]
     counts = {"done": len(jobs) - len(refused) - len(failed), "refused": len(refused), "failed": len(failed)}
     lines = ["", ", ".join(f"{n} {kind}" for kind, n in counts.items() if n or kind == "done")]
     if refused:
-        lines += ["", "refused, since their settings exclude one another:"]
-        lines += [f"  {job.label}: {job.said}" for job in refused]
+        lines += ["", "refused, because these settings cannot be combined:"]
+        lines += [f"  {job.label}: {job.reason}" for job in refused]
     if failed:
-        lines += ["", "failed; each line repeats one:"]
+        lines += ["", "failed; each command reruns one:"]
         for job in failed:
-            lines += [f"  python -m harness {shlex.join(command(job.overrides))}", f"    {job.said} ({job.log})"]
-        lines += ["the same sweep again repeats what failed and nothing else"]
+            lines += [f"  python -m harness {shlex.join(command(job.overrides))}", f"    {job.reason} ({job.log})"]
+        lines += ["repeating the sweep reruns the failed jobs only"]
     folders = list(dict.fromkeys(job.results for job in jobs if job.code == 0))
     if folders:
         lines += ["", f"next: python -m harness {jobs[0].then} {shlex.join(folders)}"]
@@ -244,7 +246,7 @@ def summary(jobs: Sequence[Job]) -> tuple[list[str], int]:
 
 
 def stop_all(jobs: Sequence[Job]) -> None:
-    """Tell every job to end, wait for it to keep what it has, and kill what does not end."""
+    """Terminate every job, wait until it has saved its work, and kill it if it does not end."""
     try:
         for job in jobs:
             job.process.terminate()
@@ -269,9 +271,9 @@ def _job(
     threads: int,
     pipe: tuple[int, int],
 ) -> None:
-    # what the parent would do at its end is not the job's to do; what the job registers is
+    # the parent's exit handlers are not the job's; those that the job registers are
     atexit._clear()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all at once: the parent passes it on, once
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes: the parent passes it on, once
     signal.signal(signal.SIGTERM, _stop_once)
     os.close(pipe[1])
     threading.Thread(target=_end_with_parent, args=(pipe[0],), daemon=True).start()
@@ -307,23 +309,23 @@ def _exit_code(context: Any, task: Callable[[Any], Any], cfg: Any) -> int:
 
 
 def _stop_once(number: int, frame: object) -> NoReturn:
-    """A second signal would cut short what the first one makes the job write."""
+    """A second signal would interrupt what the job writes after the first."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     raise KeyboardInterrupt
 
 
 def _end_with_parent(pipe: int) -> None:
-    """Blocks until no process holds the pipe's other end: the parent is gone, killed perhaps."""
+    """Blocks until no process holds the pipe's other end: the parent has ended, perhaps killed."""
     os.read(pipe, 1)
     os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _redirect(log: Path) -> None:
-    """Standard output and error to a file of the job's own; jobs side by side would mix their lines."""
+    """Standard output and error to the job's log; parallel jobs would mix their lines."""
     with open(os.devnull, "rb") as nothing, log.open("wb") as file:
         os.dup2(nothing.fileno(), 0)
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    # by line, so that the log of a job that is killed ends where the job did
+    # line-buffered: the log of a killed job ends where the job did
     sys.stdout = open(1, "w", buffering=1, encoding="utf-8")  # noqa: SIM115
     sys.stderr = open(2, "w", buffering=1, encoding="utf-8")  # noqa: SIM115

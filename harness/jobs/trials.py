@@ -1,7 +1,7 @@
-"""Trials: the sweeper of `experiment=tune`, which tries a few values of every strategy's own settings, as many of each.
+"""Trials: the sweeper of `experiment=tune`, which gives every strategy the same few trials of its settings.
 
-A strategy's class names in `grid` the values that are worth trying. What buys accuracy with memory or time, such as the
-rows that are held, is a budget and no part of it: more of that is always better.
+The `grid` of a strategy's class lists the values worth trying. Settings that buy accuracy with memory or time, such as
+the number of stored rows, are budgets and are not in the grid: more is always better.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
 from harness.jobs.sweep import PLUGINS
 
-TRIALS = 4  # of every strategy that has a grid, and of every list of strategies
+TRIALS = 4  # for each strategy that has a grid, and for each list of strategies
 
 
 class Trials(BasicSweeper):
-    """Each job that was typed, once for every point of the grids of its strategies.
+    """Runs each typed job once for every point of the grids of its strategies.
 
-    A setting that was typed is left as it is: `strategy.ewc.strength=1,3` stands in place of the class's values.
+    A typed setting is kept: `strategy.ewc.strength=1,3` replaces the values in the class.
     """
 
     __module__ = PLUGINS
@@ -30,10 +30,10 @@ class Trials(BasicSweeper):
         return [[*job, *point] for job in super().get_job_batch() for point in self.points(job)]
 
     def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
-        """What was typed is composed before Hydra sees it (harness.preflight), and each job when it starts."""
+        """Nothing: what was typed was checked before (harness.config.preflight), and each job is when it starts."""
 
     def points(self, job: Sequence[str]) -> list[list[str]]:
-        """Settings of each trial of a job."""
+        """The settings of each trial of a job."""
         from omegaconf import OmegaConf
 
         assert self.hydra_context is not None and self.config is not None
@@ -45,7 +45,7 @@ class Trials(BasicSweeper):
 
 
 def grid_of(strategies: Mapping[str, Any]) -> dict[str, Sequence[Any]]:
-    """What the classes of a configuration's strategies name as worth trying: setting, as in ewc.strength -> values."""
+    """The grids of a configuration's strategies: setting, as in ewc.strength -> values."""
     from hydra.utils import get_class
 
     return {
@@ -56,7 +56,7 @@ def grid_of(strategies: Mapping[str, Any]) -> dict[str, Sequence[Any]]:
 
 
 def chosen(grid: Mapping[str, Sequence[Any]], default: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The default, and of all other points of the grid at most TRIALS - 1, evenly from the first to the last.
+    """The default, and at most TRIALS - 1 other points of the grid, spaced evenly from the first to the last.
 
     >>> chosen({"a": (1, 2, 4, 8)}, {"a": 2})
     [{'a': 2}, {'a': 1}, {'a': 4}, {'a': 8}]
@@ -72,7 +72,7 @@ def chosen(grid: Mapping[str, Sequence[Any]], default: Mapping[str, Any]) -> lis
 
 
 def written(value: Any) -> str:
-    """A value as it is typed.
+    """A value as a user types it.
 
     >>> [written(v) for v in (1e-6, 10.0, None, True, "sum", [85, 85])]
     ['1e-06', '10.0', 'null', 'true', 'sum', '[85, 85]']

@@ -1,4 +1,4 @@
-"""What a run's manifest says of its making: source, versions, machine, command, time."""
+"""How a run was made, for its manifest: source, versions, machine, command, time."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ DISTRIBUTION = "harness"
 def source_digest(extra: Iterable[Path | str] = (), root: Path = ROOT) -> str:
     """sha256 over the paths and bytes of every .py file of harness, strategies and tasks.
 
-    `extra` are files of the user's own strategies. A run is resumed under the digest it was begun with.
+    `extra` are files of the user's own strategies. A run is resumed only with the digest it was started with.
     """
     files = [(p.relative_to(root).as_posix(), p) for name in FOLDERS for p in (root / name).rglob("*.py")]
     files += [(f"extra/{Path(p).name}", Path(p)) for p in extra]
@@ -36,7 +36,7 @@ def source_digest(extra: Iterable[Path | str] = (), root: Path = ROOT) -> str:
 
 
 def git(root: Path = ROOT) -> dict[str, Any]:
-    """Commit of the checkout and whether our folders differ from it; {} outside one or without git."""
+    """Commit of the checkout, and whether our folders differ from it; {} outside a checkout or without git."""
 
     def ask(*command: str) -> str:
         environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C"}
@@ -45,7 +45,7 @@ def git(root: Path = ROOT) -> dict[str, Any]:
         return done.stdout.strip() if done.returncode == 0 else ""
 
     try:
-        # a wheel in a virtual environment inside somebody's repository is not that repository
+        # a virtual environment inside another repository is not part of it
         top = ask("rev-parse", "--show-toplevel")
         if not top or Path(top).resolve() != root.resolve():
             return {}
@@ -57,7 +57,7 @@ def git(root: Path = ROOT) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python, of this package and of what numbers depend on; installed ones only."""
+    """Versions of Python, this package, and the installed libraries that numbers depend on."""
     found = {"python": platform.python_version()}
     for name in (DISTRIBUTION, *PACKAGES):
         try:
@@ -68,9 +68,9 @@ def versions() -> dict[str, str]:
 
 
 def hardware(device: str = "cpu") -> dict[str, Any]:
-    """The machine: processor, cores, threads, BLAS, and the GPU where the run uses one.
+    """The machine: processor, cores, threads, BLAS, and the GPU if the run uses one.
 
-    The host's name is hashed: enough to tell two machines apart, not enough to publish one.
+    The host's name is hashed: it distinguishes machines without publishing their names.
     """
     import torch
 
@@ -87,7 +87,7 @@ def hardware(device: str = "cpu") -> dict[str, Any]:
         "gpu": None,
         "cuda": None,
     }
-    if device.startswith("cuda") and torch.cuda.is_available():  # asking wakes the driver: seconds
+    if device.startswith("cuda") and torch.cuda.is_available():  # this starts the driver, which takes seconds
         found["gpu"] = torch.cuda.get_device_name(device)
         found["cuda"] = torch.version.cuda
     return found
@@ -103,7 +103,7 @@ def _cpu_model() -> str:
 
 
 def _blas(config: str) -> str:
-    """The BLAS out of the 2 kB of torch's build flags, with the version of its kernels.
+    """The BLAS and the version of its kernels, from torch's build flags.
 
     >>> _blas("PyTorch built with:\\n  - Intel(R) MKL-DNN v3.7\\n  - Build settings: BLAS_INFO=mkl, X=1")
     'mkl; Intel(R) MKL-DNN v3.7'
@@ -114,7 +114,7 @@ def _blas(config: str) -> str:
 
 
 def facts(device: str = "cpu", extra: Iterable[Path | str] = ()) -> dict[str, Any]:
-    """What the manifest records at the start of an attempt, after threads are set."""
+    """What the manifest records at the start of an attempt, after the number of threads is set."""
     return {
         "source": source_digest(extra),
         "git": git(),

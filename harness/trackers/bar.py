@@ -1,4 +1,4 @@
-"""A progress bar for what takes a while."""
+"""A progress bar for long work."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def bar(title: str, total: int) -> Iterator[Callable[[str], None]]:
-    """A bar with the time left on a terminal, nothing elsewhere; call what is yielded with each new part's name."""
+    """A bar with the remaining time, on a terminal only; call the yielded function with the name of each part."""
     if not sys.stderr.isatty() or os.environ.get("TERM", "dumb") == "dumb":
         yield lambda part: None
         return
@@ -26,7 +26,7 @@ def bar(title: str, total: int) -> Iterator[Callable[[str], None]]:
         progress.TimeRemainingColumn(),
         console=Console(file=sys.stderr),
         transient=True,
-        redirect_stdout=sys.stdout.isatty(),  # what goes to a file stays there
+        redirect_stdout=sys.stdout.isatty(),  # redirected output is left alone
         speed_estimate_period=600.0,
     )
     with shown:

@@ -1,4 +1,4 @@
-"""The run on the terminal: a line a boundary, and at the end the table and the accuracy matrix."""
+"""A run on the terminal: a line for each boundary, then a table and the accuracy matrix."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 
 class Shown(NamedTuple):
-    """A quantity to show: `key` is new, old or a metric; `over` says of which boundaries at the end."""
+    """A quantity to show: `key` is new, old or a metric; `over` says which boundaries the final table uses."""
 
     title: str
     key: str
     format: str = ".3f"
-    over: str = "last"  # or mean: over the boundaries
+    over: str = "last"  # the last boundary, or mean: over all boundaries
 
 
 LINE = (
@@ -47,12 +47,12 @@ TABLE = (
     Shown("intransigence, mean", "intransigence", over="mean"),
     Shown("sharpness (top eigenvalue, seen tasks)", "lambda_max_joint", ".4g"),
 )
-CELLS = 20  # rows and columns of the accuracy matrix at most
+CELLS = 20  # largest number of rows and columns of the accuracy matrix
 _RAMP = ((68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37))  # viridis
 
 
 class Console:
-    """Plain lines; on a terminal a progress bar below them and a coloured matrix."""
+    """Plain lines; on a terminal also a progress bar, and a coloured matrix."""
 
     def __init__(
         self,
@@ -72,7 +72,7 @@ class Console:
 
     def start(self, about: About, past: Sequence[Summary]) -> None:
         self.about, self.history = about, list(past)
-        # rich is asked for a terminal only: a pipe needs neither its width nor its import
+        # rich is only for terminals: a pipe needs neither its width nor its import
         if self.stream.isatty() and os.environ.get("TERM", "dumb") != "dumb":
             self._start_bar(about.tasks, self._done)
         if self.title:
@@ -129,7 +129,7 @@ class Console:
             progress.TimeRemainingColumn(),
             console=self.rich,
             transient=True,
-            speed_estimate_period=600.0,  # measuring and training take turns: 30 s would see one of them
+            speed_estimate_period=600.0,  # measuring and training alternate: 30 s would see only one of them
             redirect_stderr=False,
             redirect_stdout=False,
         )
@@ -141,7 +141,7 @@ class Console:
         head, labels, cells = matrix(self.history, self.about.tasks, width)
         self._print(head)
         scale = np.concatenate([row for _, row in cells])
-        low, high = np.fmin.reduce(scale), np.fmax.reduce(scale)  # NaN only where every cell is
+        low, high = np.fmin.reduce(scale), np.fmax.reduce(scale)  # NaN only if every cell is
         for label, (texts, values) in zip(labels, cells):
             if self.rich is None:
                 self._print(label + "".join(texts))
@@ -155,7 +155,7 @@ class Console:
 
 
 def _style(share: float) -> str:
-    """Background from dark (lowest) to bright, text in the colour that can be read on it."""
+    """Background from dark (lowest) to bright, with text in a colour that is readable on it."""
     if math.isnan(share):
         return ""
     at = share * (len(_RAMP) - 1)
@@ -172,7 +172,7 @@ def _values(summary: Summary, key: str) -> Array | None:
 
 
 def line(summary: Summary, tasks: int, shown: Sequence[Shown]) -> str:
-    """`task  3/10  new 0.912  old 0.634 ...`: means over the finite seeds, their number where some diverged."""
+    """`task  3/10  new 0.912  old 0.634 ...`: means over finite seeds, with their number if some diverged."""
     parts = [f"task {summary.t + 1:>{len(str(tasks))}}/{tasks}"]
     for title, key, form, _ in shown:
         values = _values(summary, key)
@@ -187,12 +187,12 @@ def line(summary: Summary, tasks: int, shown: Sequence[Shown]) -> str:
 
 
 def table(history: Sequence[Summary], seeds: int, shown: Sequence[Shown]) -> list[str]:
-    """Mean ± 95 % interval over seeds of each quantity, aligned; n where it is not the number of seeds."""
+    """Mean ± 95 % interval over seeds of each quantity, aligned; n if some seeds have no value."""
     trained = [s for s in history if s.t >= 0]
     rows: list[tuple[str, str, str]] = []
     for title, key, form, over in shown:
         found = [v for s in (trained if over == "mean" else trained[-1:]) if (v := _values(s, key)) is not None]
-        # boundaries where nobody has a value (no old task yet) do not count; a diverged seed stays NaN
+        # boundaries at which no seed has a value (no old task yet) do not count; a diverged seed stays NaN
         found = [v for v in found if np.isfinite(v).any()]
         if not found:
             continue
@@ -210,12 +210,12 @@ def table(history: Sequence[Summary], seeds: int, shown: Sequence[Shown]) -> lis
 
 
 def fractions(history: Sequence[Summary]) -> bool:
-    """Whether the scores can be accuracies: those of a regression lie outside 0 ... 1."""
+    """Whether the scores can be accuracies: regression scores lie outside 0 ... 1."""
     return not any(bool(((s.accuracy < 0) | (s.accuracy > 1)).any()) for s in history)
 
 
 def _spread(n: int, limit: int) -> list[int]:
-    """At most `limit` of 0 ... n - 1, evenly, with both ends."""
+    """At most `limit` of 0 ... n - 1, evenly spaced, including both ends."""
     return list(range(n)) if n <= limit else [round(i * (n - 1) / (limit - 1)) for i in range(limit)]
 
 

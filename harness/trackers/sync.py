@@ -1,8 +1,8 @@
-"""Finished runs to a Weights & Biases server, from their tables: what a run that was online would have sent.
+"""Sends finished runs to a Weights & Biases server from their tables: the same content as if they had run online.
 
-A run goes under its own id. What the server has under that id is replaced: the history line by line, since each
-boundary comes at the same line again; the summary and the configuration as a whole; tables and artifacts where their
-content changed (W&B makes no new version of what is the same). So that to send again does no harm.
+A run is sent under its run id, and replaces what the server has under that id: the history line by line (each boundary
+is the same line again), the summary and configuration as a whole, tables and artifacts if their content changed.
+Sending a run again is therefore harmless.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from harness.wording import first_line
 
 
 class Sent(NamedTuple):
-    """What became of a run."""
+    """The outcome for a run."""
 
     path: Path
     url: str = ""
@@ -31,14 +31,14 @@ class Sent(NamedTuple):
 
 class Chosen(NamedTuple):
     runs: list[store.Run]
-    skipped: list[Sent]  # of results folders: what is there and not finished
+    skipped: list[Sent]  # unfinished runs in results folders
     notes: list[str]
 
 
 def chosen(names: Sequence[str]) -> Chosen:
-    """The runs that are named, one by one or by the results folders they are in. ValueError if one is not finished.
+    """The named runs, and those in the named results folders. ValueError if a named run is not finished.
 
-    Of a folder, controls are left out, as a tracker leaves them.
+    Controls in folders are left out, as they are by a tracker.
     """
     folders = [Path(name) for name in names if (Path(name) / "runs").is_dir()]
     single = [find_run(name, command="sync") for name in names if Path(name) not in folders]
@@ -53,17 +53,17 @@ def chosen(names: Sequence[str]) -> Chosen:
 
 def _state(run: store.Run) -> str:
     status = run.manifest.get("status", "running")
-    return f"not finished ({status}); the command that began it goes on with it"
+    return f"not finished ({status}); repeat its command to resume it"
 
 
 def target_of(run: store.Run, changes: Mapping[str, Any]) -> Target:
-    """Where a run was to go by its own configuration, but for the `changes`."""
+    """The target in a run's configuration, with `changes`."""
     own = dict(run.manifest["config"].get("tracker") or {})
     return replace(Target(), **{**{k: v for k, v in own.items() if k != "mode"}, **changes})
 
 
 def recorded(run: store.Run) -> tuple[About, list[Summary]]:
-    """What a tracker is told of a run, read from its folder. StoreError."""
+    """What a tracker receives during a run, read from its folder. StoreError."""
     metrics, accuracy = store.read_table(run, "metrics"), store.read_table(run, "accuracy")
     tasks = 1 + max([*accuracy["task"].to_pylist(), *accuracy["boundary"].to_pylist()])
     facts, seeds = run.manifest, tuple(run.manifest["seeds"])
@@ -71,9 +71,9 @@ def recorded(run: store.Run) -> tuple[About, list[Summary]]:
 
 
 def send(run: store.Run, target: Target) -> str:
-    """Send a run; returns its address on the server. W&B's own files are not kept.
+    """Send a run; returns its address on the server. W&B's local files are deleted.
 
-    TimeoutError where the server does not answer or does not take it all in time; else what went wrong with this run.
+    TimeoutError if the server does not answer or does not receive everything in time; other errors concern this run.
     """
     about, history = recorded(run)
     with TemporaryDirectory(prefix="harness-sync-", ignore_cleanup_errors=True) as local, environment(Path(local)):
@@ -91,9 +91,9 @@ def send(run: store.Run, target: Target) -> str:
 
 
 def sync(runs: Sequence[store.Run], changes: Mapping[str, Any]) -> Iterator[Sent]:
-    """Send runs one after another and say of each what became of it.
+    """Send runs one by one, and yield the outcome of each.
 
-    ValueError where there is no key or no server, and where it does not answer in time: it would not for the next run.
+    ValueError if there is no key or no server, or if it does not answer in time: it would not for the next run either.
     """
     with TemporaryDirectory(prefix="harness-sync-") as local, environment(Path(local)):
         require_server(Target(**changes).init_timeout)
@@ -104,8 +104,8 @@ def sync(runs: Sequence[store.Run], changes: Mapping[str, Any]) -> Iterator[Sent
                 yield Sent(run.path, send(run, target_of(run, changes)))
             except TimeoutError as error:
                 raise ValueError(
-                    f"W&B does not answer ({first_line(error, 200)}), sent: {i} of {len(runs)} runs;"
-                    " look at the network and WANDB_BASE_URL, the same command again sends them all"
+                    f"W&B does not answer ({first_line(error, 200)}); {i} of {len(runs)} runs were sent;"
+                    " check the network and WANDB_BASE_URL, and repeat the command to send all of them"
                 ) from error
             except Exception as error:
                 yield Sent(run.path, error=first_line(error, 200))

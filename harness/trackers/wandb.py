@@ -1,9 +1,8 @@
-"""Weights & Biases as a mirror: offline unless asked for, off the critical path, never in the way of a run.
+"""Weights & Biases as a mirror of a run: offline by default, and never in the way of training.
 
-Everything happens on one thread in the order of the calls: the import (about 1 s) and the start of its
-service (about 1 s) pass while the first task trains. What is logged can always be logged again from the
-tables, so that a resumed run starts a fresh record and takes the place of the one that was cut short, and
-one that a server does not take goes on offline with everything that came before.
+One thread makes all calls, in order: the import (about 1 s) and the start of its service (about 1 s) happen while the
+first task trains. Everything can be logged again from the tables: a resumed run starts a new record that replaces the
+interrupted one, and a record that fails online continues offline with all that came before.
 """
 
 from __future__ import annotations
@@ -29,28 +28,27 @@ if TYPE_CHECKING:
     import wandb
 
 MODES = ("offline", "online", "disabled")
-AXIS = "task"  # of every chart; never W&B's own step, which starts at 0 again in a resumed record
-ABORT = 10.0  # seconds that a run which was stopped waits for W&B
-OWN = 20.0  # seconds that W&B may take for itself: its import, its service, on a machine that is busy
+AXIS = "task"  # of every chart; not W&B's own step, which restarts at 0 in a resumed record
+ABORT = 10.0  # seconds that an interrupted run waits for W&B
+OWN = 20.0  # seconds allowed for W&B itself on a busy machine: its import, its service
 
 
 @dataclass(frozen=True)
 class Target:
-    """Where runs go to, and how long to wait for the server."""
+    """Where runs are sent, and how long to wait for the server."""
 
     project: str = "harness"
     entity: str | None = None
-    group: str | None = None  # None: that of `group`
+    group: str | None = None  # None: the result of `group`
     tags: Sequence[str] = ()
     init_timeout: float = 15.0  # seconds
     finish_timeout: float = 60.0
 
 
 class Record:
-    """One W&B run: opened, filled in and closed by calls that wait, and that raise what went wrong.
+    """One W&B run: opened, filled and closed by calls that block and raise errors.
 
-    The run's id is that of the results folder. W&B puts what is sent under an id that it has in the place of what
-    was there, so that a run that is sent again is not doubled.
+    Its id is the run id. W&B replaces what it has under an id, so sending a run twice does not duplicate it.
     """
 
     def __init__(self, about: About, target: Target, mode: Any, local: Path, suffix: str = "") -> None:
@@ -69,7 +67,7 @@ class Record:
             console="off",
             silent=True,
             quiet=True,
-            # the manifest says it, with the host's name hashed and no list of all that is installed
+            # the manifest has this, with the host's name hashed and without a list of installed packages
             host=str(manifest.get("hardware", {}).get("host", "hidden")),
             x_disable_machine_info=True,
             x_disable_stats=True,
@@ -97,7 +95,7 @@ class Record:
         self.run.define_metric("*", step_metric=AXIS)
 
     def log(self, summary: Summary) -> None:
-        """One boundary: of each metric the mean, its interval and every seed's value."""
+        """One boundary: for each metric the mean, its interval and the value of every seed."""
         if summary.t >= 0:
             row: dict[str, float] = {AXIS: summary.t}
             values = {"accuracy/new": summary.new, "accuracy/old": summary.old, **summary.values}
@@ -110,10 +108,10 @@ class Record:
         self.history.append(summary)
 
     def close(self, files: Sequence[Path], error: str = "") -> None:
-        """The accuracy matrix, the manifest as it is now and the `files`; wait until they are sent. TimeoutError."""
+        """Add the accuracy matrix, the current manifest and the `files`; wait until they are sent. TimeoutError."""
         import wandb
 
-        if self.mode == "online":  # to log an artifact asks the server, for as long as there is no answer
+        if self.mode == "online":  # logging an artifact asks the server, and waits without limit
             require_server(self.target.init_timeout)
         if self.history and not error:
             columns: list[str | int] = ["after task", *(f"task {j}" for j in range(self.about.tasks))]
@@ -132,7 +130,7 @@ class Record:
         self.run.finish(exit_code=1 if error else 0)
 
     def abandon(self) -> None:
-        """End it, as failed, whatever state it is in."""
+        """End it as failed, in any state."""
         with suppress(Exception):
             self.run.finish(exit_code=1)
 
@@ -143,11 +141,11 @@ class Record:
 
 
 class WandB:
-    """The tracker: a Record on a thread of its own. What goes wrong online goes on offline, with one warning."""
+    """The tracker: a Record on its own thread. If it fails online it continues offline, with one warning."""
 
     def __init__(self, mode: str = "offline", target: Target | None = None, warn: Callable[[str], None] = warn) -> None:
         if mode not in MODES:
-            raise ValueError(f"tracker.mode={mode}: no such mode; use {', '.join(MODES)}")
+            raise ValueError(f"tracker.mode={mode}: unknown mode; use {', '.join(MODES)}")
         self.mode, self.target, self.warn = mode, target or Target(), warn
         self.calls: queue.SimpleQueue[Callable[[Record], None] | None] = queue.SimpleQueue()
         self.thread: threading.Thread | None = None
@@ -156,7 +154,7 @@ class WandB:
         if self.mode == "disabled":
             return
         self.about = about
-        # a daemon, so that a server that does not answer cannot keep the process alive
+        # a daemon: a server that does not answer must not keep the process alive
         self.thread = threading.Thread(target=self._work, name="wandb tracker", daemon=True)
         self.thread.start()
         for summary in past:
@@ -174,7 +172,7 @@ class WandB:
             return
         self.calls.put(lambda record: record.close(files, error))
         self.calls.put(None)
-        # the time of an honest upload, and of starting twice: where it ends earlier this does
+        # enough for a slow upload and for two starts; join returns as soon as the thread ends
         self.thread.join(ABORT if error else OWN + 2 * (self.target.init_timeout + self.target.finish_timeout))
         if self.thread.is_alive():
             self._off("it did not finish in time")
@@ -207,16 +205,16 @@ class WandB:
                 return self._offline(error)
             try:
                 return Record(self.about, self.target, "online", self.about.path)
-            except Exception as error:  # the service holds the name of the attempt
+            except Exception as error:  # the service still uses the attempt's name
                 return self._offline(error, suffix="-offline")
         return Record(self.about, self.target, "offline", self.about.path)
 
     def _offline(self, error: Exception, history: Sequence[Summary] = (), suffix: str = "") -> Record:
-        """A record in the place of one that failed online, with all that it held. Raises `error` if it was offline."""
+        """An offline record with the content of one that failed online. Raises `error` if that was offline."""
         if self.mode != "online":
             raise error
         self.mode = "offline"
-        self.warn(f"W&B failed online ({first_line(error, 200)}); it goes on offline, {self._remedy}")
+        self.warn(f"W&B failed online ({first_line(error, 200)}) and continues offline; {self._remedy}")
         record = Record(self.about, self.target, "offline", self.about.path, suffix)
         for summary in history:
             record.log(summary)
@@ -225,15 +223,15 @@ class WandB:
     def _off(self, why: str) -> None:
         if self.mode != "disabled":
             self.mode = "disabled"
-            self.warn(f"W&B is off for this run ({why}); the results folder holds everything, {self._remedy}")
+            self.warn(f"W&B is off for this run ({why}); the results folder is complete, and {self._remedy}")
 
     @property
     def _remedy(self) -> str:
-        return f"`python -m harness sync {self.about.path}` sends it"
+        return f"`python -m harness sync {self.about.path}` sends the run"
 
 
 def cost(path: Path, files: Sequence[Path]) -> dict[str, float]:
-    """Of a run with its times: of a step, a plain one being 1, and seconds of training for a seed."""
+    """Time of a step relative to a plain step, and training seconds for a seed."""
     if not {"timing.parquet", "metrics.parquet"} <= {file.name for file in files}:
         return {}
     from harness.store.costs import costs_of
@@ -246,11 +244,11 @@ def cost(path: Path, files: Sequence[Path]) -> dict[str, float]:
 
 
 def _facts(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in manifest.items() if k != "config"}  # which stands beside it
+    return {k: v for k, v in manifest.items() if k != "config"}  # logged separately
 
 
 def group(manifest: Mapping[str, Any]) -> str | None:
-    """What runs are grouped by unless told: the preset that was typed, or the stream.
+    """The default group of a run: the preset that was typed, or the stream.
 
     >>> group({"argv": ["harness", "experiment=geometry", "seeds=[0]"], "stream": "split_task"})
     'geometry'
@@ -262,10 +260,10 @@ def group(manifest: Mapping[str, Any]) -> str | None:
 
 
 def require_server(timeout: float) -> None:
-    """ValueError where there is no key, or no server that answers within `timeout` seconds.
+    """ValueError if there is no key, or no server answers within `timeout` seconds.
 
-    `wandb.init` would ask for a key on a terminal and wait for ever; and after one that timed out, its service goes on
-    trying for as long as the process lives.
+    Without this check, `wandb.init` would ask for a key on the terminal and wait without limit; and after a timeout its
+    service would keep trying for the life of the process.
     """
     import requests
     import wandb
@@ -273,28 +271,28 @@ def require_server(timeout: float) -> None:
 
     host = wandb.setup().settings.base_url
     if wbauth.authenticate_session(host=host, source="harness", prompt=False) is None:
-        raise ValueError(f"no key for {host}; log in with `wandb login`, or set WANDB_API_KEY")
+        raise ValueError(f"no key for {host}; log in with `wandb login` or set WANDB_API_KEY")
     try:
         answer = requests.get(host, timeout=timeout)
     except requests.exceptions.SSLError:
-        return  # W&B has certificates of its own
+        return  # W&B uses its own certificates
     except requests.exceptions.RequestException as error:
         why = "no answer" if isinstance(error, requests.exceptions.Timeout) else "no connection"
-        raise ValueError(f"{host}: {why}; look at the network and WANDB_BASE_URL") from error
+        raise ValueError(f"{host}: {why}; check the network and WANDB_BASE_URL") from error
     if answer.status_code >= 500:
-        raise ValueError(f"{host}: answers {answer.status_code} {answer.reason}; look at the server and WANDB_BASE_URL")
+        raise ValueError(f"{host}: answered {answer.status_code} {answer.reason}; check the server and WANDB_BASE_URL")
 
 
 @contextmanager
 def environment(local: Path) -> Iterator[None]:
-    """W&B keeps all its files in `local`/wandb and says nothing."""
+    """Make W&B keep its files in `local`/wandb, and print nothing."""
     settings = {
         "WANDB_DIR": local,
-        # artifacts are staged under the home folder otherwise, and `wandb sync` elsewhere would miss them
+        # otherwise artifacts are staged in the home folder, and `wandb sync` on another machine would miss them
         "WANDB_DATA_DIR": local / "wandb" / "data",
         "WANDB_CACHE_DIR": local / "wandb" / "cache",
         "WANDB_ERROR_REPORTING": "false",
-        "WANDB_SILENT": "true",  # settings of a run do not silence what the library prints
+        "WANDB_SILENT": "true",  # a run's settings do not silence the library itself
     }
     before = {name: os.environ.get(name) for name in settings}
     os.environ.update({name: str(value) for name, value in settings.items()})
@@ -309,7 +307,7 @@ def environment(local: Path) -> Iterator[None]:
 
 
 def _remove_earlier(folder: Path, run_id: str, current: Path) -> None:
-    """Two records of one run would erase one another when they are sent; the new one holds everything."""
+    """Delete older records of a run: sent later, they would overwrite the new one, which is complete."""
     for old in folder.glob(f"*run-*-{run_id}*"):
         if old.is_dir() and old.resolve() != current.resolve():
             shutil.rmtree(old, ignore_errors=True)

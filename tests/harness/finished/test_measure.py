@@ -176,7 +176,7 @@ def test_what_cannot_be_measured_is_said_in_one_line(
     unfinished = tmp_path / "unfinished"
     shutil.copytree(path, unfinished)
     (unfinished / "DONE").unlink()
-    assert said(str(unfinished))[1].startswith(f"{unfinished}: the run is not finished; the command that began it")
+    assert said(str(unfinished))[1].startswith(f"{unfinished}: the run is not finished; repeat its command")
     other = tmp_path / "other"
     shutil.copytree(path, other)
     for t in (0, 1):

@@ -147,7 +147,7 @@ def test_an_interrupted_sweep_stops_its_jobs_and_says_how_to_go_on(tmp_path, num
         running.send_signal(number)
     _, err = running.communicate(timeout=30)
     assert running.returncode == code
-    start = "harness: interrupted: of 3 jobs 1 had ended, 1 were stopped and 1 had not begun; the same command again "
+    start = "harness: interrupted: of 3 jobs, 1 had ended, 1 were stopped and 1 had not started; repeat the command "
     assert err.startswith(start) and err.count("\n") == 1
     assert not alive(jobs(tmp_path)[1][2])
 
@@ -169,7 +169,7 @@ def test_the_name_joblib_and_a_preset_of_a_whole_table_are_sweeps(tmp_path):
     (folder / "table.yaml").write_text("# @package _global_\n" + table)
     done = sweep(tmp_path, "--config-dir", "mine", "experiment=table", "hydra/launcher=joblib", "results=elsewhere")
     assert sorted(job[:2] for job in jobs(tmp_path)) == [[n, [s]] for n in ("naive", "replay") for s in (0, 1)]
-    assert done.stdout.startswith("some 1.0 hours: 4 jobs, up to 2 at a time, of some 1800 s each")
+    assert done.stdout.startswith("about 1.0 hours: 4 jobs, up to 2 in parallel, about 1800 s each")
     assert done.returncode == 1 and "2 done, 2 failed" in done.stdout
     assert done.stdout.endswith("next: python -m harness leaderboard elsewhere\n")
     # narrowed on the command line, and a command that repeats one job of it does just that
