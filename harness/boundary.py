@@ -1,4 +1,4 @@
-"""What a metric may read at a task boundary."""
+"""All that a metric may read at a task boundary."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from harness.types import Batch, Loss, Net, Reading, Stream
 
 
 class Inside(NamedTuple):
-    """Scores of the deployed net while it trains on a task, on a fixed subset of each task's test rows."""
+    """Scores of the deployed net during a task, on a fixed subset of each task's test rows."""
 
-    steps: tuple[int, ...]  # K optimizer steps done in this task, its last one among them
+    steps: tuple[int, ...]  # K numbers of optimizer steps in this task, including its last
     score: Tensor  # [S, K, T]; NaN: not measured
-    least: Tensor  # [S, T] lowest score of each old task so far, over all steps since it was learnt
+    least: Tensor  # [S, T] lowest score of each old task, over all steps since it was learnt
 
 
 class Nets(Protocol):
-    """The net after each task, loaded when asked for: nets[i], nets.initial; `i in nets` says whether it was kept."""
+    """The net after each task, loaded on demand: nets[i], nets.initial; `i in nets` says whether it was kept."""
 
     @property
     def initial(self) -> Net: ...
@@ -34,7 +34,7 @@ class Nets(Protocol):
 
 @dataclass(frozen=True)
 class Boundary:
-    """All that a metric may read at a task boundary. Read-only."""
+    """The state of a run at a task boundary. Read-only."""
 
     t: int
     phase: str  # "start": after begin, before the first step; "end": after the task
@@ -45,14 +45,14 @@ class Boundary:
     nets: Nets  # nets at earlier boundaries
     accuracy: Tensor  # R [S, T + 1, T]: row 0 the initialisation, row i + 1 after task i; NaN: not measured
     online: Tensor  # [S, steps] accuracy on each fresh batch before its update
-    random: RandomStream  # its own: a metric never moves the training randomness
+    random: RandomStream  # separate from training, which metrics must not change
     control: Tensor | None = None  # [S, T] a fresh net's accuracy on each task just after training on it
     gap: Tensor | None = None  # [S] test accuracy of the learner's copy after plain training on task t
     alive: Tensor | None = None  # [S] False where the seed has diverged
-    inside: Inside | None = None  # None unless eval.every asks for it
+    inside: Inside | None = None  # None unless eval.every is set
 
     def probe(self, task: int, size: int = 512, split: str = "train") -> Batch:
-        """A frozen, class-stratified sample of task's train, val or test rows, the same for the whole run."""
+        """A fixed class-stratified sample of the task's train, val or test rows, the same for the whole run."""
         return self.learner.probe(self.stream.tasks[task], size, split)
 
     def loss(self, tasks: Sequence[int], size: int = 512) -> Loss:

@@ -34,7 +34,7 @@ from harness.types import (
 
 @dataclass(frozen=True)
 class Budget:
-    """How long a task is trained: `steps`, or `epochs` of ceil(nominal size / batch_size) steps."""
+    """Training length of a task: `steps`, or `epochs` of ceil(nominal size / batch_size) steps."""
 
     epochs: int = 1
     steps: int | None = None
@@ -49,7 +49,7 @@ class Budget:
             raise ValueError(f"train.steps={self.steps}: must be at least 1")
 
     def of(self, task: Task) -> int:
-        """Optimizer steps on this task; none where a strategy returned a task of no rows."""
+        """Optimizer steps on this task; none if a strategy set its nominal size to 0."""
         if task.nominal == 0:
             return 0
         return self.steps or self.epochs * math.ceil(task.nominal / self.batch_size)
@@ -73,12 +73,12 @@ class Learner:
         self.seeds, self.S = stream.seeds, len(stream.seeds)
         self.device, self.dtype = torch.device(device), dtype
         self.pin = {k: v for k, v in (pin or {}).items() if v is not None}
-        self.prefix = ""  # of every purpose: a sub-learner's own draws
+        self.prefix = ""  # of every purpose: gives a sub-learner separate draws
         self.streams: dict[str, RandomStream] = {}
         self.params, self.buffers = self.fresh(self.key("init"))
         self.apply = model.__call__
         self.alive = torch.ones(self.S, dtype=torch.bool, device=self.device)
-        self.needs: frozenset[str] = frozenset()  # what the strategy asked for
+        self.needs: frozenset[str] = frozenset()  # of the strategy
         self.now, self.steps, self.planned = 0, 0, 1  # current task, its steps taken and planned
         self._one = torch.ones(self.S, device=self.device, dtype=dtype)
         self._share: dict[tuple[int, int], Tensor] = {}
@@ -86,13 +86,13 @@ class Learner:
     # --- randomness -------------------------------------------------------------------------------
 
     def key(self, purpose: str) -> Tensor:
-        """The key [S] of a purpose; a pinned purpose (what stands before a /) has one for all seeds."""
+        """The key [S] of a purpose. If the part before its / is pinned, all seeds share one key."""
         pinned = self.pin.get(purpose.partition("/")[0])
         seeds = self.seeds if pinned is None else [pinned] * self.S
         return rng.keys(seeds, self.prefix + purpose, self.device)
 
     def random(self, purpose: str) -> RandomStream:
-        """The stream of a purpose: drawing from one never moves another."""
+        """The stream of a purpose: drawing from one never affects another."""
         if purpose not in self.streams:
             self.streams[purpose] = RandomStream(self.key(purpose))
         return self.streams[purpose]
@@ -109,7 +109,7 @@ class Learner:
     # --- batches ----------------------------------------------------------------------------------
 
     def make_batch(self, x: Tensor, y: Tensor, t: Tensor, w: Tensor | None = None) -> Batch:
-        """A batch of rows under the current task's mask; `w` defaults to 1/B."""
+        """A batch under the current task's mask; `w` defaults to 1/B."""
         if w is None:
             shape = (t.shape[0], t.shape[1])
             if shape not in self._share:
@@ -118,12 +118,12 @@ class Learner:
         return Batch(x, y, t, w, self.stream.mask(t, self.now))
 
     def batches(self, task: Task) -> Iterator[Batch]:
-        """Fresh batches of the task's training rows, as many as are planned."""
+        """The planned number of fresh batches of the task's training rows."""
         size, key = self.budget.batch_size, rng.fold(self.key("order"), task.index)
         keys = self.random("dropout") if self.model.stochastic else None
-        # training alone sees augmented rows, by draws of their own: tests, probes and memories filled by rows do not
+        # only training rows are augmented: not tests, probes, or memories filled from a task
         vary = rng.fold(self.key("augment"), task.index) if getattr(task.train, "augmented", False) else None
-        block = size * max(1, min(self.planned, math.ceil(task.nominal / size)))  # an epoch's order at a time
+        block = size * max(1, min(self.planned, math.ceil(task.nominal / size)))  # one epoch's order at a time
         for start in range(0, self.planned * size, block):
             stop = min(start + block, self.planned * size)
             if task.ordered:
@@ -136,9 +136,9 @@ class Learner:
                 yield replace(batch, key=keys.key()) if keys else batch
 
     def scan(self, source: Source, size: int = 1000, limit: int | None = None) -> Iterator[Batch]:
-        """The source's rows in order, so that sums of (w * nll).sum(1) over the batches are means.
+        """The source's rows in order; the sum of (w * nll).sum(1) over the batches is the mean loss.
 
-        w = 1 / (rows of that seed), 0 on padding; `limit` scans the first rows only.
+        w = 1 / (rows of that seed), 0 on padding; `limit` scans only the first rows.
         """
         count = source.size if limit is None else source.size.clamp(max=limit)
         for position in torch.arange(int(count.max()), device=self.device).split(size):
@@ -147,14 +147,14 @@ class Learner:
             yield self.make_batch(x, y, t, inside.to(self.dtype) / count[:, None])
 
     def probe(self, task: Task, size: int = 512, split: str = "train") -> Batch:
-        """A frozen class-stratified sample of the task's train, val or test rows, the same all run long."""
+        """A fixed class-stratified sample of the task's train, val or test rows, the same for the whole run."""
         if split == "train":
             return self._sample(task.train, min(size, task.nominal), f"probe/{task.index}")
         source: Source = getattr(task, split)
         return self._sample(source, min(size, int(source.size.max())), f"probe/{task.index}/{split}")
 
     def _sample(self, source: Source, size: int, purpose: str) -> Batch:
-        """`size` rows of each seed. One that has fewer repeats its rows, weighted so that each counts once."""
+        """`size` rows of each seed. A seed with fewer repeats rows; the weights then count each row once."""
         label, key = source.labels(), self.key(purpose)
         count = (label >= 0).sum(1)
         if int(count.min()) >= size:
@@ -185,7 +185,7 @@ class Learner:
         return (batch.w * self.row_loss(out.logits, batch)).sum(1), out
 
     def task_grad(self, params: Params, batch: Batch) -> Params:
-        """Gradient of the task loss alone, without any strategy's penalty."""
+        """Gradient of the task loss, without penalties."""
         return self.value_and_grad(lambda *_: 0.0)(params, batch)[0]
 
     def value_and_grad(self, penalty: Any) -> GradFn:
@@ -208,7 +208,7 @@ class Learner:
         return gradient
 
     def set_lr(self) -> None:
-        """Give the optimizer the learning rate of the coming step, as its schedule has it."""
+        """Set the optimizer's learning rate for the next step, by its schedule."""
         if self.optimizer.schedule != "constant":
             done = self.steps / self.planned
             if self.optimizer.scope == "stream":
@@ -216,7 +216,7 @@ class Learner:
             self.optimizer.set_progress(done, self.now)
 
     def update(self, grads: Params, out: Out) -> Params:
-        """One optimizer step; returns the parameters before it if the strategy needs BEFORE, else nothing."""
+        """One optimizer step; returns a copy of the earlier parameters if the strategy needs BEFORE, else {}."""
         before = tree.copy(self.params) if BEFORE in self.needs else {}
         self.set_lr()
         self.optimizer.update(self.params, grads)
@@ -225,7 +225,7 @@ class Learner:
         return before
 
     def descend(self, batches: Iterable[Batch]) -> Iterator[None]:
-        """A plain step, without any strategy, on each of the batches."""
+        """One plain step on each batch, without any strategy."""
         gradient = self.value_and_grad(lambda *_: 0.0)
         for batch in batches:
             grads, aux = gradient(self.params, batch)
@@ -237,7 +237,7 @@ class Learner:
         self.now, self.steps = task.index, 0
 
     def plan(self, task: Task) -> None:
-        """Count the steps of the task that `begin` returned, and reset the optimizer if asked to."""
+        """Set the number of steps for the task that `begin` returned; reset the optimizer if configured."""
         self.planned = self.budget.of(task)
         if self.optimizer.reset_each_task and self.now:
             self.optimizer.reset()
@@ -246,7 +246,7 @@ class Learner:
 
     @property
     def net(self) -> Net:
-        """The net as trained."""
+        """The trained net."""
         return Net(self.params, self.buffers, self.apply)
 
     @torch.no_grad()
@@ -256,7 +256,7 @@ class Learner:
         """Score and mean loss of each seed over the source's rows: [S], [S].
 
         The score is accuracy for classification and minus the mean squared error for regression.
-        `samples` takes a fixed class-stratified subset. A diverged seed scores NaN.
+        With `samples`, a fixed class-stratified subset is used. A diverged seed scores NaN.
         """
         if samples is not None:
             whole = self._sample(source, samples, "probe/evaluate")
@@ -275,13 +275,13 @@ class Learner:
             score = score + torch.where(used, batch.w * right, 0).sum(1, dtype=torch.float64)
             loss = loss + torch.where(used, batch.w * nll, 0).sum(1, dtype=torch.float64)
             total = total + batch.w.sum(1, dtype=torch.float64)
-        # by the weights' own sum: in float32 it is 1 to some 1e-7 only, and all right would be more than 1
+        # the weights sum to 1 only within 1e-7 in float32: without the division accuracy could exceed 1
         return (score / total).masked_fill(~self.alive, math.nan), (loss / total).masked_fill(~self.alive, math.nan)
 
     def objective(
         self, batches: Sequence[Batch], stream: Stream, now: int, buffers: Buffers | None = None, apply: Any = None
     ) -> Loss:
-        """Mean of the batches' losses in evaluation mode, all under the mask of task `now`."""
+        """Mean loss of the batches in evaluation mode, all under the mask of task `now`."""
         masked = [replace(b, mask=stream.mask(b.t, now)) for b in batches]
         apply, buffers = apply or self.apply, self.buffers if buffers is None else buffers
 
@@ -295,15 +295,15 @@ class Learner:
         return loss
 
     def mark_diverged(self) -> None:
-        """A seed whose parameters are no longer finite stays marked."""
+        """Mark seeds whose parameters are no longer finite; the mark stays."""
         self.alive = self.alive & tree.finite(self.params)
 
     # --- copies and state -------------------------------------------------------------------------
 
     def sub(self, name: str, model: Model, optimizer: Optimizer) -> Learner:
-        """A strategy's own network (a generator, a teacher): these seeds, its own parameters, optimizer and draws.
+        """A further network for a strategy (a generator, a teacher), with separate parameters, optimizer and draws.
 
-        It has a state_dict, so that a strategy keeps it as an attribute that it makes in `setup`.
+        Create it in `setup` and keep it as an attribute: it has a state_dict.
         """
         other = object.__new__(Learner)
         other.__dict__ = dict(self.__dict__)
@@ -314,7 +314,7 @@ class Learner:
         return other
 
     def clone(self) -> Learner:
-        """An independent copy: the same draws from here on, no tensor shared."""
+        """An independent copy that continues with the same draws and shares no tensor."""
         other = object.__new__(Learner)
         other.__dict__ = dict(self.__dict__)
         other.optimizer = object.__new__(type(self.optimizer))
@@ -325,7 +325,7 @@ class Learner:
         return other
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs, as tensors and primitives."""
+        """The state that a resumed run needs, as tensors and primitives."""
         return {
             "params": self.params,
             "buffers": self.buffers,
@@ -345,7 +345,7 @@ class Learner:
 
 
 def mask_logits(logits: Tensor, mask: Tensor | None) -> Tensor:
-    """Logits that do not compete become minus infinity."""
+    """Set logits that do not compete to minus infinity."""
     return logits if mask is None else logits.masked_fill(~mask, -math.inf)
 
 

@@ -12,7 +12,7 @@ from harness.types import Aux, Step, Task
 
 
 class Observer(Protocol):
-    """What watches a run; it changes nothing."""
+    """Watches a run without changing it."""
 
     def start(self, task: Task) -> None: ...
     def step(self, step: Step, aux: Aux) -> None: ...
@@ -20,13 +20,13 @@ class Observer(Protocol):
 
 
 def prepare(learner: Learner, strategy: Strategy) -> None:
-    """Let the strategy allocate its state; a resumed run loads its state after this."""
+    """Let the strategy allocate its state. A resumed run loads the saved state afterwards."""
     learner.needs = strategy.needs
     strategy.setup(learner)
 
 
 def train(learner: Learner, strategy: Strategy, observer: Observer, *, start: int = 0) -> None:
-    """Train a prepared learner on the stream's tasks from `start` on; hidden boundaries are the observer's alone."""
+    """Train a prepared learner on the tasks from `start`. Only the observer sees hidden boundaries."""
     announced = learner.stream.announced
     gradient = strategy.grad(learner, learner.value_and_grad(strategy.loss))
     for task in learner.stream.tasks[start:]:

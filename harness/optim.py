@@ -1,8 +1,8 @@
-"""SGD and Adam(W) over stacked parameters: elementwise, hence one optimizer per seed.
+"""SGD and Adam(W) over stacked parameters: elementwise, so equal to one optimizer per seed.
 
-Equal to torch.optim's, except that single entries can start afresh: `reset(name, where)` zeroes the
-moments of those entries and their step count, as a replaced unit needs (a kept count makes Adam's
-next step 3.15 times too long, a count zeroed for the whole tensor makes all others too short).
+Equal to torch.optim's, but single entries can be reset: `reset(name, where)` zeroes their moments and
+their step count, as a replaced unit needs (keeping the count makes Adam's next step 3.15 times too long,
+zeroing it for the whole tensor makes all other steps too short).
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ class Optimizer:
     """Settings, learning-rate schedule and state that all optimizers share.
 
     lr: learning rate at the start of a schedule; schedule: constant, step (times `gamma` at each
-    fraction in `milestones`), cosine (to 0) or task (times `gamma` at each new task, whatever the scope);
-    scope: what a schedule spans, each task or the stream; reset: whether a new task starts with fresh state.
+    fraction in `milestones`), cosine (to 0) or task (times `gamma` at each new task, in either scope);
+    scope: span of a schedule, each task or the stream; reset: whether a new task starts with fresh state.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Optimizer:
         self.state: dict[str, Params] = {}  # slot -> name -> [S, *shape]
 
     def set_progress(self, done: float, task: int = 0) -> None:
-        """Set the learning rate for the fraction `done` of the schedule's span, in task number `task` from 0."""
+        """Set the learning rate after the fraction `done` of the schedule's span, in task `task` (from 0)."""
         factor = 1.0
         if self.schedule == "cosine":
             factor = 0.5 * (1 + math.cos(math.pi * done))
@@ -63,7 +63,7 @@ class Optimizer:
         self.lr = self.base_lr * factor
 
     def slot(self, name: str, like: Params) -> list[Tensor]:
-        """One state tensor for each parameter, zero when first asked for."""
+        """One state tensor for each parameter, created as zeros."""
         slot = self.state.setdefault(name, {})
         for k, v in like.items():
             if k not in slot:
@@ -75,7 +75,7 @@ class Optimizer:
         raise NotImplementedError
 
     def reset(self, name: str | None = None, where: Tensor | None = None) -> None:
-        """Forget all state, or that of the entries `where` (bool, broadcastable) of one parameter."""
+        """Clear all state, or that of the entries `where` (bool, broadcastable) of one parameter."""
         if name is None or where is None:
             self.state = {}
             return
@@ -94,7 +94,7 @@ class Optimizer:
         self.state = {s: {k: v.to(device) for k, v in p.items()} for s, p in self.state.items()}
 
     def settings(self) -> dict[str, Any]:
-        """What edge-of-stability measures need: lr, momentum, betas."""
+        """Settings for the edge-of-stability metrics: lr, momentum, betas."""
         return {"name": type(self).__name__.lower(), "lr": self.lr}
 
 
@@ -136,8 +136,8 @@ class Adam(Optimizer):
         if not all(0 <= b < 1 for b in self.betas):
             raise ValueError(f"optimizer.betas={list(betas)}: each must be in [0, 1)")
         self.count = 0
-        # beta^age of each entry, only for parameters in which some entry was reset: elsewhere all
-        # entries are `count` steps old and one number serves
+        # beta^age of each entry, for parameters with reset entries only: elsewhere all entries are
+        # `count` steps old
         self.powers: dict[str, tuple[Tensor, Tensor]] = {}
 
     @torch.no_grad()
@@ -154,7 +154,7 @@ class Adam(Optimizer):
         self.count += 1
         c1, c2 = 1 - b1**self.count, 1 - b2**self.count
         whole = [i for i, k in enumerate(params) if k not in self.powers]
-        if whole:  # torch takes no empty list
+        if whole:  # torch refuses an empty list
             scale = torch._foreach_sqrt([v[i] for i in whole])
             torch._foreach_div_(scale, math.sqrt(c2))
             torch._foreach_add_(scale, self.eps)

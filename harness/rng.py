@@ -1,8 +1,8 @@
-"""Counter-based randomness: one stream per (seed, purpose), rows independent of how many seeds run.
+"""Counter-based randomness: one stream per (seed, purpose), independent of the number of seeds.
 
 A key is an int64 tensor [S]. A draw hashes (key, counter) with the splitmix64 finaliser (Steele,
-Lea & Flood 2014), so that row s depends on `key[s]` alone, integer draws agree on CPU and CUDA, and
-a stream's whole state is one Python integer.
+Lea & Flood 2014): row s depends only on `key[s]`, integer draws agree on CPU and CUDA, and the whole
+state of a stream is one Python integer.
 
 >>> key = keys([7, 8], "order")
 >>> torch.equal(permutation(key, 5)[1:], permutation(keys([8], "order"), 5))
@@ -36,17 +36,17 @@ def _mix(z: Tensor) -> Tensor:
 
 
 def keys(seeds: Sequence[int], purpose: str, device: torch.device | str = "cpu") -> Tensor:
-    """Keys [S] of one purpose."""
+    """Keys [S] for one purpose."""
     return fold(torch.tensor(list(seeds), dtype=torch.int64, device=device), purpose)
 
 
 def fold(key: Tensor, data: int | str | Tensor) -> Tensor:
-    """A key [S] derived from `key` and a number (or one per seed), or a name."""
+    """A key [S] derived from `key` and a number (or one per seed) or a name."""
     if isinstance(data, str):
         data = zlib.crc32(data.encode())
     data = data * _GAMMA
     if isinstance(data, int):
-        data = (data + 2**63) % 2**64 - 2**63  # as 64-bit arithmetic wraps
+        data = (data + 2**63) % 2**64 - 2**63  # wrap as 64-bit arithmetic does
     return _mix(_mix(key + _GAMMA) + data)
 
 
@@ -63,7 +63,7 @@ def uniform(key: Tensor, *shape: int, dtype: torch.dtype = torch.float32) -> Ten
 
 
 def normal(key: Tensor, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Standard normal [S, *shape] (Box & Muller 1958: two of them from two uniform numbers)."""
+    """Standard normal [S, *shape] (Box & Muller 1958: two from each pair of uniform numbers)."""
     n = math.prod(shape)
     u = uniform(key, 2, (n + 1) // 2, dtype=dtype)
     radius, angle = (-2 * torch.log1p(-u[:, 0])).sqrt(), 2 * math.pi * u[:, 1]
@@ -83,17 +83,17 @@ def integers(key: Tensor, high: int | Tensor, *shape: int) -> Tensor:
 def permutation(key: Tensor, n: int, size: Tensor | None = None) -> Tensor:
     """A random order of 0 ... n - 1 for each seed: [S, n].
 
-    With `size` [S] at most n, the first size[s] entries of row s are a permutation of
-    0 ... size[s] - 1, the same one that n = size[s] gives.
+    With `size` [S], at most n, the first size[s] entries of row s are a permutation of
+    0 ... size[s] - 1, the same as with n = size[s].
     """
-    score = _shift(bits(key, n), 1)  # non-negative, so that the padding sorts last
+    score = _shift(bits(key, n), 1)  # non-negative: the padding sorts last
     if size is not None:
         score = score.masked_fill(torch.arange(n, device=key.device) >= size[:, None], torch.iinfo(torch.int64).max)
     return score.argsort(dim=1, stable=True)
 
 
 class RandomStream:
-    """A sequence of keys for one purpose; its state is how many were taken."""
+    """A sequence of keys for one purpose; its state is the number of keys drawn."""
 
     def __init__(self, key: Tensor, count: int = 0) -> None:
         self.base, self.count = key, count

@@ -15,7 +15,7 @@ Transform = Callable[[Tensor, Tensor], Tensor]  # (x [S, B, *shape], transform i
 
 
 class Data(Protocol):
-    """What rows are gathered from: a tensor [N, *shape], or what becomes one where it is gathered."""
+    """The source of a gather: a tensor [N, *shape], or anything that yields one when indexed."""
 
     @property
     def shape(self) -> torch.Size: ...
@@ -27,9 +27,9 @@ class Data(Protocol):
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows (sample index, transform id, target, task id), each seed with its own.
+    """Rows (sample index, transform id, target, task id) of each seed.
 
-    Where seeds have different numbers of rows, row s is valid up to `size[s]` and padded behind.
+    If seeds have different numbers of rows, row s is valid up to `size[s]` and padded after it.
     """
 
     data: Data  # [N, *shape], shared by all tasks and seeds
@@ -39,23 +39,23 @@ class Rows:
     size: Tensor  # [S]
     transform: Transform | None = None
     transform_id: Tensor | None = None  # [S, n] or [S, 1]
-    relabel: Tensor | None = None  # [S, T, C] class that each class becomes under a transform id
+    relabel: Tensor | None = None  # [S, T, C] new class of each class under a transform id
 
     @property
     def augmented(self) -> bool:
-        """Whether training is on random changes of the rows, which `take` then needs a key for."""
+        """Whether training rows are randomly augmented; `take` then needs a key."""
         return getattr(self.data, "augment", None) is not None
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all seeds' rows as `take` gives them: what a memory of them all would hold."""
+        """Bytes of all seeds' rows as `take` returns them: the size of a memory of all rows."""
         row = self.take(torch.zeros_like(self.size)[:, None])
         return int(self.size.sum()) * sum(part[0, 0].nbytes for part in row)
 
     def take(self, position: Tensor, key: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Rows at `position` [S, B] -> x [S, B, *shape], y [S, B], t [S, B].
 
-        With `key` [S] they are augmented by its draws, before the task's own transform.
+        With `key` [S] they are randomly augmented, before the task's transform.
         """
         index = self.index.gather(1, position)
         x = self.data.index_select(0, index.flatten()).view(*position.shape, *self.data.shape[1:])
@@ -117,10 +117,10 @@ def union(sources: Sequence[Rows]) -> Rows:
 def order(key: Tensor, size: Tensor, start: int, stop: int) -> Tensor:
     """Positions start ... stop - 1 of each seed's endless sequence of shuffled passes: [S, stop - start].
 
-    Every seed goes through all of its own `size[s]` rows before it sees one again, and reshuffles as
-    it wraps, so that a seed's batches depend neither on its companions nor on their sizes.
+    Every seed visits all its `size[s]` rows before it repeats one, and reshuffles at each pass. A seed's
+    batches depend neither on the other seeds nor on their sizes.
 
-    >>> o = order(random.keys([0, 1], "order"), torch.tensor([3, 5]), 0, 15)
+    >>> o = order(rng.keys([0, 1], "order"), torch.tensor([3, 5]), 0, 15)
     >>> o[0].view(5, 3).sort(1).values.unique(dim=0), o[1].view(3, 5).sort(1).values.unique(dim=0)
     (tensor([[0, 1, 2]]), tensor([[0, 1, 2, 3, 4]]))
     """
@@ -134,13 +134,13 @@ def order(key: Tensor, size: Tensor, start: int, stop: int) -> Tensor:
 
 
 def stratified(y: Tensor, n: int, key: Tensor) -> Tensor:
-    """Sorted indices [S, n] of a random subset that holds each class in proportion, to within one sample.
+    """Sorted indices [S, n] of a random subset with each class in proportion, to within one sample.
 
     Systematic sampling (Madow & Madow 1944) over the samples sorted by class and shuffled within it: of N
     samples, N_c in class c, every one is drawn with probability n / N, and floor or ceil of n N_c / N are
-    drawn from class c. `y` is [N], or [S, N] where each seed has labels of its own; a label below 0 marks
-    padding behind them, which is never drawn. Row s depends on `key[s]` and `y[s]` alone.
-    Raises ValueError if a row holds fewer than n samples.
+    drawn from class c. `y` is [N], or [S, N] if seeds have different labels; a label below 0 marks
+    padding at the end, which is never drawn. Row s depends only on `key[s]` and `y[s]`.
+    Raises ValueError if a row has fewer than n samples.
 
     >>> y = torch.tensor([0, 1, 0, 0, 2, 0, 0, 1, 2, 0])
     >>> picked = stratified(y, 5, torch.tensor([7, 8]))
@@ -150,7 +150,7 @@ def stratified(y: Tensor, n: int, key: Tensor) -> Tensor:
     y = y.expand(len(key), -1)  # [S, N]
     total = (y >= 0).sum(1, keepdim=True)  # [S, 1]
     if not 0 <= n <= int(total.min()):
-        raise ValueError(f"a stratified subset of {n} of {int(total.min())} samples: ask for 0 up to all of them")
+        raise ValueError(f"n={n}: a stratified subset must have 0 to {int(total.min())} samples")
     order = rng.permutation(key, y.shape[1])
     label = y.gather(1, order)
     label = label.masked_fill(label < 0, torch.iinfo(label.dtype).max)

@@ -1,4 +1,4 @@
-"""What a method is: eight hooks, each the identity by default, and a chain of methods."""
+"""A method as eight hooks, each the identity by default, and a chain of methods."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Strategy:
     needs: frozenset[str] = frozenset()  # types.BEFORE, types.INPUTS
     order: dict[str, int] = {}  # hook -> rank, one of those above
     transient: tuple[str, ...] = ()
-    grid: Mapping[str, Sequence[Any]] = {}  # argument -> values that tuning tries; the first is the main one
+    grid: Mapping[str, Sequence[Any]] = {}  # argument -> values that tuning tries; the main argument comes first
     alone: bool = False  # replaces the training loop; cannot be combined
     random: RandomStream  # for its draws; set before setup
 
@@ -68,37 +68,37 @@ class Strategy:
             cls.name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", cls.__name__).lower()
 
     def setup(self, learner: Learner) -> None:
-        """Once: allocate state (zeros, so that the first task is no special case); may add parameters."""
+        """Once: allocate state as zeros, which avoids a special first task; may add parameters."""
 
     def begin(self, learner: Learner, task: Task) -> Task:
-        """Before a task's first step: may edit parameters, or return other data to train on (nominal=0: no step)."""
+        """Before a task's first step: may edit parameters or return different data (nominal=0: no step)."""
         return task
 
     def batch(self, learner: Learner, batch: Batch) -> Batch:
-        """Once a step: all drawing and reading of memories happens here, never in loss or grad."""
+        """Once a step: draw random numbers and read memories here, never in loss or grad."""
         return batch
 
     def loss(self, learner: Learner, params: Params, batch: Batch, out: Out) -> Tensor | float:
-        """A penalty [S], differentiable in params and pure: a sharpness-aware step calls it twice."""
+        """A penalty [S], differentiable in params and pure: sharpness-aware methods call it twice a step."""
         return 0.0
 
     def grad(self, learner: Learner, inner: GradFn) -> GradFn:
-        """Wrap the gradient function; called once; the wrapper may call `inner` again."""
+        """Wrap the gradient function. Called once; the wrapper may call `inner` several times."""
         return inner
 
     def step(self, learner: Learner, step: Step) -> None:
         """After the optimizer's update, without gradients: may edit parameters, fill memories."""
 
     def end(self, learner: Learner, task: Task) -> None:
-        """After a task's last step, before it is measured: estimate, merge, distil."""
+        """After a task's last step, before the metrics: estimate, merge, distil."""
 
     def deploy(self, learner: Learner, net: Net) -> Net:
-        """The net that accuracy is measured on; changes nothing."""
+        """The net whose accuracy is measured; changes nothing."""
         return net
 
     @property
     def purpose(self) -> str:
-        """What its random draws and saved state are filed under; changing it changes results."""
+        """Key of its random stream and its saved state: changing it changes results."""
         return type(self).__name__
 
     @property
@@ -107,7 +107,7 @@ class Strategy:
         return self.overrides("begin") or self.overrides("end")
 
     def overrides(self, hook: str) -> bool:
-        """Whether this strategy does anything in `hook`."""
+        """Whether this strategy defines `hook`."""
         return getattr(type(self), hook) is not getattr(Strategy, hook)
 
     @property
@@ -116,11 +116,11 @@ class Strategy:
         return self.name
 
     def holds(self) -> Any:
-        """What it stores between tasks: the tensors in it, and types.Bytes, are its memory."""
+        """What counts as its memory: anything that contains tensors, or costs.Bytes."""
         return self.state_dict()
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that a resumed run needs, as tensors and primitives."""
+        """The state that a resumed run needs, as tensors and primitives."""
         skip = {*self.transient, "random", "name"}
         return {k: _pack(v, f"{self.name}.{k}") for k, v in vars(self).items() if k not in skip}
 
@@ -143,7 +143,9 @@ def _pack(value: Any, where: str) -> Any:
         return {"__dict__": [[k, _pack(v, f"{where}[{k!r}]")] for k, v in value.items()]}
     if hasattr(value, "state_dict"):
         return {"__state__": value.state_dict()}
-    raise TypeError(f"{where} is a {type(value).__name__}: keep tensors and numbers, or name it in `transient`")
+    raise TypeError(
+        f"{where} is a {type(value).__name__}: only tensors and numbers can be saved; list it in `transient`"
+    )
 
 
 def _unpack(value: Any, present: Any) -> Any:
@@ -154,7 +156,7 @@ def _unpack(value: Any, present: Any) -> Any:
     (kind, inner), *_ = value.items()
     if kind == "__net__":
         if not isinstance(present, Net):
-            raise ValueError("a Net can only be restored into a Net: allocate it in setup")
+            raise ValueError("a saved Net needs a Net to load into; allocate it in setup")
         return Net(inner["params"], inner["buffers"], present.apply)
     if kind == "__state__":
         present.load_state_dict(inner)
@@ -171,8 +173,7 @@ class Chain(Strategy):
     """Strategies in list order.
 
     `begin`, `batch` and `deploy` thread left to right, `loss` sums, `grad` nests (the last is
-    outermost), `step` and `end` run in order. The chain knows nothing of its parts; parts that do
-    nothing in a hook cost nothing there.
+    outermost), `step` and `end` run in order. A part that does not define a hook costs nothing there.
     """
 
     def __init__(self, parts: Sequence[Strategy]) -> None:
@@ -192,7 +193,7 @@ class Chain(Strategy):
         self.needs = frozenset().union(*(p.needs for p in self.parts))
 
     def disorder(self) -> list[str]:
-        """Orders known to be wrong, a sentence each. The list is not sorted: its order is the user's choice."""
+        """A sentence for each order known to be wrong. The chain never sorts: the order is the user's choice."""
         found = []
         for hook in HOOKS:
             ranked = [p for p in self.active[hook] if hook in p.order]
@@ -221,7 +222,7 @@ class Chain(Strategy):
     def begin(self, learner: Learner, task: Task) -> Task:
         for p in self.active["begin"]:
             data = p.begin(learner, task)
-            task = data if task.nominal else replace(data, nominal=0)  # no later part brings back what one took away
+            task = data if task.nominal else replace(data, nominal=0)  # a skipped task stays skipped
         return task
 
     def batch(self, learner: Learner, batch: Batch) -> Batch:
@@ -252,7 +253,7 @@ class Chain(Strategy):
 
     @property
     def plain(self) -> bool:
-        """Whether no part does anything: naive fine-tuning."""
+        """Whether no part defines a hook: naive fine-tuning."""
         return not any(self.active.values())
 
     def state_dict(self) -> dict[str, Any]:
@@ -267,7 +268,7 @@ class Chain(Strategy):
 
 
 def full_key(name: str, arguments: Container[str], error: BaseException | None) -> str:
-    """A strategy's refusal under the key that a user types; "" if the error does not begin with an argument.
+    """A strategy's complaint about an argument, under its full key; "" for any other error.
 
     >>> full_key("online_ewc", {"gamma"}, ValueError("gamma=2: must be in [0, 1]"))
     'strategy.online_ewc.gamma=2: must be in [0, 1]'

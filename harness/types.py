@@ -1,6 +1,6 @@
-"""The vocabulary: plain values that flow from stream to learner to metric.
+"""The plain values that flow from stream to learner to metric.
 
-Every tensor of a learner carries the seed axis first. Letters in shape comments:
+Every tensor of a learner has the seed axis first. Letters in shape comments:
 S seeds, B rows of a batch, C outputs, H units, T tasks, N samples of a data set, n rows of a task.
 """
 
@@ -51,8 +51,8 @@ class Slice(NamedTuple):
     """The part of a parameter that belongs to a layer's units.
 
     Unit j owns the indices `offset + j * repeat ... offset + (j + 1) * repeat - 1` along `axis`
-    (the seed axis is axis 0). `repeat` is h*w where a flattened feature map is read by a linear
-    layer; `offset` reaches the second half of a CReLU.
+    (the seed axis is axis 0). `repeat` is h*w if a linear layer reads a flattened feature map;
+    `offset` reaches the second half of a CReLU.
     """
 
     name: str
@@ -63,14 +63,14 @@ class Slice(NamedTuple):
 
 
 class Unit(NamedTuple):
-    """One layer of hidden units: every parameter slice that writes or reads them."""
+    """One layer of hidden units, with every parameter slice that writes or reads them."""
 
     act: str  # name in Out.acts; its channel axis holds `size` units, or k*size (CReLU: k = 2)
     size: int
     producers: tuple[Slice, ...]  # incoming weights and bias
     consumers: tuple[Slice, ...]  # every outgoing weight: several in residual and CReLU nets
     norm: tuple[Slice, ...] = ()  # gain, shift and running statistics (params or buffers) of the units
-    asymptote: float | None = None  # what |act| tends to where the nonlinearity saturates (tanh: 1)
+    asymptote: float | None = None  # limit of |act| as the nonlinearity saturates (tanh: 1)
 
 
 class Layer(NamedTuple):
@@ -84,13 +84,13 @@ class Layer(NamedTuple):
 
 
 class Model(Apply, Protocol):
-    """A network over stacked parameters. It owns no tensors: `init` makes them, `__call__` uses them."""
+    """A network over stacked parameters. It owns no tensors: `init` creates them, `__call__` uses them."""
 
     units: tuple[Unit, ...]
     layers: tuple[Layer, ...]
-    head: tuple[str, ...]  # names of the read-out's parameters
+    head: tuple[str, ...]  # names of the parameters of the read-out
     outputs: int
-    stochastic: bool  # draws random numbers in training (dropout), so that it needs a key
+    stochastic: bool  # draws random numbers in training (dropout): needs a key
 
     def init(self, key: Tensor) -> tuple[Params, Buffers]:
         """Fresh float32 parameters and buffers; row s depends on `key[s]` alone."""
@@ -99,18 +99,18 @@ class Model(Apply, Protocol):
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows to learn from. Fresh rows of the stream come first; strategies append behind them."""
+    """Rows to train on. Fresh rows of the stream come first; strategies append theirs."""
 
     x: Tensor  # [S, B, *shape]
     y: Tensor  # [S, B] class, or [S, B, C] regression target
     t: Tensor  # [S, B] task id of each row; 0 everywhere unless scenario=task
     w: Tensor  # [S, B] loss weight: task loss = (w * nll).sum(1)
     mask: Tensor | None = None  # [S, B, C] or [1, 1, C]; outputs that compete; None: all of them
-    key: Tensor | None = None  # [S] fixes dropout, so that both passes of SAM share their masks
+    key: Tensor | None = None  # [S] fixes dropout: both passes of SAM share their masks
     extra: dict[str, Any] = field(default_factory=dict)  # what a strategy drew for its own loss, by its name
 
     def carry(self, **extra: Any) -> Batch:
-        """The same batch with more in `extra`."""
+        """A copy with these entries added to `extra`."""
         return replace(self, extra={**self.extra, **extra})
 
 
@@ -120,7 +120,7 @@ class Joined(NamedTuple):
 
 
 def cat(a: Batch, b: Batch) -> Joined:
-    """Rows of `a`, then rows of `b`; key and fresh rows are those of `a`."""
+    """The rows of `a`, then those of `b`; the key is that of `a`."""
     mask = None
     if a.mask is not None or b.mask is not None:
         outputs = next(m.shape[-1] for m in (a.mask, b.mask) if m is not None)
@@ -148,12 +148,12 @@ class Source(Protocol):
     def take(self, position: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Rows at `position` [S, B] -> x [S, B, *shape], y [S, B], t [S, B].
 
-        A source that says `augmented` also takes a key [S], by whose draws it changes the rows that are trained on.
+        A source that is `augmented` also takes a key [S], which fixes its random augmentation.
         """
         ...
 
     def labels(self) -> Tensor:
-        """Class of every row, for stratified samples: [S, n]; -1 on padding; 0 where there are no classes."""
+        """Class of every row, for stratified samples: [S, n]; -1 on padding; 0 for regression."""
         ...
 
 
@@ -163,8 +163,8 @@ class Task:
     train: Source
     val: Source
     test: Source
-    nominal: int  # training rows that an epoch is counted by, the same for every seed; 0: no step is taken
-    ordered: bool = False  # training rows come as they stand, each pass the same; else reshuffled for each
+    nominal: int  # training rows in an epoch, the same for every seed; 0: no step
+    ordered: bool = False  # visit the training rows in their own order; else reshuffle for each pass
 
 
 @dataclass(frozen=True)
@@ -179,8 +179,8 @@ class Stream:
     outputs: int
     seeds: tuple[int, ...]
     hash: str  # digest of the data and of every seed's draws
-    masks: Tensor | None = None  # [S or 1, T, C] outputs of each task; None: all compete always
-    classes: str = "seen"  # class-incremental softmax over the classes seen so far, or all
+    masks: Tensor | None = None  # [S or 1, T, C] outputs of each task; None: all compete
+    classes: str = "seen"  # softmax over the classes seen so far, or all
     loss: str = "cross_entropy"  # or mse
     announced: bool = True  # False: the strategy does not learn when a task begins or ends
     split: str = "test"  # or val: each task's `test` holds its validation rows
@@ -200,12 +200,12 @@ class Stream:
 
 @dataclass(frozen=True)
 class Net:
-    """Parameters with the forward pass that reads them."""
+    """Parameters and the forward pass that uses them."""
 
     params: Params
     buffers: Buffers
     apply: Apply
-    probabilistic: bool = True  # the softmax of the logits is meant as probabilities; distances to means are not
+    probabilistic: bool = True  # whether the softmax is a probability: not for distances to means
 
     def __call__(self, x: Tensor, t: Tensor, *, record: bool = False) -> Out:
         """Evaluation mode: no dropout, running statistics."""
@@ -218,7 +218,7 @@ class Aux(NamedTuple):
     penalty: Tensor | float = 0.0  # [S] what the strategies added
 
 
-# what Strategy.needs may ask for, because it costs time
+# values of Strategy.needs: each costs time
 BEFORE = "before"  # a copy of the parameters before each update, as Step.before
 INPUTS = "inputs"  # inputs and outputs of each Layer in training, as Out.inputs and Out.preacts
 
@@ -226,11 +226,11 @@ GradFn = Callable[[Params, Batch], tuple[Params, Aux]]
 
 
 class Step(NamedTuple):
-    """What a strategy sees after the optimizer's update."""
+    """What a strategy may read after the optimizer's update."""
 
-    fresh: Batch  # as the stream delivered it
+    fresh: Batch  # from the stream
     batch: Batch  # after every `batch` hook
-    out: Out  # forward pass on `batch` before the update
+    out: Out  # of `batch`, before the update
     grads: Params  # what the optimizer received
     before: Params  # parameters before the update; empty unless a strategy needs BEFORE
 
@@ -242,13 +242,13 @@ class Reading(NamedTuple):
     stderr: Tensor | None = None  # as value
     axis: str = ""  # "" for [S]; "task", "layer", "alpha", "k"... for [S, K]
     coords: Sequence[float | int | str] = ()  # K coordinates; () means 0 ... K-1
-    tasks: Sequence[int] = ()  # K evaluated tasks, where there is a task to each coordinate of another axis
+    tasks: Sequence[int] = ()  # K evaluated tasks, if each coordinate of another axis has one
 
 
 class Column(NamedTuple):
-    """What a column means, beside the metric that fills it."""
+    """What a metric's column means."""
 
-    better: str  # "higher", "lower" or "" where neither is better
+    better: str  # "higher", "lower" or "" if neither is better
     unit: str
     text: str  # one line
-    data: str = ""  # split of the rows that it is measured on: train, val or test; "" where it is of none
+    data: str = ""  # split that it is measured on: train, val, test or "" for none

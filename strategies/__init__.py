@@ -1,1 +1,1 @@
-"""Strategies: one method a file, each a subclass of harness.strategy.Strategy."""
+"""Strategies: one method per file, each a subclass of harness.strategy.Strategy."""

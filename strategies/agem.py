@@ -15,15 +15,15 @@ from harness.types import Aux, Batch, GradFn, Params, Task
 
 
 class AGEM(Strategy):
-    """A-GEM: a gradient that would raise the mean loss on a memory of past tasks is projected (Chaudhry 2019).
+    """A-GEM: project gradients that would raise the mean loss on a memory of past tasks (Chaudhry 2019).
 
-        g~ = g - (g·r / r·r) r   where g·r < 0,   g otherwise;   r: gradient on rows of the memory
+        g~ = g - (g·r / r·r) r   if g·r < 0,   g otherwise;   r: gradient on rows of the memory
 
-    g is the gradient of the whole objective, r that of the task loss, under the current task's mask, on batch_size rows
-    of the memory, drawn from all tasks together. The memory holds per_task random rows of every past task.
+    g is the gradient of the whole objective; r is that of the task loss, under the current task's mask, on batch_size
+    memory rows drawn from all tasks together. The memory stores per_task random rows of every past task.
 
     Differences from the paper:
-    * Rows are drawn once a task is over, at random. Momentum and Adam may still move uphill on the memory.
+    * Rows are drawn at random, at the end of a task. Momentum and Adam may still move uphill on the memory.
     """
 
     family = "optimization-based"
@@ -57,5 +57,5 @@ class AGEM(Strategy):
 
 
 def project(g: Params, r: Params) -> Params:
-    """The nearest vector to `g` that does not point against `r`, for each seed."""
+    """For each seed, the nearest vector to `g` that does not point against `r`."""
     return tree.add(g, r, -tree.dot(g, r).clamp(max=0) / tree.dot(r, r).clamp_min(1e-30))

@@ -10,17 +10,17 @@ from harness.types import Aux, Batch, GradFn, Params
 
 
 class ASAM(Strategy):
-    """ASAM: SAM with a neighbourhood that scales with each weight, so that rescaling changes nothing (Kwon 2021).
+    """ASAM: SAM with a neighbourhood that scales with each weight, invariant to rescaling (Kwon 2021).
 
         e = rho T² g / |T g|,   T = |w| + eta for weights and norm gains, 1 for biases and norm shifts
         the optimizer receives g(θ + e)
 
-    g is the gradient of the whole objective: replayed rows and the penalties of other strategies included. The
-    norm is over all parameters of a seed. Both passes see the same rows and dropout masks. Costs two gradients a step.
+    g is the gradient of the whole objective, including replayed rows and penalties of other strategies. The norm is
+    over all parameters of a seed. Both passes see the same rows and dropout masks. Costs two gradients per step.
 
     Differences from the paper:
-    * Batch norm normalises by the batch in both passes; running statistics move once, by the pass at θ.
-    * T is that of the authors' code. Other SAM code's `adaptive` takes T = |w| for biases as well: another method.
+    * Batch norm uses batch statistics in both passes; only the pass at θ updates the running ones.
+    * T is that of the authors' code. `adaptive` in other SAM code uses T = |w| for biases too: a different method.
     """
 
     family = "optimization-based"

@@ -1,4 +1,4 @@
-"""Avalanche's own strategies under our stream, budget and measures.
+"""Avalanche's strategies with our streams, budget and metrics.
 
 Carta, Pellegrini, Cossu, Hemati & Lomonaco 2023, "Avalanche: a PyTorch library for deep continual learning",
 JMLR 24(363).
@@ -22,61 +22,61 @@ from harness.toolbox.avalanche_bridge import Criterion, apart, benchmark, masked
 from harness.types import Bytes, Task
 from harness.wording import warn
 
-OWN_LOSS = ("ER_ACE", "DER")  # they pass over the criterion, hence over every mask
-OWN_ROWS = ("Cumulative", "GDumb")  # they train on other rows than the task's
+OWN_LOSS = ("ER_ACE", "DER")  # they ignore the criterion, and with it every mask
+OWN_ROWS = ("Cumulative", "GDumb")  # they choose their own training rows
 WORK = (
     "Naive", "Cumulative", "FromScratchTraining", "Replay", "GDumb", "MIR", "MER", "AGEM", *OWN_LOSS, "EWC", "MAS",
     "LwF", "SynapticIntelligence", "CWRStar",
 )  # fmt: skip
-FAIL = {  # with Avalanche 0.6 and torch 2.15; strategies/AVALANCHE.md has what each of them says
-    "GEM": "it needs quadprog, which is no dependency; use AGEM",
-    "BiC": "it passes verbose to torch's MultiStepLR, which no longer has it",
+FAIL = {  # with Avalanche 0.6 and torch 2.15; strategies/AVALANCHE.md lists their errors
+    "GEM": "it needs quadprog, which is not a dependency; use AGEM",
+    "BiC": "it passes verbose to torch's MultiStepLR, which no longer accepts it",
     "GSS_greedy": "it takes the maximum of an empty list",
-    "ICaRL": "it needs a feature extractor and a classifier apart",
-    "CoPE": "it answers by prototypes, which are not in the network",
+    "ICaRL": "it needs a separate feature extractor and classifier",
+    "CoPE": "it predicts with prototypes, which are not part of the network",
     "LFL": "it needs a network that returns features",
-    "GenerativeReplay": "its generator is made for 28x28 images",
-    "JointTraining": "it takes the whole stream at once; use strategy=joint or Cumulative",
-    "AETraining": "it trains an autoencoder, no classifier",
-    "VAETraining": "it trains a generator, no classifier",
-    "AR1": "it downloads a network of its own",
-    "ER_AML": "it needs a feature extractor apart",
-    "ExpertGateStrategy": "it needs a network of its own, with an expert a task",
-    "FeatureReplay": "it needs a growing head of Avalanche's",
-    "LearningToPrompt": "it brings a pretrained transformer of its own, and needs timm",
-    "PNNStrategy": "it needs a network of its own, with a column a task",
-    "PackNet": "it needs a network of its own, with masked layers",
-    "SCR": "it needs a network of its own, with a projection",
-    "StreamingLDA": "it needs a network of its own that returns features",
+    "GenerativeReplay": "its generator supports only 28x28 images",
+    "JointTraining": "it needs the whole stream at once; use strategy=joint or Cumulative",
+    "AETraining": "it trains an autoencoder, not a classifier",
+    "VAETraining": "it trains a generator, not a classifier",
+    "AR1": "it downloads its own network",
+    "ER_AML": "it needs a separate feature extractor",
+    "ExpertGateStrategy": "it needs its own network, with one expert per task",
+    "FeatureReplay": "it needs Avalanche's growing head",
+    "LearningToPrompt": "it uses its own pretrained transformer, and needs timm",
+    "PNNStrategy": "it needs its own network, with one column per task",
+    "PackNet": "it needs its own network, with masked layers",
+    "SCR": "it needs its own network, with a projection",
+    "StreamingLDA": "it needs its own network that returns features",
 }
-_STEP = (  # attributes of Avalanche's template that are no memory
+_STEP = (  # attributes of Avalanche's template that do not count as memory
     "experience", "adapted_dataset", "dataloader", "mbatch", "mb_output", "loss", "feed", "clock",
     "current_eval_stream",
 )  # fmt: skip
-GIVEN = (  # arguments that are the run's own
+GIVEN = (  # arguments that the run sets
     "model", "optimizer", "criterion", "train_mb_size", "train_epochs", "eval_mb_size", "device", "plugins",
     "evaluator", "eval_every", "peval_mode",
 )  # fmt: skip
 
 
 class Avalanche(Strategy):
-    """Avalanche: trains by a strategy of the library Avalanche 0.6, for comparison with ours (Carta 2023).
+    """Avalanche: train with a strategy of the library Avalanche 0.6, for comparison with ours (Carta 2023).
 
-    Our loop takes no step; at the end of a task one Avalanche strategy for each seed trains on the seed's rows,
-    from the same initial weights, with the same optimizer, batch size and steps, in the same order as naive would
-    (Replay shuffles by itself; Cumulative and GDumb choose their rows: an epoch is then a pass over those).
-    Weights and batch-norm statistics come back, so that all boundary measures and tables are as for our own.
+    Our loop takes no step. At the end of a task one Avalanche strategy per seed trains on the seed's rows, with the
+    same initial weights, optimizer, batch size, number of steps and order of rows as naive (Replay shuffles by
+    itself; Cumulative and GDumb choose their rows: an epoch is then a pass over those). Its weights and batch-norm
+    statistics are copied back: boundary metrics and tables are computed as for our strategies.
 
-    * Heads are masks here as everywhere: the criterion is our masked cross-entropy. With scenario=task the net
-      is a MultiTaskModule whose outputs of other tasks are 0. ER_ACE and DER compute cross-entropy themselves
-      over all outputs, hence are refused where outputs are masked.
-    * Resuming: Avalanche's state is no tree of tensors, so that a resumed run trains the past tasks again and
-      refuses to go on unless their weights are those of the checkpoint.
-    * No curve within a task, and no time of a step. `memory` is what its plugins and buffers hold.
-    * Costs: seeds one after the other, Avalanche's own time, and a copy of each seed's stream.
+    * Heads are masks, as everywhere here: the criterion is our masked cross-entropy. With scenario=task the net
+      is a MultiTaskModule that sets outputs of other tasks to 0. ER_ACE and DER compute cross-entropy themselves
+      over all outputs, and are refused if outputs are masked.
+    * Resuming: Avalanche's state cannot be saved as tensors. A resumed run retrains the past tasks, and stops if the
+      weights differ from the checkpoint.
+    * No curves within a task and no step times. `memory` counts its plugins and buffers.
+    * Costs: seeds train one after the other, at Avalanche's speed, with a copy of each seed's stream.
 
-    Faults of Avalanche that are left as they are, since this is for comparison: SynapticIntelligence is naive on
-    a CPU, MAS estimates and LwF distils in training mode, EWC's strength shrinks as batches grow.
+    Known faults of Avalanche are kept, for comparison: SynapticIntelligence equals naive on a CPU, MAS estimates
+    and LwF distils in training mode, EWC's strength shrinks as batches grow.
     """
 
     family = "control"
@@ -114,13 +114,13 @@ class Avalanche(Strategy):
             raise ValueError(
                 "dataset.augment: Avalanche trains on a copy of the unaugmented data; use dataset.augment=[]"
             )
-        self.trained = 0  # tasks that the agents below have seen
+        self.trained = 0  # tasks that the agents have trained on
         with apart(0):
             self.experiences = [benchmark(learner.stream, s).train_stream for s in range(learner.S)]
             self.agents = [self.agent(learner, s) for s in range(learner.S)]
 
     def agent(self, learner: Learner, s: int) -> Any:
-        """Seed s's strategy, with a network that starts from the seed's weights."""
+        """The strategy of seed s, with a network that starts from the seed's weights."""
         from avalanche.training import supervised
         from avalanche.training.plugins import EvaluationPlugin
 
@@ -174,7 +174,7 @@ class Avalanche(Strategy):
         return [_held(agent) for agent in self.agents]
 
     def train(self, learner: Learner, task: Task) -> None:
-        """One experience of every seed's strategy."""
+        """Train every seed's strategy on one experience."""
         size, planned = learner.budget.batch_size, learner.budget.of(task)
         where = rng.fold(learner.key("order"), task.index)
         for s, (agent, seed) in enumerate(zip(self.agents, rng.fold(self.random.base, task.index).tolist())):
@@ -192,7 +192,7 @@ class Avalanche(Strategy):
 
 
 class Feed:
-    """The batches that naive would train on, as Avalanche takes them: lists of inputs, targets, task labels."""
+    """The batches of naive in Avalanche's form: lists of inputs, targets, task labels."""
 
     def __init__(self, task: Task, s: int, positions: Sequence[Tensor]) -> None:
         self.x, self.y = rows(task.train, s)
@@ -208,7 +208,7 @@ class Feed:
 
 
 def _fed(base: Any, learner: Learner) -> Any:
-    """Avalanche's strategy with our batches and number of steps."""
+    """An Avalanche strategy class that uses our batches and number of steps."""
 
     class Fed(base):  # type: ignore[misc]
         feed: Feed | None = None
@@ -220,7 +220,7 @@ def _fed(base: Any, learner: Learner) -> Any:
                 self.dataloader = self.feed
 
         def training_epoch(self, **how: Any) -> None:
-            """All of the budget at once: a loader of its own is gone through as often as there are epochs."""
+            """The whole budget at once: a loader other than ours is repeated for every epoch."""
             loader, budget = self.dataloader, learner.budget
             if loader is not self.feed:
                 count = budget.steps or budget.epochs * len(loader)
@@ -231,7 +231,7 @@ def _fed(base: Any, learner: Learner) -> Any:
 
 
 def _held(agent: Any) -> list[Any]:
-    """What a strategy of Avalanche's keeps beside the network: tensors, networks, and rows of the data in buffers."""
+    """Memory of an Avalanche strategy besides the network: tensors, further networks, and buffered rows."""
     from avalanche.benchmarks.utils import AvalancheDataset
     from avalanche.training.storage_policy import ExemplarsBuffer
     from avalanche.training.templates import SupervisedTemplate
@@ -266,7 +266,7 @@ def _held(agent: Any) -> list[Any]:
         elif type(node).__module__.startswith("avalanche.training"):
             visit(vars(node))
 
-    # of the strategy itself what it has beyond the template's attributes, which are the step under way
+    # the template's own attributes belong to the current step and do not count
     plain = set(inspect.signature(SupervisedTemplate.__init__).parameters) | set(_STEP)
     for key, value in vars(agent).items():
         if key not in plain and not key.startswith(("_", "mb_")):
@@ -277,7 +277,7 @@ def _held(agent: Any) -> list[Any]:
 
 
 def _optimizer(learner: Learner, net: nn.Module) -> torch.optim.Optimizer:
-    """torch's optimizer of the same name and settings, which ours equals."""
+    """The torch optimizer with the same name and settings, which equals ours."""
     ours = learner.optimizer
     how = {k: v for k, v in ours.settings().items() if k != "name"} | {"weight_decay": ours.weight_decay}
     theirs = getattr(torch.optim, type(ours).__name__, None)

@@ -16,7 +16,7 @@ UTILITIES = ("contribution", "zero_contribution", "adaptable_contribution", "ran
 
 
 class CBP(Strategy):
-    """Continual backpropagation: the least useful mature units start afresh, a few at every step (Dohare 2024).
+    """Continual backpropagation: reinitialise the least useful mature units, a few at every step (Dohare 2024).
 
     After each update, for every hidden unit i with outgoing weights w_out and incoming weights w_in:
 
@@ -28,21 +28,20 @@ class CBP(Strategy):
             = 0                                          random: a control
         due += rate * (units older than maturity);  for each whole unit due: replace the mature unit of least u^
 
-    A replaced unit has fresh incoming weights, zero outgoing weights (for every reader), age, u and f of
-    zero, and fresh optimizer state. With bias_transfer its readers' biases first take over w_out f^.
+    A replaced unit gets fresh incoming weights, zero outgoing weights (for every reader), age, u and f of
+    zero, and fresh optimizer state. With bias_transfer, w_out f^ is first added to its readers' biases.
 
-    Activations are those of the step's own forward pass (before the update, in training mode, replayed
-    rows included), weights those after it. Batch and space are averaged over; output units are never
-    replaced.
+    Activations are those of the step's forward pass (before the update, in training mode, including replayed
+    rows), weights those after it. Means are over batch and space; output units are never replaced.
 
     Differences from the paper and its code:
     * Ties (dead units all have utility 0) are broken at random, not by index.
-    * The optimizer forgets all entries of a replaced unit, momentum and Adam's step counts included.
-    * All readers count for the utility and are zeroed: skip and downsampling paths too.
-    * Fresh weights are rows of a freshly drawn network, dealt in order: the model's own distribution.
+    * The optimizer state of a replaced unit is reset, including momentum and Adam's step counts.
+    * All readers count for the utility and are zeroed, including skip and downsampling paths.
+    * Fresh weights are consecutive rows of a newly initialised network: the model's own distribution.
     * bias_transfer=true is the mean correction of the 2021 preprint (arXiv 2108.06325). The authors' code
-      transfers 0, since it clears f before using it: the default false gives their numbers.
-    * Penalties of other strategies (EWC, L2-Init) still pull a new unit to the old one's anchor.
+      transfers 0, because it clears f before using it: the default false gives their numbers.
+    * Penalties of other strategies (EWC, L2-Init) still pull a new unit towards the old one's anchor.
     """
 
     family = "plasticity"
@@ -68,7 +67,7 @@ class CBP(Strategy):
         self.means = [self.trace.new_zeros(learner.S, surgery.copies(u) * u.size) for u in self.units]
         self.due = [0.0 for _ in self.units]
         self.young: list[list[int]] = [[] for _ in self.units]  # step at which each immature unit was replaced
-        self.deck: Params | None = None  # a fresh network, whose rows are dealt one by one
+        self.deck: Params | None = None  # a fresh network, whose rows are used one by one
         self.deck_key = self.random.key()
         self.dealt = [0 for _ in self.units]
 
@@ -107,8 +106,8 @@ class CBP(Strategy):
     def ripe(self, i: int) -> int:
         """How many units of layer i to replace now.
 
-        Which units are mature depends on the data, how many does not: every seed has the same ages in
-        another order. So this is counted on the host, and no step waits for the device.
+        Which units are mature depends on the data, but their number does not: every seed has the same ages in
+        a different order. It is counted on the host, without waiting for the device.
         """
         young = self.young[i]
         while young and self.count - young[0] > self.maturity:
@@ -121,7 +120,7 @@ class CBP(Strategy):
         return n
 
     def replace(self, learner: Learner, i: int) -> Replacement:
-        """Take the mature unit of least utility out of layer i's records; its weights change later."""
+        """Reset the statistics of layer i's mature unit of least utility; its weights change later."""
         unit, age, trace = self.units[i], self.age[:, self.spans[i]], self.trace[:, self.spans[i]]
         mature = age > self.maturity
         utility = torch.where(mature, trace / (1 - self.decay ** age.to(trace.dtype)), torch.inf)
@@ -138,8 +137,7 @@ class CBP(Strategy):
     def deal(self, learner: Learner, i: int) -> Params:
         """Fresh incoming values for one unit of layer i: the next row of the deck.
 
-        A whole network is drawn only when some layer has used its rows up, which is what makes a
-        replacement cheap.
+        Replacement is cheap, because a whole network is drawn only when a layer has used all its rows.
         """
         unit = self.units[i]
         if self.dealt[i] == unit.size:

@@ -8,7 +8,7 @@ from harness.types import Aux, Batch, GradFn, Params
 
 
 class CFlat(Strategy):
-    """C-Flat: flatness of the loss and of its gradient norm, each at the worst point nearby (Bian 2024).
+    """C-Flat: minimise the loss and its gradient norm, each at the worst nearby point (Bian 2024).
 
         minimise  max_{|e| <= rho} L(θ + e)  +  strength rho max_{|e| <= rho} |g(θ + e)|
 
@@ -18,13 +18,13 @@ class CFlat(Strategy):
         g2 = g(θ + e),   g3 = g(θ + e + rho g2/|g2|)
         the optimizer receives g1 + strength (g3 - g2)
 
-    Differences of gradients stand for products with the Hessian (exact where the loss is quadratic), and
-    e and the worst points are held constant. g is the gradient of the whole objective, replayed rows and
-    penalties included; norms are over all parameters of a seed. Costs four gradients a step.
+    Differences of gradients approximate products with the Hessian (exact for a quadratic loss); e and the
+    worst points are treated as constants. g is the gradient of the whole objective, including replayed rows and
+    penalties; norms are over all parameters of a seed. Costs four gradients per step.
 
     Differences from the paper:
-    * Batch norm normalises by the batch in all passes; running statistics move once, by the pass at θ.
-    * The code's rho schedules and its `adaptive` (which scales one of the three perturbations) are left out.
+    * Batch norm uses batch statistics in all passes; only the pass at θ updates the running ones.
+    * Without the code's rho schedules and its `adaptive` (which scales one of the three perturbations).
     """
 
     family = "optimization-based"

@@ -12,20 +12,20 @@ from harness.types import Task
 
 
 class CoFiMA(Strategy):
-    """CoFiMA: after each task the weights are averaged with the last boundary's, each by its Fisher (Marouf 2024).
+    """CoFiMA: after each task, a Fisher-weighted average with the last boundary's weights (Marouf 2024).
 
         θ <- [(1 - a) F_prev θ_prev + a F θ] / [(1 - a) F_prev + a F],   a = weight_new
 
-    θ_prev is the merged net of the last boundary, F the diagonal Fisher information of the net as trained on this task,
-    F_prev that of the last one. Training goes on from the merged net; the first task's is kept as it is. With F = 1
-    it is CoMA, here `interpolate`. Batch-norm statistics are measured anew on the task's rows. Memory: two copies.
+    θ_prev is the merged net of the last boundary, F the diagonal Fisher information of the net trained on this task,
+    F_prev that of the last one. Training continues from the merged net; the first task's net is unchanged. With F = 1
+    it is CoMA, here `interpolate`. Batch-norm statistics are re-estimated on the task's rows. Memory: two copies.
 
     Differences from the paper:
-    * Where neither net has any information the new weight is kept; the authors' code divides 0 by 0 there. A new
-      class's read-out has none in the old net, so that it is the new one, where their code makes it F θ.
-    * F is that of samples (harness.fisher), theirs of means over batches in training mode. They clip it at 1e-4 from
-      above, on that scale; `clip` does so on this one.
-    * They start from a pretrained net and calibrate the classifier after each merge, which is left out.
+    * If both F are 0 the new weight is kept; the authors' code divides 0 by 0. The read-out of a new class has F = 0
+      in the old net, so the new one is kept; their code makes it F θ.
+    * F is per sample (harness.landscape.fisher), theirs uses means over batches in training mode. They clip it at 1e-4
+      on that scale; `clip` is on this one.
+    * They start from a pretrained net and calibrate the classifier after each merge; here neither is done.
     """
 
     name = "cofima"

@@ -14,18 +14,18 @@ from harness.types import Batch, Out, Params, Step, cat
 
 
 class DER(Strategy):
-    """Dark experience replay: keep the outputs on remembered rows as they were when seen (Buzzega 2020).
+    """Dark experience replay: keep the outputs on memory rows as they were when seen (Buzzega 2020).
 
         L = mean_fresh(nll) + alpha mean_memory,c (f_c(x) - z_c)²
 
-    z are the outputs (before the softmax) of the step in which the row was fresh: those of the training pass that it
-    was learned by. Labels are not replayed. The memory is a reservoir, offered each fresh batch after its update. As in
-    the authors' code, the square is averaged over all outputs, not summed as in their formula, and under scenario=task
-    too the outputs of all heads are compared. Memory: capacity rows and their outputs per seed.
+    z are the outputs (before the softmax) of the row's own training step, before its update. Labels are not replayed.
+    The memory is a reservoir; each fresh batch enters it after its update. As in the authors' code, the square is
+    averaged over all outputs, not summed as in their formula, and under scenario=task the outputs of all heads are
+    compared. Memory: capacity rows and their outputs per seed.
 
     Differences from the paper:
-    * Memory and fresh rows pass the net in one batch, with one batch norm; the authors' code passes them in turn.
-    * Inputs are kept as the net saw them; the authors augment remembered images anew.
+    * Memory and fresh rows form one batch, with one batch norm; the authors' code uses two passes.
+    * Inputs are stored as the net saw them; the authors augment replayed images again.
     * In class streams the authors let all outputs compete from the start (classes=all here, not the default).
     """
 

@@ -14,23 +14,24 @@ from harness.types import Batch, Out, Params, Step, cat
 
 
 class DERpp(Strategy):
-    """DER++: dark experience replay, and the labels of other remembered rows beside it (Buzzega 2020).
+    """DER++: dark experience replay plus the labels of further memory rows (Buzzega 2020).
 
         L = mean_fresh(nll) + alpha mean_memory',c (f_c(x) - z_c)² + beta mean_memory''(nll)
 
     memory' and memory'' are two independent draws of batch_size rows. z are the outputs (before the softmax) of the
-    step in which the row was fresh: those of the training pass that it was learned by. The memory is a reservoir,
-    offered each fresh batch after its update. As in the authors' code, the square is averaged over all outputs, those
-    of other heads included; labels compete under the current task's mask. Memory: capacity rows and outputs per seed.
+    row's own training step, before its update. The memory is a reservoir; each fresh batch enters it after its update.
+    As in the authors' code, the square is averaged over all outputs, including those of other heads; labels compete
+    under the current task's mask. Memory: capacity rows and outputs per seed.
 
     Differences from the paper:
-    * Memory and fresh rows pass the net in one batch, with one batch norm; the authors' code passes them in turn.
-    * Inputs are kept as seen, not augmented anew; in class streams the authors let all outputs compete (classes=all).
+    * Memory and fresh rows form one batch, with one batch norm; the authors' code uses two passes.
+    * Inputs are stored as seen, not augmented again. In class streams the authors let all outputs compete
+      (classes=all).
     """
 
     family = "replay"
     order = {"batch": APPEND}
-    grid = {"alpha": (0.2, 0.5, 1.0), "beta": (0.5, 1.0)}  # from the authors' best on one stream to another's
+    grid = {"alpha": (0.2, 0.5, 1.0), "beta": (0.5, 1.0)}  # the range of the authors' best values over streams
 
     def __init__(self, *, capacity: int, batch_size: int, alpha: float, beta: float) -> None:
         require.at_least(1, capacity=capacity, batch_size=batch_size)

@@ -11,18 +11,18 @@ from harness.types import Net, Step
 
 
 class EMA(Strategy):
-    """EMA: a moving average of the weights is deployed, training does not see it (Soutif-Cormerais 2023).
+    """EMA: deploy a moving average of the weights; training does not use it (Soutif-Cormerais 2023).
 
         θ̄ <- d θ̄ + (1 - d) θ   after every update,  θ̄_0 = θ_0
         d = decay                                     warmup=false
           = min(decay, (1 + n) / (10 + n))            warmup=true, n updates so far (TensorFlow's num_updates)
 
-    After n steps θ_0 still has the share decay^n, a few percent at 300 steps with 0.99; with warmup it is gone at once.
-    Batch-norm statistics are averaged alike. It goes on across boundaries. Memory: one copy of the net.
+    After n steps θ_0 still has weight decay^n, 5 % at 300 steps with 0.99; with warmup it vanishes at once.
+    Batch-norm statistics are averaged too. The average continues across boundaries. Memory: one copy of the net.
 
     Differences from the paper:
-    * There it is an addition to replay: `strategy=[replay,ema]`.
-    * Buffers that are no floating numbers (counters) are copied; the authors' code averages them too.
+    * The paper adds it to replay: `strategy=[replay,ema]`.
+    * Integer buffers (counters) are copied; the authors' code averages them too.
     """
 
     family = "optimization-based"

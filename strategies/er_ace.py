@@ -14,30 +14,30 @@ from harness.types import Batch, Step, cat
 
 
 class ERACE(Strategy):
-    """ER-ACE: fresh rows do not push old classes down; replayed rows tell all classes apart (Caccia 2022).
+    """ER-ACE: fresh rows do not push old classes down; replayed rows separate all classes (Caccia 2022).
 
         L = mean_fresh(nll over C_fresh) + mean_memory(nll over all that compete)
         C_fresh = classes in the fresh batch, and classes that no batch has shown yet
 
-    Only classes seen before, and not in this batch, are left out. As in the authors' code the two means are summed, and
-    in the first task nothing is left out and nothing is replayed. The memory is a reservoir, offered each fresh batch
-    after its update. What competes for replayed rows is the stream's: classes=seen or all.
+    Only classes seen before that are not in this batch are excluded. As in the authors' code the two means are summed,
+    and in the first task no class is excluded and nothing is replayed. The memory is a reservoir; each fresh batch
+    enters it after its update. For replayed rows the stream decides which outputs compete: classes=seen or all.
 
-    Memory: capacity rows per seed. Each step trains on up to batch_size rows more than naive does.
+    Memory: capacity rows per seed. Each step trains on up to batch_size additional rows.
 
     Differences from the paper:
-    * A class counts as unseen until a batch has shown it. The authors' code takes the classes from the highest seen
-      number on, which is the same where classes come in the order of their numbers, but that it lets the highest one
-      compete always.
-    * Memory and fresh rows pass the net together, hence share the statistics of batch norm.
-    * Multi-epoch streams are allowed; the paper's see each row once.
+    * A class counts as unseen until it appears in a batch. The authors' code uses all classes from the highest seen
+      number up. This is the same if classes arrive in numerical order, except that their highest seen class always
+      competes.
+    * Memory and fresh rows form one batch, with common batch-norm statistics.
+    * Multi-epoch streams are allowed; the paper's streams show each row once.
     """
 
     name = "er_ace"
     family = "replay"
     needs_boundaries = True  # it replays from the second task on
     scenarios = ("class",)
-    why = "fresh rows push old classes down only where new classes join one softmax"
+    why = "fresh rows push old classes down only if new classes join the same softmax"
     order = {"batch": APPEND}
 
     def __init__(self, *, capacity: int, batch_size: int) -> None:

@@ -17,29 +17,29 @@ MODES = ("separate", "online")
 
 
 class EWC(Strategy):
-    """Elastic weight consolidation: a spring on each weight, as stiff as its Fisher information (Kirkpatrick 2017).
+    """Elastic weight consolidation: a spring on each weight, stiff by its Fisher information (Kirkpatrick 2017).
 
         mode=separate   penalty = strength / 2 Σ_k Σ_i F_k,i (θ_i - θ*_k,i)²             one term per past task
         mode=online     penalty = strength / 2 Σ_i γ F~_i (θ_i - θ*_i)²,  F~ <- γ F~ + F  (Schwarz et al. 2018)
 
-    θ* are the weights after a task, F the diagonal Fisher information there (harness.fisher: per sample,
-    never of batch means). The separate terms need no memory that grows: with A = Σ F_k and the weighted mean
-    m = Σ F_k θ*_k / A they are A (θ - m)² plus a constant, and adding F at θ* is
+    θ* are the weights after a task, F the diagonal Fisher information there (harness.landscape.fisher: per sample,
+    never of batch means). The separate terms need no growing memory: with A = Σ F_k and the weighted mean
+    m = Σ F_k θ*_k / A they equal A (θ - m)² plus a constant, and adding F at θ* gives
 
         A' = A + F,   m' = m + (F / A') (θ* - m),   constant += Σ_i A F / A' (θ* - m)²
 
     Gradient descent on the penalty is stable while lr * strength * max F < 2. Memory: two copies of the parameters.
 
     Differences from the papers:
-    * Kirkpatrick et al. do not say how F was estimated; the default is its definition, the expectation over
-      every label, at each training row of the task, under the mask of its boundary.
-    * Batch-norm statistics are not consolidated: no gradient reaches them.
-    * Beside cbp or redo a replaced unit keeps its importance and its anchor.
+    * Kirkpatrick et al. do not say how they estimated F; the default is its definition, the expectation over
+      all labels, at each training row of the task, under the mask of its boundary.
+    * Batch-norm statistics are not consolidated: they have no gradient.
+    * With cbp or redo, a replaced unit keeps its importance and its anchor.
     """
 
     family = "parameter regularization"
     order = {"end": ESTIMATE}
-    grid = {"strength": (0.1, 1.4, 20.0, 300.0)}  # to where training begins to diverge under lr 0.1
+    grid = {"strength": (0.1, 1.4, 20.0, 300.0)}  # up to where training starts to diverge at lr 0.1
 
     def __init__(self, *, strength: float, mode: str, gamma: float, fisher: str, samples: int | None) -> None:
         require.at_least(0, strength=strength)
@@ -75,11 +75,11 @@ class EWC(Strategy):
 
 
 class OnlineEWC(EWC):
-    """Online EWC: one spring on each weight for all past tasks, anchored at the last one's weights (Schwarz 2018).
+    """Online EWC: one spring on each weight for all past tasks, anchored at the last task's weights (Schwarz 2018).
 
         penalty = strength / 2 Σ_i γ F~_i (θ_i - θ*_i)²,   F~ <- γ F~ + F
 
-    EWC with mode=online, under a name of its own. Memory: two copies of the parameters.
+    EWC with mode=online as a separate strategy. Memory: two copies of the parameters.
 
     Differences from the paper: those of EWC.
     """

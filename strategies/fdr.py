@@ -11,20 +11,20 @@ from harness.types import Batch, Out, Params, Task, cat
 
 
 class FDR(Strategy):
-    """Function distance regularisation: on remembered inputs the outputs stay what they were (Benjamin 2019).
+    """Function distance regularisation: keep the outputs on memory inputs (Benjamin 2019).
 
         penalty = strength mean_memory |p(x) - p*(x)|        squared=true: |p(x) - p*(x)|²
 
-    p is the softmax over the outputs that compete for the row (a regression's outputs themselves), p* the one
-    at the end of the row's own task, in evaluation mode. Each past task holds capacity // tasks rows, drawn at
-    random; no label is kept. The remembered rows join the batch's forward pass with weight 0 in the task loss.
+    p is the softmax over the outputs that compete for the row (for regression the outputs themselves), p* its value
+    at the end of the row's own task, in evaluation mode. Each past task has capacity // tasks random rows in the
+    memory; labels are not stored. Memory rows join the batch with weight 0 in the task loss.
 
-    Memory: capacity rows with their outputs per seed. Each step trains on batch_size rows more.
+    Memory: capacity rows with their outputs per seed. Each step uses batch_size additional rows.
 
     Differences from the paper:
-    * A random batch of the memory each step, as in Mammoth's code, not all of it; one step on the sum of both
-      losses, where Mammoth's code takes two.
-    * Outputs of classes that came later have p* = 0.
+    * Each step uses a random batch of the memory, as in Mammoth's code, not all of it; it is one step on the sum of
+      both losses, two steps in Mammoth's code.
+    * Outputs of later classes have p* = 0.
     """
 
     family = "functional regularization"
@@ -35,7 +35,7 @@ class FDR(Strategy):
         require.at_least(0, strength=strength)
         require.at_least(1, capacity=capacity, batch_size=batch_size)
         self.strength, self.capacity, self.batch_size, self.squared = strength, capacity, batch_size, squared
-        self.share = 0  # rows of each task held
+        self.share = 0  # stored rows per task
 
     def setup(self, learner: Learner) -> None:
         tasks = len(learner.stream.tasks)
@@ -62,7 +62,7 @@ class FDR(Strategy):
             return 0.0
         where, old, mask = batch.extra["fdr"]
         shift = outputs(learner, out.logits[:, where], mask) - old
-        # the norm's gradient at 0 is 0, that of a square root of a sum is not a number
+        # the gradient of the norm at 0 is 0, that of a square root of a sum would be NaN
         row = shift.square().sum(-1) if self.squared else torch.linalg.vector_norm(shift, dim=-1)
         penalty: Tensor = self.strength * row.mean(1)
         return penalty
@@ -80,7 +80,7 @@ class FDR(Strategy):
 
 
 def outputs(learner: Learner, logits: Tensor, mask: Tensor | None) -> Tensor:
-    """What the net's function is: class probabilities, or a regression's outputs."""
+    """Class probabilities, or the outputs of a regression."""
     return logits if learner.stream.loss == "mse" else mask_logits(logits, mask).softmax(-1)
 
 

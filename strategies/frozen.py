@@ -14,18 +14,18 @@ HEADS = ("trained", "frozen")
 
 
 class Frozen(Strategy):
-    """Frozen: the first task's net, body fixed from then on (the control of full stability; Masana 2022).
+    """Frozen: the body is fixed after the first task (the control of full stability; Masana 2022).
 
-        head=trained   later tasks train the head alone, on the first task's features
-        head=frozen    later tasks take no step: what the first task's net knows of them
+        head=trained   later tasks train only the head, on the first task's features
+        head=frozen    later tasks take no step: the first task's net, tested on them
 
     With separate heads (scenario=task) head=trained cannot forget, and head=frozen leaves later heads untrained.
 
-    The body is put back before, in and after every later task, so that it holds under every optimizer, and behind
-    strategies that edit or renew the net: joint then adds data and a fresh head. Costs no less than naive, and holds
-    the body once. Batch norm's running statistics stay too; in training a batch is still normalised by its own.
+    The body is restored before, during and after every later task. This works with every optimizer, and after
+    strategies that edit or reinitialise the net: joint then adds data and a fresh head. Costs as much as naive, and
+    stores the body once. Batch norm keeps its running statistics; training still uses batch statistics.
 
-    Differences from the survey: none of its methods trains a head that tasks share; here the scenario decides.
+    Differences from the survey: none of its methods trains a shared head; here the scenario decides.
     """
 
     family = "control"

@@ -14,25 +14,25 @@ from harness.types import Task
 
 
 class GDumb(Strategy):
-    """GDumb: collect a class-balanced memory, and train a fresh network on it alone when asked (Prabhu 2020).
+    """GDumb: collect a class-balanced memory, and train a fresh network on it at each boundary (Prabhu 2020).
 
         θ_t = SGD from a new initialisation on  mean_memory(nll),   equal shares of the classes in the memory
 
-    It learns nothing from the stream: no step is taken during a task. Nothing but the memory is carried over,
-    so that a method which is no better has used its other means in vain.
+    It takes no step during a task. Only the memory is carried over: a method that is no better gains nothing
+    from its other means.
 
     Budget: at each boundary `epochs` passes over the memory in steps of batch_size rows (ceil(rows /
-    batch_size) a pass), whatever the run's train.epochs, by the run's optimizer, started afresh, and its
-    schedule. Memory: capacity rows per seed.
+    batch_size) per pass), independent of train.epochs, with the run's optimizer (reset) and schedule.
+    Memory: capacity rows per seed.
 
     Differences from the paper:
-    * The run's optimizer in place of SGD with momentum, warm restarts (0.05 to 0.0005, T0 = 1, doubling) and early
-      stopping; neither CutMix nor other augmentation, nor weight decay, nor clipped gradients.
-    * Inside a class every row seen is held with the same probability; the greedy sampler keeps the first
-      rows of a class until another class needs their room. The counts of the classes are equal to within one row.
-    * A task's rows are offered at its end, in random order: the memory is the same function of them.
+    * The run's optimizer instead of SGD with momentum, warm restarts (0.05 to 0.0005, T0 = 1, doubling) and early
+      stopping; no CutMix or other augmentation, no weight decay, no gradient clipping.
+    * Within a class every row seen is stored with the same probability; the greedy sampler keeps the first
+      rows of a class until another class needs their room. Class counts are equal to within one row.
+    * A task's rows enter the memory at its end, in random order, with the same result.
     * Classes are outputs: tasks that share their outputs share one quota.
-    * Strategies beside it in the list do not see its steps.
+    * Other strategies in the list do not see its steps.
     """
 
     family = "replay"
@@ -67,4 +67,4 @@ class GDumb(Strategy):
         batches = (learner.make_batch(**pick(held, position)) for position in order.split(size, 1))
         for _ in learner.descend(replace(b, key=keys.key()) if keys else b for b in batches):
             pass
-        learner.planned = 0  # as `begin` had it
+        learner.planned = 0  # as after `begin`

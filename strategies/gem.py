@@ -14,22 +14,22 @@ from harness.types import Aux, Batch, GradFn, Params, Task
 
 
 class GEM(Strategy):
-    """GEM: the nearest gradient that raises the loss on no past task's memory (Lopez-Paz 2017).
+    """GEM: the nearest gradient that does not raise the loss on any past task's memory (Lopez-Paz 2017).
 
-        g~ = g + Gᵀ v   where some (G g)_k < 0,   g otherwise;   G: one row per past task, its memory's gradient
+        g~ = g + Gᵀ v   if some (G g)_k < 0,   g otherwise;   G: one row per past task, its memory's gradient
         v = argmin 1/2 vᵀ G Gᵀ v + (G g)ᵀ v   subject to v >= margin
 
     With margin = 0, g~ is the projection of g on {z: G z >= 0}. As in the authors' code the margin
-    (memory_strength there) is the least value of every v, so that a violating step is pushed towards all
-    past tasks. Each seed has its own G and its own decision; all of them are solved at once, on the device
-    (harness.projection). g is the gradient of the whole objective, G that of the task loss under the
+    (memory_strength there) is a lower bound of every v: a violating step is pushed towards all past tasks.
+    Each seed has its own G and its own decision; all are solved at once, on the device
+    (harness.toolbox.projection). g is the gradient of the whole objective, G that of the task loss under the
     current task's mask.
 
     Memory: per_task rows of every past task. Costs a gradient on per_task rows for every past task.
 
     Differences from the paper:
-    * The gradient is projected, as there; momentum and Adam may still move uphill on a memory.
-    * The memory holds random rows of a task, drawn once it is over, not its last ones.
+    * As in the paper, the gradient is projected; momentum and Adam may still move uphill on a memory.
+    * The memory stores random rows of a task, drawn at its end, not its last ones.
     * Rows of G are scaled to length 1 and 1e-6 is added to their products' diagonal, for dependent rows.
     """
 
@@ -65,7 +65,7 @@ class GEM(Strategy):
 
 
 def project(g: Params, past: list[Params], margin: float) -> Params:
-    """g + Gᵀ v of each seed, where G g has a negative entry."""
+    """g + Gᵀ v of each seed if G g has a negative entry, else g."""
     G = torch.stack([torch.cat([v.flatten(1) for v in p.values()], 1) for p in past], 1)  # [S, tasks, parameters]
     flat = torch.cat([v.flatten(1) for v in g.values()], 1)
     gram, overlap = (G @ G.mT).double(), (G @ flat[..., None])[..., 0].double()

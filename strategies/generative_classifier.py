@@ -17,33 +17,33 @@ from harness.strategy import Strategy
 from harness.toolbox import require
 from harness.types import Buffers, Net, Out, Params, Task
 
-UNSEEN = -1e6  # log-likelihood under a class that has no VAE yet: finite, so that no loss is NaN
+UNSEEN = -1e6  # log-likelihood under a class without a VAE: finite, to avoid NaN losses
 
 
 class GenerativeClassifier(Strategy):
-    """Generative classifier: a VAE for each class; a row goes to the class that explains it best (van de Ven 2021).
+    """Generative classifier: one VAE per class; predict the class with the highest likelihood (van de Ven 2021).
 
         y^ = argmax_c log p_c(x),   p_c(x) = mean_i p_c(x|z_i) p(z_i) / q_c(z_i|x),   z_i ~ q_c(z|x)
 
-    The estimates log p_c(x) are the deployed net's logits, so that its softmax is the posterior under equal priors.
-    Classes share no parameter: what was learned of one is never touched again, and nothing is forgotten. The
-    model of the run is not trained; its curvature and paths say nothing of this method.
+    The estimates log p_c(x) are the deployed net's logits; its softmax is the posterior under equal priors.
+    Classes share no parameters, so nothing is forgotten. The run's model is not trained; its curvature and paths
+    do not describe this method.
 
-    Budget: at each boundary `steps` steps for every class of the task, on batch_size of its rows drawn with
-    replacement, by Adam, and no step during the task. Memory: a VAE per class. Time of a prediction: classes
-    times samples passes of a decoder.
+    Budget: at each boundary `steps` Adam steps for every class of the task, on batch_size of its rows drawn with
+    replacement; no step during the task. Memory: one VAE per class. Time of a prediction: classes times samples
+    decoder passes.
 
     Differences from the paper:
-    * The importance draws z_i use the same `samples` standard normal numbers for all rows and classes, so that
-      the answer to a row does not depend on its companions.
-    * Equal priors of the classes, in training and testing alike.
-    * Batches are drawn with replacement. A class that comes again goes on from its VAE.
+    * The importance draws z_i use the same `samples` standard normal numbers for all rows and classes: a
+      prediction does not depend on the other rows.
+    * Equal class priors in training and testing.
+    * Batches are drawn with replacement. A class that recurs continues from its VAE.
     """
 
     family = "template-based"
     scenarios = ("class",)
-    why = "a model for each class needs classes that belong to one task, and competes with all others"
-    alone = True  # what it deploys has no parameter of the run's net
+    why = "each class has its own model, belongs to one task and competes with all others"
+    alone = True  # it deploys its own model, without the run's parameters
     transient = ("model",)
     grid = {"lr": (1e-4, 3e-4, 1e-3, 3e-3)}  # van de Ven et al. have 1e-3
 
@@ -62,7 +62,7 @@ class GenerativeClassifier(Strategy):
         require.above(0, lr=lr)
         self.steps, self.batch_size, self.samples, self.lr = steps, batch_size, samples, lr
         self.widths, self.latent, self.likelihood = tuple(widths), latent, likelihood
-        VAE((1,), latent, self.widths, likelihood)  # names a bad value before a run begins
+        VAE((1,), latent, self.widths, likelihood)  # refuses bad values before the run starts
 
     def setup(self, learner: Learner) -> None:
         if learner.stream.loss == "mse":
@@ -85,7 +85,7 @@ class GenerativeClassifier(Strategy):
         width = int((count > 0).sum(1).max())  # classes of the task
         classes = (count > 0).to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :width]  # [S, width]
         flat = (classes + torch.arange(S, device=label.device)[:, None] * count.shape[1]).flatten()
-        # every class of every seed is a row of stacked parameters, with draws of its own
+        # every class of every seed is a row of stacked parameters, with separate draws
         key = rng.fold(self.random.key()[:, None], classes).flatten()
         old, known = {k: v.flatten(0, 1)[flat] for k, v in self.bank.items()}, self.seen.flatten()[flat]
         fresh = {k: v.to(learner.dtype) for k, v in self.model.init(key)[0].items()}
@@ -96,7 +96,7 @@ class GenerativeClassifier(Strategy):
         optimizer = Adam(lr=self.lr)
         for i in range(self.steps):
             place = first + rng.integers(rng.fold(key, 2 * i), many, self.batch_size)
-            place = place.clamp(max=label.shape[1] - 1)  # of a seed that has fewer classes: not kept below
+            place = place.clamp(max=label.shape[1] - 1)  # for seeds with fewer classes: discarded below
             x = task.train.take(order.gather(1, place.view(S, -1)))[0]
             self.ascend(params, x.view(len(flat), self.batch_size, *x.shape[2:]), rng.fold(key, 2 * i + 1), optimizer)
         for k, v in params.items():
@@ -106,7 +106,7 @@ class GenerativeClassifier(Strategy):
 
     @torch.enable_grad()
     def ascend(self, params: Params, x: Tensor, key: Tensor, optimizer: Adam) -> None:
-        """One step up the mean evidence lower bound of each row of parameters."""
+        """One ascent step on the mean evidence lower bound of each row of parameters."""
         leaves = {k: v.detach().requires_grad_() for k, v in params.items()}
         loss = -self.model.elbo(leaves, x, key).mean(1).sum()
         optimizer.update(params, dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())))))

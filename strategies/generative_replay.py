@@ -22,26 +22,26 @@ TARGETS = ("hard", "soft")
 
 
 class GenerativeReplay(Strategy):
-    """Generative replay: a VAE dreams up past inputs, the previous net labels them (Shin 2017; van de Ven 2018).
+    """Generative replay: a VAE generates past inputs, the previous net labels them (Shin 2017; van de Ven 2018).
 
         L     = 1/k mean_fresh(nll)   + (1 - 1/k) mean_dreamt(loss on the previous net's answers)
         L_vae = 1/k mean_fresh(-elbo) + (1 - 1/k) mean_dreamt(-elbo),      in the k-th task
 
-    At a boundary net and VAE are copied; the copies dream and label during the next task.
+    At a boundary net and VAE are copied; the copies generate and label inputs during the next task.
     * targets=hard: nll of the previous net's most likely class (Shin; "DGR").
-    * targets=soft: T² Σ_c -q_c log p_c, q and p being softmaxes at temperature T of the previous net and of this
-      one (van de Ven; "DGR+distill"). Classes that the previous net did not know have q = 0 but compete in p.
+    * targets=soft: T² Σ_c -q_c log p_c, q and p the softmaxes at temperature T of the previous and the current net
+      (van de Ven; "DGR+distill"). Classes that the previous net did not know have q = 0 but compete in p.
 
-    What competes is the scenario's: in domain all outputs, in class those of the stream's mask; in task each
-    dreamt row is answered by the head of a past task drawn for it. Memory: a copy of the net, a VAE and
-    its copy. Time: a net of the size of the VAE beside the learner. The VAE learns from scratch and wants thousands
-    of steps a task, as it had in the papers: after a few hundred its dreams teach little.
+    The scenario decides which outputs compete: in domain all, in class those of the stream's mask; in task the
+    head of a random past task answers each generated row. Memory: a copy of the net, a VAE and its copy. Time: that
+    of training the VAE as well. The VAE learns from scratch and needs thousands of steps per task, as in the papers:
+    after a few hundred its samples teach little.
 
     Differences from the papers:
-    * van de Ven's code lets every past head answer every dreamt row and averages: here the same in expectation.
-    * The factor T² is the papers'; the present version of van de Ven's code leaves it out.
-    * Shin et al. use a GAN, and a weight other than 1/k as an option.
-    * The VAE is trained after the net in each step, on the same dreamt rows, by Adam whatever the run's optimizer.
+    * In van de Ven's code every past head answers every generated row, averaged; here the same in expectation.
+    * The factor T² is in the papers; the current version of van de Ven's code omits it.
+    * Shin et al. use a GAN, and optionally a weight other than 1/k.
+    * The VAE is trained after the net in each step, on the same generated rows, always by Adam.
     """
 
     family = "replay"
@@ -65,7 +65,7 @@ class GenerativeReplay(Strategy):
         require.above(0, temperature=temperature, lr=lr)
         self.batch_size, self.targets, self.temperature = batch_size, targets, temperature
         self.widths, self.latent, self.likelihood, self.lr = tuple(widths), latent, likelihood, lr
-        VAE((1,), latent, self.widths, likelihood)  # names a bad value before a run begins
+        VAE((1,), latent, self.widths, likelihood)  # refuses bad values before the run starts
 
     def setup(self, learner: Learner) -> None:
         if learner.stream.loss == "mse":

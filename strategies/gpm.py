@@ -11,20 +11,20 @@ from harness.types import BEFORE, Step, Task
 
 
 class GPM(Strategy):
-    """GPM: each layer's weights move only where past tasks' inputs to it (nearly) vanish (Saha 2021).
+    """GPM: each layer's weights move only orthogonally to (most of) its past inputs (Saha 2021).
 
         update of W <- update (I - M Mᵀ),   M: orthonormal, [fan in, directions kept]
 
     After a task, with C = Σ r rᵀ over the layer's inputs r at `samples` training rows (patches of a convolution), the
-    leading eigenvectors of C^ = (I - M Mᵀ) C (I - M Mᵀ) join M, as few as make M hold the share (threshold + growth per
-    task) of tr C. W r is constant from then on for r in the span of M. By induction over layers so is the net's output
-    at rows whose inputs all lie in it; for others it moves by what the threshold leaves out. Parameters that are no
-    layer's weight stay put after the first task. With a head per task, its outputs move freely in that task and never
-    again. Memory: fan in squared for each layer.
+    leading eigenvectors of C^ = (I - M Mᵀ) C (I - M Mᵀ) join M, as few as needed for M to cover the share (threshold +
+    growth per task) of tr C. Then W r is constant for r in the span of M. By induction over layers, so is the net's
+    output at rows whose inputs all lie in it; other outputs change by the remainder. Parameters other than layer
+    weights stay fixed after the first task. With a head per task, its outputs move freely in that task only.
+    Memory: fan in squared for each layer.
 
     Differences from the paper:
-    * The update is projected, not the gradient: the same for SGD, which the paper uses, and right for others. The code
-      stops one direction short of the threshold after the first task. Batch norm's statistics go on moving.
+    * The update is projected, not the gradient: the same for SGD, which the paper uses, and correct for others. The
+      code stops one direction short of the threshold after the first task. Batch-norm statistics keep moving.
     """
 
     family = "optimization-based"
@@ -53,7 +53,7 @@ class GPM(Strategy):
             C = tree.add(C, {k: r.flatten(1, 2).double().mT @ r.flatten(1, 2).double() for k, r in found.items()})
         share = self.threshold + self.growth * task.index
         for k, c in C.items():
-            c = c.nan_to_num(0, 0, 0)  # a diverged seed must not fail the others' decomposition
+            c = c.nan_to_num(0, 0, 0)  # a diverged seed must not break the decomposition of the others
             total, Q = c.diagonal(dim1=1, dim2=2).sum(1, keepdim=True), self.allowed[k].double()
             values, M = torch.linalg.eigh(Q @ c @ Q)
             values, M = values.flip(1).clamp_min(0), M.flip(2)

@@ -13,18 +13,18 @@ from harness.types import Net, Step
 
 
 class HareTortoise(Strategy):
-    """Hare and tortoise: a fast net is reset to its own slow moving average now and then (Lee 2024).
+    """Hare and tortoise: periodically reset a fast net to its slow moving average (Lee 2024).
 
         tortoise <- decay tortoise + (1 - decay) hare   after every update of the hare
         hare     <- tortoise                            every `period` epochs
 
-    The hare is what the optimizer trains, the tortoise what is deployed. Batch-norm statistics are averaged and reset
-    alike. Epochs are counted in steps, over the whole stream. Memory: one copy of the net.
+    The optimizer trains the hare; the tortoise is deployed. Batch-norm statistics are averaged and reset too.
+    Epochs are counted in steps, over the whole stream. Memory: one copy of the net.
 
     Differences from the paper:
-    * A reset copies values. The authors' code makes both nets share storage until the next update.
-    * Their code counts epochs within a task from 0, hence also resets after the first; here after `period` whole ones.
-    * The optimizer keeps its state at a reset, as in their code; reset_optimizer=true drops it.
+    * A reset copies values. In the authors' code both nets share storage until the next update.
+    * Their code counts epochs within a task from 0 and also resets after the first; here after `period` whole epochs.
+    * The optimizer keeps its state at a reset, as in their code; reset_optimizer=true clears it.
     """
 
     family = "plasticity"

@@ -16,12 +16,12 @@ from harness.toolbox.surgery import spread
 from harness.types import BEFORE, Aux, Batch, Gates, GradFn, Out, Params, Step, Task
 
 ANNEALINGS = ("epoch", "task")
-LIMIT = 6.0  # |e| at most, thres_emb of the authors' code
-COSH = 50.0  # |s e| at most where its cosh is taken, thres_cosh of the authors' code
+LIMIT = 6.0  # bound of |e|, thres_emb in the authors' code
+COSH = 50.0  # bound of |s e| in cosh, thres_cosh in the authors' code
 
 
 class HAT(Strategy):
-    """HAT: each task learns which hidden units it uses, and what past tasks use is frozen (Serrà 2018).
+    """HAT: each task learns which hidden units it uses; units of past tasks are frozen (Serrà 2018).
 
         h_l <- a_l,t h_l,   a_l,t = σ(s e_l,t)       e: a learned embedding of task t for each unit, from N(0, 1)
         s = 1 / s_max + (s_max - 1 / s_max) b / B    at batch b = 0 ... B - 1 of each epoch; s_max in evaluation
@@ -29,17 +29,17 @@ class HAT(Strategy):
         de *= s_max / s (cosh(s e) + 1) / (cosh(e) + 1);  |e| <= 6 after each update
         Δw_ij *= 1 - min(c_l,i, c_l-1,j),  Δb_i *= 1 - c_l,i                 after each update
 
-    Read-out rows of past tasks count as units with c = 1, inputs likewise. Only the current task's e moves. The
-    constraint is on the update, hence holds under momentum, Adam and weight decay alike. For nets without norms:
-    statistics or gains shared by the tasks would change what past tasks compute.
-    Cost: a copy of the parameters for c and one for the update, an e for each task and unit. It stands first in a list.
+    Inputs, and read-out rows of past tasks, count as units with c = 1. Only the current task's e moves. The constraint
+    is on the update: it holds under momentum, Adam and weight decay. For nets without norms: statistics or gains
+    shared by the tasks would change the outputs of past tasks.
+    Cost: a copy of the parameters for c and one for the update, an e for each task and unit. It must be listed first.
 
-    The trainability gap's copy trains without this, through the new task's gates as they were drawn, at their steepest.
+    The copy that measures the trainability gap trains without HAT, through the new task's initial gates at s_max.
 
     Differences from the paper:
-    * Where a step budget ends within an epoch, so does the annealing; anneal=task spans the task's steps instead.
-    * The gate precedes dropout, in the code it follows. Its clipping of gradient norms at 10000 is left out.
-    * The learning rate and its decay are the run's own.
+    * If a step budget ends within an epoch, so does the annealing; anneal=task spans the task's steps instead.
+    * The gate precedes dropout; in the code it follows. Gradient norms are not clipped (at 10000 in the code).
+    * The run sets the learning rate and its decay.
     """
 
     family = "context-dependent"
@@ -117,7 +117,7 @@ class HAT(Strategy):
         self.freeze(learner)
 
     def freeze(self, learner: Learner) -> None:
-        """min(c of the unit that a weight writes, c of the unit that it reads); 1 for what is no unit."""
+        """min(c of the unit that a weight writes, c of the unit that it reads); 1 if that is not a unit."""
         written: Params = {
             k: self.used.view(*self.used.shape, *[1] * (learner.params[k].dim() - 2)) for k in learner.model.head
         }
@@ -125,7 +125,7 @@ class HAT(Strategy):
         for u in learner.model.units:
             c = self.past[u.act]
             written |= {s.name: spread(s, c, learner.params[s.name]) for s in u.producers}
-            for s in u.consumers:  # a CReLU's copies are two blocks of one weight
+            for s in u.consumers:  # the copies of a CReLU are two blocks of one weight
                 read[s.name] = read.get(s.name, torch.zeros_like(c[0, 0])) + spread(s, c, learner.params[s.name])
         for k, v in self.frozen.items():
             one = v.new_ones(())

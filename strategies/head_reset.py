@@ -14,15 +14,15 @@ INITS = ("fresh", "zero")
 
 
 class HeadReset(Strategy):
-    """Head reset: before every task but the first the read-out starts afresh, the body goes on (Dohare 2024).
+    """Head reset: reinitialise the read-out before every task but the first, keep the body (Dohare 2024).
 
         head <- a new initialisation (init=fresh) or 0 (init=zero)
 
-    The whole head is reset, so that what old tasks read out is lost. With separate heads (scenario=task)
-    a new task has an untrained head anyway, and the method does not apply.
+    The whole head is reset, including the outputs of old tasks. With separate heads (scenario=task) a new
+    task has an untrained head anyway, and the method does not apply.
 
     Differences from the paper:
-    * Its optimizer state is reset as well (optimizer=true); the paper's Continual ImageNet keeps the momentum.
+    * Its optimizer state is reset too (optimizer=true); the paper's Continual ImageNet keeps the momentum.
     * After init=zero the body's gradient is zero for one step, and CBP's utilities of the last hidden
       layer collapse together for about 1 / (1 - decay) steps.
     """

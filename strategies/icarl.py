@@ -16,34 +16,34 @@ from harness.types import Batch, Net, Out, Params, Task, cat
 
 
 class ICaRL(Strategy):
-    """iCaRL: exemplars chosen by herding, distillation into sigmoids, nearest mean of exemplars (Rebuffi 2017).
+    """iCaRL: exemplars chosen by herding, sigmoid distillation, nearest mean of exemplars (Rebuffi 2017).
 
         L = Σ_rows w Σ_{classes c seen} BCE(g_c(x), target_c),   g = sigmoid(logits)
         target_c = g_c(x) of the net at the last boundary   for classes of past tasks, fresh rows and exemplars alike
                  = 1 if c is the row's class, else 0        for classes of this task
-        answer: argmin_c |φ(x) - μ_c|,   μ_c = mean of φ over the exemplars of c,   φ: what the head reads, length 1
+        answer: argmin_c |φ(x) - μ_c|,   μ_c = mean of φ over the exemplars of c,   φ: input of the head, length 1
 
-    It replaces the task loss. After a task every class seen keeps floor(capacity / classes seen) exemplars: of old
-    classes the first ones of their list, of new ones those whose running mean stays closest to the class mean
-    (harness.templates.herd), by the net as it is now. The old net answers in evaluation mode.
+    It replaces the task loss. After a task every class seen keeps floor(capacity / classes seen) exemplars: old
+    classes the first of their list, new classes those whose running mean stays closest to the class mean
+    (harness.toolbox.class_means.herd) under the current net. The old net is in evaluation mode.
 
-    Memory: capacity rows and one net. Each step trains on batch_size rows more than naive does, and runs the old
-    net forward on all of them.
+    Memory: capacity rows and one net. Each step trains on batch_size additional rows, and runs the old net forward
+    on all rows.
 
     Differences from the paper:
-    * It trains on the union of fresh rows and exemplars; here each batch is joined by batch_size exemplars drawn with
-      replacement, weighted so that the loss has the same mean: n / (n + e) fresh and e / (n + e) exemplars, of n
+    * It trains on the union of fresh rows and exemplars. Here each batch gets batch_size exemplars drawn with
+      replacement, with weights that keep the mean loss: n / (n + e) for fresh rows and e / (n + e) for exemplars, of n
       rows and e exemplars.
-    * The loss is summed over classes, as printed; the authors' code takes the mean over all 100 outputs, and lr 2.
+    * The loss is summed over classes, as printed; the authors' code averages over all 100 outputs, with lr 2.
     * No mirrored images, in training or in the means.
-    * A class with fewer rows than its share keeps all it has; the rest of the share stays empty.
-    * In scenario=task rows compete among all classes in training and among their own task's in the answer.
+    * A class with fewer rows than its share keeps all; the rest of the share stays empty.
+    * In scenario=task, all classes compete in training, but only those of the row's task in the answer.
     """
 
     name = "icarl"
     family = "template-based"
     scenarios = ("task", "class")
-    why = "its exemplars and means belong to classes, each of one task"
+    why = "its exemplars and means belong to classes, each in one task"
     order = {"batch": APPEND, "deploy": READOUT}
 
     def __init__(self, *, capacity: int, batch_size: int) -> None:
@@ -61,7 +61,7 @@ class ICaRL(Strategy):
         self.x = torch.zeros(S, 0, *stream.shape, dtype=learner.dtype, device=learner.device)
         self.y = torch.zeros(S, 0, dtype=torch.int64, device=learner.device)
         self.t, self.rank = self.y, self.y  # task id, and place in the class's list
-        self.size = self.y.new_zeros(S)  # exemplars; behind them is padding
+        self.size = self.y.new_zeros(S)  # exemplars; the rest is padding
         self.most = self.least = 0  # of any seed
 
     def batch(self, learner: Learner, batch: Batch) -> Batch:
@@ -76,7 +76,7 @@ class ICaRL(Strategy):
         before = self.classes(learner, 0, learner.now)
         if learner.now:
             with torch.no_grad():
-                old = replace(self.old, apply=learner.apply)  # a later part of the list may have changed it
+                old = replace(self.old, apply=learner.apply)  # a later strategy may have wrapped it
                 target = torch.where(before, old(batch.x, batch.t).logits.sigmoid(), target)
         return replace(batch, w=torch.zeros_like(batch.w)).carry(icarl=(w, target))
 

@@ -14,28 +14,28 @@ MODES = ("mean", "mode")
 
 
 class IMM(Strategy):
-    """Incremental moment matching: what is deployed is a mean of the nets after every task (Lee 2017).
+    """Incremental moment matching: deploy a mean of the nets after all tasks (Lee 2017).
 
         mode=mean   θ = Σ_k a_k θ_k                          the moments of a mixture of Gaussian posteriors
         mode=mode   θ = Σ_k a_k F_k θ_k / Σ_k a_k F_k        the mode of that mixture, F_k the diagonal Fisher at θ_k
         a_K = alpha of the newest of K tasks, (1 - alpha) / (K - 1) of each other;  alpha=null: 1 / K each
 
-    Weight transfer: task k + 1 is trained from θ_k, not from the merged net. All past posteriors are kept as two sums,
+    Weight transfer: task k + 1 starts from θ_k, not from the merged net. All past posteriors are stored as two sums,
     A = Σ F_k and the mean m = Σ F_k θ_k / A; with the newest, θ = m + a_K F_K / (a A + a_K F_K) (θ_K - m), a of each
-    other. Read-out rows that do not compete in a task have weight 0 there (separate heads are not averaged); where all
-    weights are 0 the newest value stands. Batch-norm statistics are measured anew on the task's rows. Memory: three
+    other. Read-out rows that do not compete in a task have weight 0 there (separate heads are not averaged); if all
+    weights are 0 the newest value is used. Batch-norm statistics are re-estimated on the task's rows. Memory: three
     copies of the net.
 
     Differences from the paper:
-    * Its L2-transfer (a penalty on θ - θ_{k-1} while training) and drop-transfer (dropout of that difference) are left
-      out; both only change how θ_k is trained.
-    * F is that of samples; the authors' code squares gradients of means over 1000 rows and adds 1e-8.
-    * alpha is one number for the whole stream, where the paper may tune one for each task.
+    * Without L2-transfer (a penalty on θ - θ_{k-1} in training) and drop-transfer (dropout of that difference): both
+      only change how θ_k is trained.
+    * F is per sample; the authors' code squares gradients of means over 1000 rows and adds 1e-8.
+    * One alpha for the whole stream; the paper may tune one for each task.
     """
 
     family = "parameter regularization"
     order = {"end": ESTIMATE, "deploy": WEIGHTS}
-    grid = {"alpha": (None, 0.2, 0.4, 0.6)}  # 1/K of each of K nets, the paper's untuned setting, and fixed weights
+    grid = {"alpha": (None, 0.2, 0.4, 0.6)}  # 1/K for each of K nets (the paper's untuned setting), and fixed weights
 
     def __init__(self, *, mode: str, alpha: float | None, fisher: str, samples: int | None) -> None:
         require.one_of(MODES, mode=mode)

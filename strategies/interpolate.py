@@ -14,31 +14,32 @@ from harness.types import Params, Task
 
 
 class Interpolate(Strategy):
-    """Weight interpolation: after each task the net moves back towards the last boundary's (Wortsman et al. 2022).
+    """Weight interpolation: after each task, move back towards the net of the last boundary (Wortsman et al. 2022).
 
         θ <- (1 - weight_new) θ_prev + weight_new θ,   θ_prev: the merged net of the last boundary
 
-    WiSE-FT applied at every boundary, as CoMA does (Marouf et al. 2024); training goes on from the merged
-    net. It helps where the line from θ_prev to θ is free of a barrier. The first task's net is kept as it is.
+    WiSE-FT applied at every boundary, as CoMA does (Marouf et al. 2024); training continues from the merged
+    net. It helps if the line from θ_prev to θ has no barrier. The first task's net is unchanged.
 
-    Batch-norm statistics do not interpolate: they are measured anew on the task's training rows.
+    Batch-norm statistics are not interpolated but re-estimated on the task's training rows.
 
-    Read-out rows of outputs that compete for the first time are kept: they have no earlier value (as in CoMA's code).
+    Read-out rows of outputs that compete for the first time are unchanged: they have no earlier value (as in CoMA's
+    code).
 
     Differences from the paper:
-    * WiSE-FT merges once, a zero-shot with a fine-tuned net, and keeps both; here they are the nets of two boundaries.
-    * The optimizer's state is that of the unmerged net; `optimizer.reset=true` drops it.
+    * WiSE-FT merges a zero-shot and a fine-tuned net once, and keeps both; here the nets of two boundaries are merged.
+    * The optimizer keeps the state of the unmerged net; `optimizer.reset=true` clears it.
     """
 
     family = "optimization-based"
     order = {"end": EDIT}
-    grid = {"weight_new": (0.1, 0.3, 0.5, 0.8)}  # WiSE-FT looks at 0 to 1
+    grid = {"weight_new": (0.1, 0.3, 0.5, 0.8)}  # WiSE-FT tries 0 to 1
 
     def __init__(self, *, weight_new: float) -> None:
         require.within("[0, 1]", weight_new=weight_new)
         self.weight_new = weight_new
         self.previous: Params | None = None
-        self.trained: dict[str, Tensor] = {}  # read-out rows that some earlier task trained; empty: all
+        self.trained: dict[str, Tensor] = {}  # read-out rows trained by an earlier task; empty: all
 
     @torch.no_grad()
     def end(self, learner: Learner, task: Task) -> None:

@@ -12,8 +12,8 @@ class Joint(Union):
         θ_t ≈ argmin_θ Σ_{i <= t} n_i L_i(θ) / Σ_{i <= t} n_i,   from a new initialisation
 
     The net after task t is what the field calls joint training on t + 1 tasks (van de Ven, Tuytelaars & Tolias
-    2022). It breaks the rule of continual learning, that old data are gone; that is its use. Its `memory`
-    is the rows of all tasks so far. `cumulative` is the same from the last net on.
+    2022). It deliberately breaks the rule of continual learning that old data are gone. Its `memory` counts the
+    rows of all tasks so far. `cumulative` is the same but continues from the last net.
 
     Budget, of T equal tasks of k steps:
         steps=proportional   (t + 1) k for task t, T (T + 1) k / 2 in all: each of its nets sees a row of the union as
@@ -21,8 +21,8 @@ class Joint(Union):
         steps=equal          k for task t, T k in all: as many as naive; the last net sees each row T times less often.
 
     Differences from the paper:
-    * It is trained anew for every boundary, not once for the last: its rows are a reference for every t.
-    * The first task starts from the run's own initialisation, as naive does.
+    * It is retrained for every boundary, not once for the last: a reference for every t.
+    * The first task starts from the run's initialisation, as naive does.
     """
 
     family = "control"

@@ -16,18 +16,18 @@ from harness.types import Batch, Out, Params, Task
 
 
 class KFACEWC(Strategy):
-    """KFAC-EWC: EWC that knows how the weights of a layer act together, not only one by one (Ritter 2018).
+    """KFAC-EWC: EWC with interactions between the weights of a layer, by Kronecker factors (Ritter 2018).
 
         penalty = strength / 2 Σ_layers tr(G D A Dᵀ) + strength / 2 Σ_rest F_i (θ_i - θ*_i)²      D = [W, b] - [W*, b*]
 
-    A ⊗ G is the layer's Fisher information, of inputs and output gradients (harness.kronecker; Martens & Grosse 2015),
-    bias included. θ* are the weights after the last task, which makes it the online Laplace approximation. Norm
-    parameters have no such factors: theirs is the diagonal F of EWC. Costs one product G D A per layer and step.
+    A ⊗ G is the layer's Fisher information, from inputs and output gradients (harness.landscape.kronecker; Martens &
+    Grosse 2015), including the bias. θ* are the weights after the last task: the online Laplace approximation. Norm
+    parameters have no such factors and use the diagonal F of EWC. Costs one product G D A per layer and step.
     Memory: two square matrices per layer, a copy of the parameters.
 
     Differences from the paper:
-    * The sum over tasks of Kronecker products is none. Kept is the nearest one in Frobenius norm (Van Loan & Pitsianis
-      1993), so that memory does not grow; after one task it is exact.
+    * A sum of Kronecker products over tasks is not a Kronecker product. The nearest one in Frobenius norm is stored
+      (Van Loan & Pitsianis 1993), in constant memory; after one task it is exact.
     * No prior precision: before the first boundary there is no penalty.
     """
 

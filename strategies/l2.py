@@ -11,15 +11,15 @@ from harness.types import Batch, Out, Params, Task
 
 
 class L2(Strategy):
-    """L2 transfer: the same spring on every weight, to where the last task ended (Kirkpatrick 2017, a control).
+    """L2 transfer: the same spring on every weight, towards the last task's weights (Kirkpatrick 2017, a control).
 
         penalty = strength / 2 |θ - θ*|²        θ*: weights after the last task; none during the first
 
-    Online EWC with all Fisher information 1: what is left of it when no weight matters more than another.
+    Online EWC with Fisher information 1 everywhere: no weight matters more than another.
     Gradient descent on the penalty is stable while lr * strength < 2. Memory: one copy of the parameters.
 
     Differences from the paper:
-    * The paper gives neither strength nor anchors; here the last task's weights are the only anchor.
+    * The paper specifies neither strength nor anchors; here the last task's weights are the only anchor.
     """
 
     family = "parameter regularization"

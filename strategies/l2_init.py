@@ -11,17 +11,17 @@ from harness.types import Batch, Out, Params
 
 
 class L2Init(Strategy):
-    """L2-Init, or regenerative regularisation: decay towards the initialisation, not to zero (Kumar 2023).
+    """L2-Init, or regenerative regularisation: decay towards the initialisation, not towards zero (Kumar 2023).
 
         penalty = strength |θ - θ_0|²        (no factor ½: the gradient is 2 strength (θ - θ_0))
 
-    The authors' code has the factor ½ that their paper has not, so that its strength is twice this one.
-    Norm gains and shifts are left free, as in their code. The penalty is part of the loss, hence
-    rescaled by an adaptive optimizer, as published.
+    The authors' code has a factor ½ that their paper does not have: its strength is twice this one.
+    Norm gains and shifts are not penalised, as in their code. The penalty is part of the loss, and an adaptive
+    optimizer rescales it, as published.
 
     Differences from the paper:
-    * θ_0 is what `setup` finds: parameters that a strategy adds before this one in the list are included.
-    * Beside cbp or redo a replaced unit is pulled to its first initialisation, not to its new one.
+    * θ_0 includes parameters added by strategies earlier in the list.
+    * With cbp or redo, a replaced unit is pulled to its first initialisation, not to its new one.
     """
 
     family = "plasticity"

@@ -18,22 +18,22 @@ WEIGHTINGS = ("tasks", "fixed", "share")
 
 
 class LwF(Strategy):
-    """Learning without forgetting: on new inputs the old outputs stay what they were (Li & Hoiem 2017).
+    """Learning without forgetting: keep the old outputs on new inputs (Li & Hoiem 2017).
 
         L = a nll + b strength mean_x mean_heads KL(softmax(z*/T) | softmax(z/T))      z*: logits of the last task's net
 
-        weighting=tasks    a = 1,      b = k - 1         k tasks with this one: a sum over the old heads (Li & Hoiem)
+        weighting=tasks    a = 1,      b = k - 1         k tasks, this one included: a sum over old heads (Li & Hoiem)
         weighting=fixed    a = 1,      b = 1
         weighting=share    a = 1 / k,  b = 1 - 1 / k     van de Ven & Tolias
 
-    A head is what a softmax is taken over: scenario=task, the outputs of each old task, all on the new
-    inputs; class, the classes of the old tasks; domain, all outputs. The teacher is frozen, in evaluation mode.
-    Rows that a strategy before this one in the list has appended are distilled too. Memory: one copy of the
-    net; one forward pass more per step.
+    A head is the set of outputs in one softmax: for scenario=task the outputs of each old task, all on the new
+    inputs; for class the classes of the old tasks; for domain all outputs. The teacher is frozen, in evaluation mode.
+    Rows appended by earlier strategies in the list are distilled too. Memory: one copy of the net; one more forward
+    pass per step.
 
     Differences from the papers:
-    * KL in place of cross-entropy: the same gradient, and 0 at the teacher.
-    * Heads of tasks to come share the net from the start; no warm-up phase trains the new head alone.
+    * KL instead of cross-entropy: the same gradient, and 0 at the teacher.
+    * Heads of future tasks share the net from the start; no warm-up phase trains only the new head.
     """
 
     name = "lwf"

@@ -15,25 +15,25 @@ from harness.types import Batch, Out, Params, Task
 
 
 class MAS(Strategy):
-    """Memory aware synapses: a spring on each weight, as stiff as the outputs are sensitive to it (Aljundi 2018).
+    """Memory aware synapses: a spring on each weight, stiff by the outputs' sensitivity to it (Aljundi 2018).
 
         penalty = strength Σ_i Ω_i (θ_i - θ*_i)²        θ*: weights after the last task
-        F_i     = mean_x |∂ ‖z(x)‖² / ∂θ_i|             z: the logits that compete for the row; no label is read
-        Ω       <- Ω + F                                alpha=null, as the authors' code
+        F_i     = mean_x |∂ ‖z(x)‖² / ∂θ_i|             z: the logits that compete for the row; labels are not used
+        Ω       <- Ω + F                                alpha=null, as in the authors' code
         Ω       <- alpha Ω + (1 - alpha) F              otherwise, with Ω = F after the first task (as Avalanche)
 
     Gradient descent on the penalty is stable while lr * strength * max Ω < 1. Memory: two copies of the parameters.
 
     Differences from the paper:
-    * The mean is over rows, in evaluation mode. The authors' code and Avalanche take the absolute value of a
+    * The mean is over rows, in evaluation mode. The authors' code and Avalanche use the absolute value of a
       batch's summed gradient, which shrinks as rows cancel; they agree with this at batch size 1.
-    * Outputs that do not compete (of other tasks' heads, of classes not seen yet) do not count.
-    * Beside cbp or redo a replaced unit keeps its importance and its anchor.
+    * Outputs that do not compete (other tasks' heads, classes not yet seen) do not count.
+    * With cbp or redo, a replaced unit keeps its importance and its anchor.
     """
 
     family = "parameter regularization"
     order = {"end": ESTIMATE}
-    grid = {"strength": (0.001, 0.003, 0.01, 0.03)}  # the authors' 1 is for lr 1e-3 and diverges under lr 0.1
+    grid = {"strength": (0.001, 0.003, 0.01, 0.03)}  # the authors' 1 is for lr 1e-3 and diverges at lr 0.1
 
     def __init__(self, *, strength: float, alpha: float | None, samples: int | None) -> None:
         require.at_least(0, strength=strength)

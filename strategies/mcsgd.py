@@ -21,30 +21,30 @@ CONTINUATIONS = ("sequential", "merged")
 
 
 class MCSGD(Strategy):
-    """Mode connectivity SGD: at a boundary, find the point that low-loss lines join to both minima (Mirzadeh 2021).
+    """Mode connectivity SGD: at a boundary, find a point connected to both minima by low-loss lines (Mirzadeh 2021).
 
         w̄_t = argmin_w mean_a [ L_memory(w̄_{t-1} + a (w - w̄_{t-1})) + L_t(ŵ_t + a (w - ŵ_t)) ],  a = 0, 1/n ... 1
 
-    ŵ_t is the net as trained on task t, L_memory the loss on `per_task` rows of each earlier task, L_t that
+    ŵ_t is the net trained on task t, L_memory the loss on `per_task` rows of each earlier task, L_t that
     on `current` rows of this one. From w̄_{t-1} + init (ŵ_t - w̄_{t-1}), SGD with momentum takes `steps` steps,
-    each on batch_size rows of either kind. The first task's net is kept as it is.
+    each on batch_size rows of both kinds. The first task's net is unchanged.
 
-    * line_grad=exact: the gradient, in which a point at a counts a times. With n = 1 it is that at w alone.
-    * line_grad=paper_code: what the authors' code steps along. It never clears the gradient between points and
-      leaves out the factor a: Σ_s (n + 1 - s) g(point s), heaviest at the old end, divided by the batch size again.
-    * continue_from=sequential: w̄ is deployed, and task t + 1 is trained from ŵ_t (the authors' code).
-    * continue_from=merged: task t + 1 is trained from w̄_t (as CL-Gym's version does).
+    * line_grad=exact: the gradient, in which the point at a has weight a. With n = 1 only the point w counts.
+    * line_grad=paper_code: the direction of the authors' code. It does not clear the gradient between points and
+      omits the factor a: Σ_s (n + 1 - s) g(point s), largest at the old end, divided by the batch size once more.
+    * continue_from=sequential: w̄ is deployed, and task t + 1 starts from ŵ_t (the authors' code).
+    * continue_from=merged: task t + 1 starts from w̄_t (CL-Gym's version).
 
     Memory: per_task rows of every task, three copies of the parameters. Time: 2 (n + 1) gradients per merging step.
 
     Differences from the paper:
-    * The mean over the points, not their sum, so that lr does not depend on n.
-    * `steps` joint steps, where the authors' code makes a pass over two lists of batches, of which the longer
-      goes on alone; L_memory is over earlier tasks, as in the paper, where the code's list has this task too.
+    * The mean over the points, not their sum: lr does not depend on n.
+    * `steps` joint steps. The authors' code makes one pass over two lists of batches, and the longer list
+      continues alone; L_memory is over earlier tasks, as in the paper, while the code's list includes this task.
     * Memory rows are stratified by class.
-    * Dropout is off along the line, but for nets with batch norm: they use the batch's statistics there, as the
-      authors' nets do (which keep no running ones), and w̄'s running ones are measured afterwards.
-    * ŵ is trained by the run's own optimizer; the paper's by Stable SGD, with dropout and a decay per task.
+    * Along the line, nets without batch norm are in evaluation mode (no dropout). Nets with batch norm use batch
+      statistics, as the authors' nets do (which have no running ones); w̄'s running ones are estimated afterwards.
+    * ŵ is trained with the run's optimizer; in the paper with Stable SGD, with dropout and a decay per task.
     """
 
     family = "optimization-based"

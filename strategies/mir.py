@@ -14,22 +14,20 @@ from harness.types import Batch, Params, Step, cat
 
 
 class MIR(Strategy):
-    """MIR: replay the remembered rows that the coming step would harm most (Aljundi 2019).
+    """MIR: replay the memory rows that the next step would harm most (Aljundi 2019).
 
         θ' = θ - lr ∇ mean_fresh(nll)                       a virtual step, lr as it is now
         L  = mean_fresh(nll) + mean_top(nll),   top = the batch_size rows of largest nll(θ') - nll(θ)
 
-    among `candidates` rows drawn from a reservoir, which is offered each fresh batch after its update. This is the
-    paper's MI-1. Losses are compared in evaluation mode (no dropout, running statistics), under the current task's
-    mask.
+    among `candidates` rows drawn from a reservoir; each fresh batch enters it after its update. This is the paper's
+    MI-1. Losses are compared in evaluation mode (no dropout, running statistics), under the current task's mask.
 
-    Memory: capacity rows per seed. Time: one more gradient of the fresh rows, two passes of the candidates.
+    Memory: capacity rows per seed. Time: one more gradient of the fresh rows, two forward passes of the candidates.
 
     Differences from the paper:
-    * Candidates come from the whole memory, as in the paper's algorithm; the authors' code leaves out the current
+    * Candidates come from the whole memory, as in the paper's algorithm; the authors' code excludes the current
       task's rows, and replays nothing in the first task.
-    * The virtual step is plain gradient descent under momentum and Adam too, without the penalties of other strategies
-      in the list.
+    * The virtual step is plain gradient descent, also with momentum or Adam, without penalties of other strategies.
     """
 
     family = "replay"
@@ -54,7 +52,7 @@ class MIR(Strategy):
         return cat(batch, learner.make_batch(**rows)).batch
 
     def interference(self, learner: Learner, batch: Batch, rows: Batch) -> Tensor:
-        """How much the virtual step adds to the loss of each of `rows`: [S, B]."""
+        """Increase of the loss of each of `rows` by the virtual step: [S, B]."""
         learner.set_lr()
         ahead = tree.add(learner.params, learner.task_grad(learner.params, batch), -learner.optimizer.lr)
 

@@ -17,23 +17,23 @@ MEANS = ("memory", "running")
 
 
 class NCM(Strategy):
-    """Nearest class mean: the net trains as ever, and answers with the nearest mean of features (Mensink 2013).
+    """Nearest class mean: train as usual, and predict the class with the nearest mean of features (Mensink 2013).
 
-        logit_c = -|φ(x) - μ_c|²,   μ_c = mean of φ over rows of class c,   φ: what the head reads
+        logit_c = -|φ(x) - μ_c|²,   μ_c = mean of φ over rows of class c,   φ: input of the head
 
-        means=memory    over the rows of a class-balanced memory, by the present net: nothing goes stale
+        means=memory    over the rows of a class-balanced memory, by the current net: always up to date
         means=running   over each task's training rows, by the net at the task's end; later rows of a class are
-                        averaged in, old ones are not revisited, so that the means drift away from the net
+                        averaged in, old ones are not revisited: the means become outdated as the net changes
 
-    With normalise, φ is scaled to length 1 and so is μ_c, as in iCaRL. A class without a mean is never answered
-    while another competes; before the first task the net's own head answers. The training is that of the other
-    strategies in the list: [replay, ncm] is replay with another read-out.
+    With normalise, φ and μ_c are scaled to length 1, as in iCaRL. A class without a mean is predicted only if no
+    other competes; before the first task the net's own head predicts. Other strategies in the list do the training:
+    [replay, ncm] is replay with a different read-out.
 
     Memory: capacity rows (means=memory), or one mean per class.
 
     Differences from the paper:
     * The metric is Euclidean on learned features; the paper learns a linear metric on fixed ones.
-    * With shared outputs (scenario=domain) a mean is that of an output, over all tasks.
+    * With shared outputs (scenario=domain) each output has one mean, over all tasks.
     """
 
     family = "template-based"
@@ -55,7 +55,7 @@ class NCM(Strategy):
         if self.means == "running":
             for batch in learner.scan(task.train):
                 self.tally(learner.net, batch.x, batch.y, batch.t, batch.w > 0, self.sum, self.count)
-        else:  # once, not at each step: an epoch would offer each row again
+        else:  # not at each step, which would add every row once per epoch
             for position in rows.order(self.random.key(), task.train.size, 0, task.nominal).split(1000, 1):
                 x, y, t = task.train.take(position)
                 self.memory.add(x=x, y=y, t=t)

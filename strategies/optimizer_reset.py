@@ -6,14 +6,14 @@ from harness.types import Task
 
 
 class OptimizerReset(Strategy):
-    """Optimizer reset: the optimizer forgets its moments and step counts before each later task (Asadi 2023).
+    """Optimizer reset: clear the optimizer's moments and step counts before each later task (Asadi 2023).
 
-        m, v, n <- 0;  the net and the learning rate's schedule go on
+        m, v, n <- 0;  the net and the learning-rate schedule continue
 
-    The same as `optimizer.reset=true`, as an item of a list of strategies. Under SGD without momentum there is
-    nothing to forget and it equals naive.
+    The same as `optimizer.reset=true`, as part of a list of strategies. With SGD without momentum there is no
+    state and it equals naive.
 
-    Differences from the paper: it resets whenever the target network of a reinforcement learner is updated.
+    Differences from the paper: it resets at each update of a reinforcement learner's target network.
     """
 
     family = "plasticity"

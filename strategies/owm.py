@@ -15,32 +15,31 @@ from harness.types import BEFORE, Step, Task
 
 
 class OWM(Strategy):
-    """OWM: each layer's weights move away from the mean inputs of past batches (Zeng 2019).
+    """OWM: each layer's weights move orthogonally to the mean inputs of past batches (Zeng 2019).
 
         update of W <- update P,   P = (I + Σ_i r_i r_iᵀ / α_i)⁻¹
         r_i: the layer's input, averaged over the i-th batch of a past task; α_i = alpha decay^(i / n)
 
-    This is the closed form of the paper's recursion, which starts from P = I, once a task is over:
+    This is the closed form of the paper's recursion, which starts from P = I, at the end of a task:
 
         k = P r_i / (α_i + r_iᵀ P r_i);   P <- P - k r_iᵀ P
 
-    A direction of squared length s²/α in the sum keeps 1 / (1 + s²/α) of its update. A bias is the weight of an input
-    that is always 1. For a convolution every patch position is an r_i. With a head per task, its outputs move freely in
-    that task and never again. Acts on the update, hence under any optimizer. Memory: twice fan in squared for each
-    layer.
+    A direction of squared length s²/α in the sum keeps 1 / (1 + s²/α) of its update. A bias is the weight of a
+    constant input 1. For a convolution every patch position is an r_i. With a head per task, its outputs move freely
+    in that task only. It acts on the update, under any optimizer. Memory: twice fan in squared for each layer.
 
     Differences from the paper and its code:
-    * One pass over each task's rows, in batches of batch_size, once it is over, as the paper's equations say. The code
-      updates P at every training step and projects the step itself with it.
+    * One pass over each task's rows, in batches of batch_size, at its end, as in the paper's equations. The code
+      updates P at every training step and projects that step with it.
     * One alpha for all layers; the code tunes one for each.
-    * The update is projected, not the gradient. Norm gains and shifts stay put after the first task; batch norm's
-      running statistics go on moving.
+    * The update is projected, not the gradient. Norm gains and shifts are fixed after the first task; batch norm's
+      running statistics keep moving.
     """
 
     family = "optimization-based"
     needs = frozenset({BEFORE})
     order = {"step": CONSTRAIN, "end": ESTIMATE}
-    grid = {"decay": (1e-5, 1e-3, 1e-1, 1.0)}  # what the authors give to one layer or another
+    grid = {"decay": (1e-5, 1e-3, 1e-1, 1.0)}  # the authors' values over layers
 
     def __init__(self, *, alpha: float, decay: float, batch_size: int) -> None:
         require.above(0, alpha=alpha)

@@ -11,26 +11,26 @@ from harness.types import Step
 
 
 class ReDo(Strategy):
-    """ReDo: every `period` steps dormant units start afresh (Sokar 2023).
+    """ReDo: reinitialise dormant units every `period` steps (Sokar 2023).
 
         score_i = E|h_i| / mean_{j in layer} E|h_j|,   dormant iff score_i <= tau
 
     E is over `samples` rows drawn from the current task's training data, in evaluation mode, after the
     update. A dormant unit gets fresh incoming weights, zero outgoing weights and fresh optimizer state.
-    All layers are scored before any is changed. In a net without layer norm, tau=0 leaves the outputs
-    on these rows as they were.
+    All layers are scored before any is changed. In a net without layer norm, tau=0 does not change the outputs
+    on these rows.
 
     Differences from the paper:
     * The rows come from the current task instead of a reinforcement learner's buffer.
     * Adam's step counts of the recycled entries restart too (the authors' code keeps them, which makes
       the first updates of a new weight 3.15 times too long).
-    * All hidden layers are recycled; the authors' residual nets recycle only part of them.
-    * Penalties of other strategies (EWC, L2-Init) still pull a new unit to the old one's anchor.
+    * All hidden layers are recycled; in the authors' residual nets only some.
+    * Penalties of other strategies (EWC, L2-Init) still pull a new unit towards the old one's anchor.
     """
 
     name = "redo"
     family = "plasticity"
-    needs_boundaries = True  # it looks at rows of the current task
+    needs_boundaries = True  # it scores units on rows of the current task
     order = {"step": REPLACE}
     grid = {"tau": (0.0, 0.025, 0.1), "period": (250, 1000)}  # thresholds of the paper and of its code
 

@@ -19,7 +19,7 @@ FILLS = ("step", "end")
 
 
 class Replay(Strategy):
-    """Experience replay: every batch is joined by rows of a small memory (Rolnick 2019; Chaudhry 2019).
+    """Experience replay: add rows of a small memory to every batch (Rolnick 2019; Chaudhry 2019).
 
         L = a mean_fresh(nll) + b mean_memory(nll)
 
@@ -27,24 +27,24 @@ class Replay(Strategy):
         weighting=mean    a = B / (B + k),  b = k / (B + k)    one mean over B fresh and k replayed rows (Chaudhry)
         weighting=share   a = 1 / t,        b = 1 - 1 / t      t tasks so far (van de Ven, Tuytelaars & Tolias 2022)
 
-    fill=step offers each fresh batch to the memory after its update, as in online replay: from the second
-    step on, the first task replays its own rows. fill=end offers a task's rows once it is over, so that
-    only past tasks are replayed, as van de Ven's protocols have it (with weighting=share and class_balanced).
+    fill=step adds each fresh batch to the memory after its update, as in online replay: from the second
+    step on, the first task replays its own rows. fill=end adds a task's rows at its end: only past tasks
+    are replayed, as in van de Ven's protocols (with weighting=share and class_balanced).
     Replayed rows keep their task id and compete under the current task's mask.
 
-    Memory: capacity rows per seed. Each step trains on up to batch_size rows more than naive does.
+    Memory: capacity rows per seed. Each step trains on up to batch_size additional rows.
 
     Differences from the papers:
-    * While the memory holds fewer rows than batch_size, all of them are replayed once (as DER's code does).
-    * fill=end offers `nominal` rows of the task in random order: all of them, where seeds have equally many.
+    * While the memory has fewer rows than batch_size, all of them are replayed once (as in DER's code).
+    * fill=end adds `nominal` rows of the task in random order: all rows, if all seeds have the same number.
     * With class_balanced, classes are outputs: tasks that share their outputs share one quota.
-    * policy=ring has a queue for each class of each task, as Chaudhry's ring has (for regression, for each task);
-      their lengths: harness.memory.
+    * policy=ring has a queue for each class of each task, as in Chaudhry's ring (for regression, for each task);
+      for their lengths see harness.toolbox.memory.
     """
 
     family = "replay"
     order = {"batch": APPEND}
-    grid = {"weighting": ("sum", "mean", "share")}  # what sources differ in; rows held and replayed are the budget
+    grid = {"weighting": ("sum", "mean", "share")}  # sources differ in it; capacity and batch_size are the budget
 
     def __init__(
         self, *, capacity: int, batch_size: int, policy: str, weighting: str, fill: str, replacement: bool

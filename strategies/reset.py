@@ -1,4 +1,4 @@
-"""Reset: a fresh network for every task, the control against which plasticity is measured."""
+"""Reset: a fresh network for every task, the control for plasticity."""
 
 from harness import tree
 from harness.learner import Learner
@@ -9,12 +9,12 @@ from harness.types import Task
 class Reset(Strategy):
     """Reset: a fresh network for every task, the control for loss of plasticity (the "retrained" net of Dohare 2024).
 
-        θ, batch-norm statistics <- a new initialisation;  the optimizer forgets everything
+        θ, batch-norm statistics <- a new initialisation;  the optimizer's state is cleared
 
-    before every task but the first, which starts from the run's own initialisation and so equals naive.
-    Nothing is carried from one task to the next, and nothing of it is old: forgetting is total.
+    before every task but the first, which starts from the run's initialisation and equals naive.
+    Nothing is carried from one task to the next: forgetting is total.
 
-    Differences from the paper: retraining there sees all data so far; here each network sees its task alone.
+    Differences from the paper: it retrains on all data so far; here each network sees only its task.
     """
 
     family = "control"

@@ -11,16 +11,16 @@ from harness.types import Aux, Batch, GradFn, Params
 
 
 class SAM(Strategy):
-    """SAM: step with the gradient found a little uphill, which prefers flat minima (Foret 2021).
+    """SAM: step with the gradient from slightly uphill, which favours flat minima (Foret 2021).
 
         e = rho g(θ) / |g(θ)|,   the optimizer receives g(θ + e)
 
-    g is the gradient of the whole objective: replayed rows and the penalties of other strategies included. The
-    norm is over all parameters of a seed. Both passes see the same rows and dropout masks. Costs two gradients a step.
+    g is the gradient of the whole objective, including replayed rows and penalties of other strategies. The norm is
+    over all parameters of a seed. Both passes see the same rows and dropout masks. Costs two gradients per step.
 
     Differences from the paper:
-    * Batch norm normalises by the batch in both passes; running statistics move once, by the pass at θ.
-    * The neighbourhood is that of the whole batch: one e for all its rows (the paper's m-sharpness with m = batch).
+    * Batch norm uses batch statistics in both passes; only the pass at θ updates the running ones.
+    * One e for all rows of a batch (the paper's m-sharpness with m = batch).
     """
 
     family = "optimization-based"

@@ -13,21 +13,21 @@ from harness.types import Buffers, How, Net, Out, Params, Task
 
 
 class Separate(Strategy):
-    """Separate networks: each task has a net of its own, which nothing later touches (van de Ven 2022).
+    """Separate networks: one net per task, never changed by later tasks (van de Ven 2022).
 
         begin of task i:  θ <- a fresh initialisation θ_i, a fresh optimizer;   end:  keep θ_i
-        deployed:         each row goes through its task's net, a future task's through that task's initialisation
+        deployed:         each row goes through its task's net, for a future task through its initialisation
 
-    There is neither forgetting nor transfer. Cost: one net for each task of the stream, all held from the start.
+    There is neither forgetting nor transfer. Cost: one net for each task of the stream, all allocated at the start.
 
     Differences from the paper:
-    * There each net is smaller, 100 units a layer beside 400 (split MNIST), for an equal number of parameters.
-      Here each is the whole model: give a smaller one (model.widths) for an equal total.
+    * In the paper each net is smaller, 100 instead of 400 units per layer (split MNIST), for an equal number of
+      parameters. Here each is the whole model: set a smaller one (model.widths) for an equal total.
     """
 
     family = "context-dependent"
     scenarios = ("task",)
-    why = "a row's task says which net it goes through"
+    why = "the task of a row selects its net"
 
     def setup(self, learner: Learner) -> None:
         key, apply = self.random.key(), learner.apply
@@ -50,7 +50,7 @@ class Separate(Strategy):
 
         def route(params: Params, buffers: Buffers, x: Tensor, t: Tensor, **how: Unpack[How]) -> Out:
             nets = {i: Net(params, buffers, net.apply) if i == now else self.nets[i] for i in t.unique().tolist()}
-            outs = {i: own(x, t, record=how.get("record", False)) for i, own in nets.items()}  # most often one
+            outs = {i: own(x, t, record=how.get("record", False)) for i, own in nets.items()}  # usually one
             return next(iter(outs.values())) if len(outs) == 1 else _by_task(t, outs)
 
         return Net(net.params, net.buffers, route)

@@ -13,7 +13,7 @@ from harness.types import Params, Step, Task
 
 MODES = ("boundary", "step")
 NOISES = ("gaussian", "fresh_init", "initial")
-SMALLEST_STEP_SHRINK = 0.9  # 0.6 a boundary is a choice, 0.6 a step a network of zeros
+SMALLEST_STEP_SHRINK = 0.9  # 0.6 is sensible per boundary; per step it leaves a network of zeros
 
 
 class ShrinkPerturb(Strategy):
@@ -21,23 +21,23 @@ class ShrinkPerturb(Strategy):
 
         p ~ N(0, 1)                noise=gaussian
         p = a new initialisation   noise=fresh_init
-        p = θ_0                    noise=initial: a pull to where training began
+        p = θ_0                    noise=initial: a pull towards the initialisation
 
-    mode=boundary acts before every task but the first, mode=step after every update; these are
-    different algorithms, each with its own random stream.
+    mode=boundary acts before every task but the first, mode=step after every update. These are different
+    algorithms, each with its own random stream.
 
     Differences from the papers:
-    * All parameters are moved, biases and norm parameters included; running statistics and the
-      optimizer's state stay.
+    * All parameters change, including biases and norm parameters; running statistics and the optimizer's
+      state are unchanged.
     * mode=step: shrink is a decoupled weight decay. The paper's runs use SGD with weight decay wd, that
       is shrink = 1 - lr wd; use that, or shrink=1 and optimizer.weight_decay.
-    * mode=step draws one random number per parameter and step, which for a small batch costs more than
-      the step itself (noise=initial draws none).
+    * mode=step draws one random number per parameter and step, which costs more than the step itself for
+      small batches (noise=initial draws none).
     """
 
     family = "plasticity"
     order = {"begin": RENEW, "step": REPLACE}
-    grid = {"shrink": (0.2, 0.4, 0.6, 0.8)}  # Ash & Adams look at 0 to 1
+    grid = {"shrink": (0.2, 0.4, 0.6, 0.8)}  # Ash & Adams try 0 to 1
 
     def __init__(self, *, mode: str, shrink: float, sigma: float, noise: str) -> None:
         require.one_of(MODES, mode=mode)

@@ -1,5 +1,5 @@
-"""Zenke, Poole & Ganguli (2017), Continual learning through synaptic intelligence, ICML. Variants are told apart by
-the authors' code, github.com/ganguli-lab/pathint.
+"""Zenke, Poole & Ganguli (2017), Continual learning through synaptic intelligence, ICML. For variants see the
+authors' code, github.com/ganguli-lab/pathint.
 """
 
 import torch
@@ -16,22 +16,22 @@ GRADIENTS = ("task", "total")
 
 
 class SI(Strategy):
-    """Synaptic intelligence: a spring on each weight, as stiff as what it added to the fall of the loss (Zenke 2017).
+    """Synaptic intelligence: a spring on each weight, stiff by its contribution to the loss decrease (Zenke 2017).
 
         penalty = strength Σ_i Ω_i (θ_i - θ*_i)²                  θ*: weights after the last task
-        ω_i    <- ω_i - g_i (θ_i(after) - θ_i(before))            each step, with the update that was made
+        ω_i    <- ω_i - g_i (θ_i(after) - θ_i(before))            each step, with the actual update
         Ω_i    <- max(0, Ω_i + ω_i / ((θ_i - θ*_i)² + xi))        each boundary; then ω = 0
 
-    In small steps Σ ω is the decrease of the loss. The update is what the optimizer did, momentum and all.
+    For small steps Σ ω is the decrease of the loss. The update is the optimizer's, including momentum.
 
         gradient=task    g is that of the loss without this penalty (the authors' code)
-        gradient=total   g contains it (van de Ven's code, Avalanche, Mammoth)
+        gradient=total   g includes it (van de Ven's code, Avalanche, Mammoth)
 
-    Memory: four copies of the parameters, and one of those before the step.
+    Memory: four copies of the parameters, and one from before the step.
 
     Differences from the paper:
-    * max(0, ...) is in the authors' code only: a negative stiffness has no minimum.
-    * Beside cbp or redo a replaced unit keeps its importance and its anchor.
+    * max(0, ...) is only in the authors' code: a penalty with negative stiffness has no minimum.
+    * With cbp or redo, a replaced unit keeps its importance and its anchor.
     """
 
     family = "parameter regularization"
@@ -42,7 +42,7 @@ class SI(Strategy):
 
     def __init__(self, *, strength: float, xi: float, gradient: str) -> None:
         require.at_least(0, strength=strength)
-        require.above(0, xi=xi)  # what weights that did not move are divided by
+        require.above(0, xi=xi)  # unmoved weights are divided by it
         require.one_of(GRADIENTS, gradient=gradient)
         self.strength, self.xi, self.gradient = strength, xi, gradient
 
@@ -57,7 +57,7 @@ class SI(Strategy):
     def grad(self, learner: Learner, inner: GradFn) -> GradFn:
         def gradient(params: Params, batch: Batch) -> tuple[Params, Aux]:
             grads, aux = inner(params, batch)
-            self.seen = self.seen or grads  # a sharpness-aware step calls again, elsewhere
+            self.seen = self.seen or grads  # keep the first: a sharpness-aware step calls again at other weights
             return grads, aux
 
         return gradient

@@ -25,25 +25,24 @@ class SLDA(Strategy):
 
         NΣ <- NΣ + Σ_c s_c + N_c n_c / (N_c + n_c) (m_c - μ_c)(m_c - μ_c)ᵀ,   then N_c, μ_c
 
-    which is exactly the covariance of all rows seen, in whatever batches and order they came.
+    which is exactly the covariance of all rows seen, independent of batches and order.
 
-        features=frozen   z: what the head reads in the net as trained on the first task, whatever becomes of the
-                          learner's; later tasks take no step
-        features=input    z: the flattened input; no step is taken at all
+        features=frozen   z: input of the head in the net trained on the first task; later tasks take no step
+        features=input    z: the flattened input; no step at all
 
-    Holds C means, a D x D matrix and, for its features, one net; solves a D x D system per evaluation. The pass over a
-    task's rows is made once, at its end.
+    Stores C means, a D x D matrix and one net for the features; solves a D x D system per evaluation. It passes over
+    a task's rows once, at its end.
 
     Differences from the paper:
-    * The deep features there come from ImageNet; here from the first task (its base initialisation), or none.
-    * Its update weighs a row by t / (t + 1), t all rows seen, and the first row of a class enters Σ with all its
-      length; the exact weight is N_c / (N_c + 1), and a first row adds nothing.
-    * A class that was not seen has no logit to speak of; its code leaves its mean at 0.
+    * The paper's features come from ImageNet; here from the first task (its base initialisation), or none.
+    * Its update weighs a row by t / (t + 1), t all rows seen, and the first row of a class enters Σ in full;
+      the exact weight is N_c / (N_c + 1), and a first row adds nothing.
+    * An unseen class has a very low logit; the code leaves its mean at 0.
     """
 
     family = "template-based"
     order = {"begin": HOLD, "deploy": READOUT}
-    grid = {"shrinkage": (1e-4, 1e-3, 1e-2, 1e-1)}  # from the paper's 1e-4 up
+    grid = {"shrinkage": (1e-4, 1e-3, 1e-2, 1e-1)}  # from the paper's 1e-4 upwards
 
     def __init__(self, *, features: str, shrinkage: float) -> None:
         require.one_of(FEATURES, features=features)
@@ -63,7 +62,7 @@ class SLDA(Strategy):
         return replace(task, nominal=0) if task.index or self.features == "input" else task
 
     def kept(self, learner: Learner) -> Net:
-        """The learner's net as it is now; nothing where features are the inputs."""
+        """A copy of the learner's net; empty if features are the inputs."""
         if self.features == "input":
             return Net({}, {}, learner.apply)
         return Net(tree.copy(learner.params), tree.copy(learner.buffers), learner.apply)
@@ -75,7 +74,7 @@ class SLDA(Strategy):
             self.update(z.double(), batch.y, (batch.w > 0).double())
 
     def update(self, z: Tensor, y: Tensor, w: Tensor) -> None:
-        """Take in rows z [S, B, D] of classes y [S, B]; w [S, B] is 0 on padding, else 1."""
+        """Add rows z [S, B, D] of classes y [S, B]; w [S, B] is 0 on padding, else 1."""
         total, n = class_means.class_sums(z, y, w, self.mean.shape[1])
         mean = total / n.clamp_min(1)[:, :, None]
         inside = (z - mean.gather(1, y[:, :, None].expand_as(z))) * w[:, :, None]

@@ -22,15 +22,15 @@ class Spectral(Strategy):
         penalty = strength Σ_layers [ (σ_l^k - 1)² + |b_l|^(2k) ] + strength Σ_norms [ (gain^k - 1)² + shift^(2k) ]
 
     σ_l = uᵀ W v, the largest singular value of the layer's weights (a convolution's as a matrix of outputs by the
-    rest), with u and v from one step of power iteration before each update, not differentiated: the gradient of σ
-    is u vᵀ. Norm gains and shifts count one by one.
+    rest), with u and v from one step of power iteration before each update, treated as constants: the gradient of σ
+    is u vᵀ. Norm gains and shifts count individually.
 
-    Holds two vectors for each layer; costs two products of a matrix and a vector for each.
+    Stores two vectors per layer; costs two matrix-vector products per layer.
 
     Differences from the paper:
-    * A layer whose weights are all 0 keeps its u and v (normalised zeros would stay zeros, and so would the gradient).
-    * Under a sharpness-aware step, u and v are those of the unperturbed weights.
-    * Parameters that are neither of a layer nor of a norm are left free.
+    * A layer whose weights are all 0 keeps its u and v (normalised zeros would stay zero, as would the gradient).
+    * In a sharpness-aware step, u and v are those of the unperturbed weights.
+    * Parameters outside layers and norms are not penalised.
     """
 
     family = "plasticity"
@@ -50,7 +50,7 @@ class Spectral(Strategy):
         norms = {s.name for unit in units for s in unit.norm if s.name in learner.params}
         self.norms = {
             n: float(learner.params[n].mean().round()) for n in sorted(norms)
-        }  # gains begin at 1, shifts at 0
+        }  # gains start at 1, shifts at 0
         key = self.random.key()
         self.u, self.v = {}, {}
         for n in self.weights:
@@ -82,7 +82,7 @@ class Spectral(Strategy):
 
 
 def direction(w: Tensor, x: Tensor, old: Tensor) -> Tensor:
-    """w x of each seed at length 1; `old` where it has none."""
+    """w x of each seed scaled to length 1; `old` if it is 0."""
     y = (w @ x[:, :, None])[:, :, 0]
     length = torch.linalg.vector_norm(y, dim=1, keepdim=True)
     return torch.where(length > TINY, y / length, old)

@@ -15,26 +15,26 @@ UTILITIES = ("global", "local")
 
 
 class UPGD(Strategy):
-    """UPGD: useful weights move little, useless ones are also perturbed (Elsayed & Mahmood 2024).
+    """UPGD: small updates of useful weights, perturbation of useless ones (Elsayed & Mahmood 2024).
 
         U <- decay U - (1 - decay) g θ                                     first-order utility of each weight
         s = sigmoid(U / max over all weights of U)                         utility=global
         s = sigmoid(U / |U| over a unit's incoming weights)                utility=local
         θ <- θ (1 - lr weight_decay) + scale (1 - s) (Δ - lr sigma ξ),     ξ ~ N(0, 1)
 
-    g is the gradient that the optimizer received, Δ the update that it made. Under plain SGD Δ = -lr g, which is the
-    paper's UPGD-W (its correction of U by 1 / (1 - decay^n) cancels in s). Under Adam Δ is Adam's, as in its AdaUPGD;
-    with momentum the velocity is that of plain training, and the step it makes is gated. sigma's lr is the optimizer's
-    current one. Leave optimizer.weight_decay at 0: it would be gated too.
+    g is the gradient passed to the optimizer, Δ its update. With plain SGD Δ = -lr g, which is the paper's UPGD-W (its
+    correction of U by 1 / (1 - decay^n) cancels in s). With Adam Δ is Adam's, as in its AdaUPGD; with momentum the
+    velocity is that of plain training, and the resulting step is gated. lr is the optimizer's current one. Leave
+    optimizer.weight_decay at 0: it would be gated too.
 
-    A weight without utility has s = ½, so that scale=2 moves it by exactly Δ. Holds one number for each parameter.
-    Draws one per parameter and step, which for a small net takes several times as long as the step; sigma=0 draws none.
+    A weight without utility has s = ½: scale=2 moves it by exactly Δ. Stores one number per parameter. Draws one per
+    parameter and step, which takes several times as long as the step for a small net; sigma=0 draws none.
 
     Differences from the paper:
-    * scale=2 is the formula of the authors' README; their experiments' code (core/optim) has 1.
-    * Where no weight has positive utility, max U is not above 0 and the authors' code divides by it, which turns
-      the order round or gives NaN. Here all such weights have s at most ½.
-    * utility=local takes a convolution's whole filter; their code normalises over its last axis alone.
+    * scale=2 is the formula of the authors' README; the code of their experiments (core/optim) has 1.
+    * If no weight has positive utility, the authors' code divides by max U <= 0, which reverses the order or gives
+      NaN. Here such weights have s at most ½.
+    * utility=local normalises over a convolution's whole filter; their code only over its last axis.
     """
 
     family = "plasticity"
@@ -67,7 +67,7 @@ class UPGD(Strategy):
             learner.params[k].copy_(old * (1 - lr * self.weight_decay) + gate * move)
 
     def scaled(self, u: Params) -> Params:
-        """Utility as the sigmoid takes it."""
+        """The argument of the sigmoid."""
         tiny = torch.finfo(next(iter(u.values())).dtype).tiny
         if self.utility == "local":
             return {k: F.normalize(v.flatten(min(2, v.dim() - 1)), dim=-1, eps=tiny).view_as(v) for k, v in u.items()}

@@ -14,26 +14,26 @@ from harness.types import Gates, Params
 
 
 class XdG(Strategy):
-    """XdG: each task silences a random share of the hidden units, always the same ones (Masse 2018).
+    """XdG: each task silences a fixed random share of the hidden units (Masse 2018).
 
         h_l <- g_l,t h_l,   g_l,t in {0, 1}: floor(share n) of layer l's n units are 0, drawn once for each task t
 
-    Gates act in training and evaluation, by the task id of each row. A silenced unit neither passes on anything nor has
-    a gradient from that row; nothing protects it from the tasks that use it, hence `strategy=[xdg,si]` in the paper.
-    State: a bit for each task and unit.
+    Gates act in training and evaluation, by the task id of each row. A silenced unit has neither output nor gradient
+    for that row. Units shared by tasks are not protected; the paper therefore uses `strategy=[xdg,si]`.
+    State: one bit per task and unit.
 
     Differences from the paper:
     * Exactly floor(share n) units of each layer are silent, as in van de Ven et al. (2022); in the authors' code each
-      one is with probability `share`.
-    * All hidden units are gated, channels of convolutions too; in the paper the fully connected ones. A channel of a
-      residual stream is silent in its whole stage.
+      unit is silent with probability `share`.
+    * All hidden units are gated, including channels of convolutions; in the paper only fully connected ones. A channel
+      of a residual stream is silent in its whole stage.
     * Batch-norm statistics are shared by the tasks.
     """
 
     name = "xdg"
     family = "context-dependent"
     scenarios = ("task",)
-    why = "the gates of a row are those of its task"
+    why = "the task of a row selects its gates"
     transient = ("gates",)
     grid = {"share": (0.4, 0.6, 0.8, 0.9)}  # around Masse et al.'s 0.8
 

@@ -15,11 +15,11 @@ from harness.types import Buffers, Gates, How, Layer, Out, Params, Slice, Unit
 class CNN:
     """Convolutional network: convolution, layer norm (optional), nonlinearity, 2x2 max-pooling per layer; then an MLP.
 
-    `shape` is (channels, height, width) of one input; `channels` are units per convolution, which keeps the
-    size of its image; `hidden` are units per fully connected layer, and dropout applies to these. Layer norm
-    takes the mean and variance of a convolution over channels and space, with a gain and a shift for each channel.
+    `shape` is (channels, height, width) of one input; `channels` are units per convolution, which preserves the
+    image size; `hidden` are units per fully connected layer, with dropout. Layer norm uses the mean and variance
+    of a convolution over channels and space, with a gain and a shift for each channel.
     Acts of a convolution [S, B, H, h, w] are recorded before pooling.
-    Raises ValueError for an option out of range, or for data that are no images.
+    Raises ValueError for an option out of range, or for data that are not images.
     """
 
     def __init__(
@@ -35,14 +35,14 @@ class CNN:
     ) -> None:
         fan_in, height, width = layers.image(shape, "cnn")
         if any(c < 1 for c in channels):
-            raise ValueError(f"channels={list(channels)}: every convolution needs at least one channel")
+            raise ValueError(f"channels={list(channels)}: each must be at least 1")
         if kernel % 2 == 0 or kernel < 1:
-            raise ValueError(f"kernel={kernel} must be odd: a convolution keeps the size of its image")
+            raise ValueError(f"kernel={kernel}: must be odd, to preserve the image size")
         height, width = height >> len(channels), width >> len(channels)
         if not height * width:
             raise ValueError(
-                f"channels={list(channels)}: {len(channels)} poolings leave nothing of {shape[1]}x{shape[2]} "
-                "pixels; give fewer channels"
+                f"channels={list(channels)}: {len(channels)} poolings leave nothing of {shape[1]}x{shape[2]} pixels; "
+                "use fewer convolutions"
             )
         self.act, copies = layers.activation(activation)
         inputs = [fan_in, *(copies * c for c in channels)]

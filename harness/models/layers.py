@@ -1,4 +1,4 @@
-"""What the models are made of: maps, norms and draws with the seed axis in front."""
+"""Layers and initial values with the seed axis first."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MOMENTUM = 0.1
 
 
 def activation(name: str) -> tuple[Callable[[Tensor], Tensor], int]:
-    """The function and how many channels it makes of each unit. Raises ValueError for an unknown name."""
+    """The function and its channels per unit. Raises ValueError for an unknown name."""
     known: dict[str, tuple[Callable[[Tensor], Tensor], int]] = {
         "relu": (torch.relu, 1),
         "tanh": (torch.tanh, 1),
@@ -25,26 +25,26 @@ def activation(name: str) -> tuple[Callable[[Tensor], Tensor], int]:
         "fourier": (lambda x: torch.cat([x.sin(), x.cos()], 2), 2),  # Lewandowski, Schuurmans & Machado 2024
     }
     if name not in known:
-        raise ValueError(f"activation={name} is none of {', '.join(known)}")
+        raise ValueError(f"activation={name}: choose one of {', '.join(known)}")
     return known[name]
 
 
 def asymptote(name: str) -> float | None:
-    """What the absolute value of this activation tends to where it saturates; None where it does not."""
+    """Limit of the absolute value of this activation as it saturates, if it does."""
     return {"tanh": 1.0}.get(name)
 
 
 def image(shape: Sequence[int], model: str) -> tuple[int, int, int]:
-    """Channels, height, width. Raises ValueError for data that are no images."""
+    """Channels, height, width. Raises ValueError for data that are not images."""
     if len(shape) != 3:
-        raise ValueError(f"model={model} reads images [channels, height, width], not {list(shape)}; try mlp")
+        raise ValueError(f"model={model}: needs images [channels, height, width], not {list(shape)}; use model=mlp")
     return shape[0], shape[1], shape[2]
 
 
 def linear(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
     """x [S, B, in], w [S, out, in], b [S, out] -> [S, B, out], laid out with the batch innermost."""
-    # Written as w xᵀ, not x wᵀ: autograd then returns the gradient of w in w's own layout, where a transposed
-    # one slows every elementwise operation of the optimizer. Measured on two cores, a step with SGD against
+    # Written as w xᵀ, not x wᵀ: autograd then returns the gradient of w in w's layout; a transposed one
+    # slows every elementwise operation of the optimizer. Measured on two cores, a step with SGD against
     # nn.Linear at S=1: 0.91-1.08 (x wᵀ: 1.06-1.18); at S=10, 64-100-100-10, per seed: 0.20-0.23 (0.23-0.26).
     return torch.baddbmm(b[:, :, None], w, x.mT).mT
 
@@ -55,8 +55,8 @@ def conv2d(x: Tensor, w: Tensor, b: Tensor | None, stride: int = 1, padding: int
     if seeds == 1 or x.is_cuda:
         bias = None if b is None else b.flatten()
         return _split(F.conv2d(_merge(x), w.flatten(0, 1), bias, stride, padding, groups=seeds), seeds)
-    # Grouped, a CPU takes up to twice as long where channels are no multiple of 16 (40 to 80 on 8x8: 19 ms
-    # against 10, one thread), and about as long where they are.
+    # Grouped, a CPU takes up to twice as long unless channels are a multiple of 16 (40 to 80 on 8x8: 19 ms
+    # against 10, one thread).
     biases = [None] * seeds if b is None else b.unbind()
     rows = zip(x.unbind(), w.unbind(), biases, strict=True)
     return torch.stack([F.conv2d(xs, ws, bs, stride, padding) for xs, ws, bs in rows])
@@ -84,12 +84,12 @@ def batch_norm(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Normalises [S, B, C, h, w] over B, h, w (Ioffe & Szegedy 2015).
 
-    Returns it with the new running mean and variance [S, C]. As in torch, a batch is divided by its biased
-    variance, and the running one averages the unbiased.
-    Raises ValueError where one value per channel is left to train on.
+    Returns it with the new running mean and variance [S, C]. As in torch, a batch is normalised by its biased
+    variance, and the running variance averages the unbiased one.
+    Raises ValueError if a channel has a single value to train on.
     """
     if train:
-        # F.batch_norm writes into them, through the flat views: they must be contiguous
+        # F.batch_norm writes into them through flat views: they must be contiguous
         mean, var = (v.clone(memory_format=torch.contiguous_format) for v in (mean, var))
     stats = mean.flatten(), var.flatten()
     y = F.batch_norm(_merge(x), *stats, gain.flatten(), shift.flatten(), train, MOMENTUM, EPS)
@@ -99,14 +99,14 @@ def batch_norm(
 def dropout(x: Tensor, rate: float, key: Tensor) -> Tensor:
     """Zeroes entries of [S, B, ...] with probability `rate` and scales the rest by 1 / (1 - rate).
 
-    Draws run row-major, so that rows appended to a batch leave the masks of those before them alone.
+    Draws run row-major: appending rows to a batch does not change the masks of earlier rows.
     """
-    kept = rng.uniform(key, *x.shape[1:]) >= rate  # float32 always: one mask in both precisions
+    kept = rng.uniform(key, *x.shape[1:]) >= rate  # always float32: the same mask in both precisions
     return x * kept / (1 - rate)
 
 
 def gate(x: Tensor, gates: Gates | None, name: str) -> Tensor:
-    """The hidden units x [S, B, k H, ...] times their gate [S, B, H], all k copies of a unit (CReLU) alike.
+    """The hidden units x [S, B, k H, ...] times their gate [S, B, H], the same for all k copies of a unit (CReLU).
 
     >>> gate(torch.ones(1, 1, 4), {"h": torch.tensor([[[0.0, 0.5]]])}, "h")
     tensor([[[0.0000, 0.5000, 0.0000, 0.5000]]])
@@ -134,13 +134,13 @@ def draw_norm(key: Tensor, name: str, channels: int) -> Params:
 
 
 def writes(name: str, bias: bool = True) -> tuple[Slice, ...]:
-    """The rows of a map that write the units."""
+    """The rows of a weight, and bias, that write the units."""
     rows = Slice(f"{name}.weight", 1)
     return (rows, Slice(f"{name}.bias", 1, bias=True)) if bias else (rows,)
 
 
 def reads(name: str, size: int = 0, copies: int = 1, repeat: int = 1) -> tuple[Slice, ...]:
-    """The columns of a map that read `size` units: `copies` blocks of them, `repeat` columns a unit."""
+    """The columns of a weight that read `size` units: `copies` blocks with `repeat` columns per unit."""
     return tuple(Slice(f"{name}.weight", 2, repeat, i * size * repeat) for i in range(copies))
 
 

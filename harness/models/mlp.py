@@ -13,11 +13,11 @@ from harness.types import Buffers, Gates, Layer, Out, Params, Slice, Unit
 
 
 class MLP:
-    """Fully connected network: linear, layer norm (optional), nonlinearity, dropout (optional), and again.
+    """Fully connected network: linear, layer norm (optional), nonlinearity, dropout (optional) per layer.
 
-    `shape` is that of one input, which is flattened; `widths` are units per hidden layer, and () is a linear
+    `shape` is that of one input, which is flattened; `widths` are units per hidden layer, () gives a linear
     model. A unit is a pre-activation: CReLU = [relu(x), relu(-x)] and deep Fourier features = [sin x, cos x]
-    give `Out.acts` and the next layer two channels for each, all first halves first. Acts are recorded before dropout.
+    have two channels per unit in `Out.acts`, all first halves first. Acts are recorded before dropout.
     Raises ValueError for an option out of range, and for training with dropout without a key.
     """
 
@@ -31,9 +31,9 @@ class MLP:
         dropout: float = 0.0,
     ) -> None:
         if any(w < 1 for w in widths):
-            raise ValueError(f"widths={list(widths)}: every hidden layer needs at least one unit")
+            raise ValueError(f"widths={list(widths)}: each must be at least 1")
         if not 0 <= dropout < 1:
-            raise ValueError(f"dropout={dropout} must be at least 0 and below 1")
+            raise ValueError(f"dropout={dropout}: must be at least 0 and below 1")
         self.act, copies = layers.activation(activation)
         self.outputs, self.layer_norm = outputs, layer_norm
         self.dropout, self.stochastic = dropout, dropout > 0
@@ -91,6 +91,6 @@ class MLP:
             acts[name] = h = layers.gate(self.act(z), gates, name)
             if train and self.dropout:
                 if key is None:
-                    raise ValueError(f"dropout={self.dropout}: training needs a key, which fixes the masks")
+                    raise ValueError(f"dropout={self.dropout}: training needs a key that fixes the masks")
                 h = layers.dropout(h, self.dropout, rng.fold(key, name))
         return Out(z.contiguous(), acts, buffers, inputs, preacts)

@@ -1,4 +1,4 @@
-"""A user's own torch.nn.Module, with the seed axis added by vmap."""
+"""A user's torch.nn.Module, with the seed axis added by vmap."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ _DROPOUTS: dict[Any, int | None] = {F.dropout: None, F.dropout1d: 2, F.dropout2d
 
 
 class Module:
-    """Your own torch.nn.Module, as it is: the seed axis is added by vmap.
+    """Your own torch.nn.Module, unchanged: vmap adds the seed axis.
 
     `factory()` builds one; its forward(x) or forward(x, t) maps x [B, *shape] and task ids t [B] to logits
     [B, C], or to (logits, acts) with acts a dict of hidden activations. The module may declare `units`,
-    `layers` and `head` as types.Model does (names as in named_parameters), and `stochastic`; what it does not
-    declare is empty, and it is stochastic if it holds a dropout layer.
+    `layers` and `head` as types.Model does (names as in named_parameters), which are empty by default, and
+    `stochastic`, by default whether it has a dropout layer.
 
-    Row s is initialised by the module itself, after torch's global generator was seeded from key[s]; the
-    generator is put back. Buffers that forward changes in place (batch norm) are carried, those that it
-    assigns anew are not. Dropout draws from `key`, so that row s of S seeds is seed s alone.
+    The module initialises row s itself, after torch's global generator is seeded from key[s]; the generator
+    is restored. Buffers that forward changes in place (batch norm) are kept, buffers that it reassigns are
+    not. Dropout draws from `key`: row s of S seeds equals seed s alone.
     Raises ValueError for any other random operation in forward, and for training a stochastic module without
-    a key. Costs 1.5-2.5 times the plain module at S = 1, where MLP, CNN and ResNet18 cost the same.
+    a key. Costs 1.5-2.5 times the plain module at S = 1; MLP, CNN and ResNet18 cost the same as plain ones.
     """
 
     def __init__(self, factory: Callable[[], nn.Module], outputs: int) -> None:
@@ -41,7 +41,7 @@ class Module:
         with torch.random.fork_rng(devices=()):
             self.template = factory()
         if not isinstance(self.template, nn.Module):
-            raise ValueError(f"model: {factory} made a {type(self.template).__name__}, not a torch.nn.Module")
+            raise ValueError(f"model: {factory} returned a {type(self.template).__name__}, not a torch.nn.Module")
         self.units: tuple[Unit, ...] = tuple(self._declared("units"))
         self.layers: tuple[Layer, ...] = tuple(self._declared("layers"))
         self.head: tuple[str, ...] = tuple(self._declared("head"))
@@ -51,7 +51,7 @@ class Module:
 
     def _declared(self, name: str) -> Sequence[Any]:
         found: Sequence[Any] = getattr(self.template, name, ())
-        return () if isinstance(found, nn.Module) else found  # many a net has a layer called head
+        return () if isinstance(found, nn.Module) else found  # many nets have a layer called head
 
     def init(self, key: Tensor) -> tuple[Params, Buffers]:
         nets = []
@@ -78,7 +78,7 @@ class Module:
         record: bool = False,
     ) -> Out:
         if train and self.stochastic and key is None:
-            raise ValueError("the model has dropout: training needs a key, which fixes the masks")
+            raise ValueError("the model has dropout: training needs a key that fixes the masks")
         if self.template.training != train:
             self.template.train(train)
         if train:

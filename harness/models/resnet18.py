@@ -18,11 +18,11 @@ class ResNet18:
     Ranzato (2017). `norm` is "batch" (running statistics are buffers, momentum 0.1) or "group" (Wu & He
     2018, `groups` a layer). `shape` is (channels, height, width).
 
-    Units are the inner channels of each block, and the channels of each stage's residual stream. A stream is
-    written by every block of its stage (the first one's input too: by the stem in stage 1, by the shortcut
-    convolution later) and read by every block, the next stage's shortcut or the head; since one channel lives
-    through the whole stage, it is one unit, and its act is the output of the stage's last block.
-    Raises ValueError for an option out of range, or for data that are no images.
+    Units are the inner channels of each block, and the channels of each stage's residual stream. Every block of
+    a stage writes its stream (as does the stem in stage 1, the shortcut convolution in later stages), and every
+    block, the next stage's shortcut or the head reads it. A channel exists through the whole stage, so it is one
+    unit; its act is the output of the stage's last block.
+    Raises ValueError for an option out of range, or for data that are not images.
     """
 
     stochastic = False
@@ -33,11 +33,11 @@ class ResNet18:
     ) -> None:
         channels = layers.image(shape, "resnet18")[0]
         if norm not in ("batch", "group"):
-            raise ValueError(f"norm={norm} is none of batch, group")
+            raise ValueError(f"norm={norm}: choose one of batch, group")
         if width < 1:
-            raise ValueError(f"width={width} must be at least 1")
+            raise ValueError(f"width={width}: must be at least 1")
         if norm == "group" and (groups < 1 or width % groups):
-            raise ValueError(f"groups={groups} must divide width={width}")
+            raise ValueError(f"groups={groups}: must divide width={width}")
         self.outputs, self.norm, self.groups, self.features = outputs, norm, groups, 8 * width
 
         # name -> (channels out, channels in, kernel, stride)
@@ -53,7 +53,7 @@ class ResNet18:
                 self.convs[f"{block}.conv1"] = (out, fan_in, 3, out // fan_in)
                 self.convs[f"{block}.conv2"] = (out, out, 3, 1)
                 readers.append(f"{block}.conv1")
-                if out != fan_in:  # the stream of the stage before ends here
+                if out != fan_in:  # the previous stage's stream ends here
                     shortcut = f"{block}.shortcut"
                     self.convs[shortcut] = (out, fan_in, 1, 2)
                     units.append(self._unit(f"stage{stage - 1}", fan_in, writers, [*readers, shortcut]))

@@ -22,12 +22,12 @@ class VAE:
     """Fully connected variational autoencoder with a standard normal prior (Kingma & Welling 2014).
 
         q(z|x) = N(mean(x), diag exp(logvar(x))),   p(z) = N(0, I),   p(x|z) by decode(z)
-        elbo(x) = log p(x|z) + log p(z) - log q(z|x) at one z ~ q(z|x), the two latter by their expectation, -KL(q || p)
+        elbo(x) = log p(x|z) + log p(z) - log q(z|x) at one z ~ q(z|x), the last two by their expectation, -KL(q || p)
 
-    Encoder and decoder have hidden layers of `widths` ReLU units, in the decoder in reverse; () makes both linear.
+    Encoder and decoder have hidden layers of `widths` ReLU units, reversed in the decoder; () makes both linear.
     likelihood=bernoulli: independent pixels in 0..1 with mean sigmoid(decode(z)) (grey values count as
-    frequencies, as is customary); likelihood=gaussian: N(decode(z), I). All values are in nats, summed over pixels.
-    Rows of parameters are independent: a seed's, or a class's of a seed.
+    frequencies, as usual); likelihood=gaussian: N(decode(z), I). All values are in nats, summed over pixels.
+    Rows of parameters are independent: one per seed, or per seed and class.
     Raises ValueError for an option out of range.
     """
 
@@ -42,7 +42,7 @@ class VAE:
         if latent < 1:
             raise ValueError(f"latent={latent}: must be at least 1")
         if any(w < 1 for w in widths):
-            raise ValueError(f"widths={list(widths)}: every hidden layer needs at least one unit")
+            raise ValueError(f"widths={list(widths)}: each must be at least 1")
         if likelihood not in LIKELIHOODS:
             raise ValueError(f"likelihood={likelihood}: choose one of {', '.join(LIKELIHOODS)}")
         self.shape, self.outputs, self.latent, self.likelihood = tuple(shape), math.prod(shape), latent, likelihood
@@ -54,7 +54,7 @@ class VAE:
         }
 
     def init(self, key: Tensor) -> tuple[Params, Buffers]:
-        """PyTorch's default draws, float32."""
+        """PyTorch's default initialisation, float32."""
         params: Params = {}
         for name, (out, fan_in) in self.sizes.items():
             params |= layers.draw_map(key, name, out, fan_in)
@@ -85,7 +85,7 @@ class VAE:
         return -0.5 * ((decoded - flat).square().sum(2) + self.outputs * math.log(2 * math.pi))
 
     def elbo(self, params: Params, x: Tensor, key: Tensor) -> Tensor:
-        """Evidence lower bound of each row [S, B], by one draw of z each."""
+        """Evidence lower bound of each row [S, B], from one draw of z per row."""
         mean, logvar = self.encode(params, x)
         z = mean + (logvar / 2).exp() * rng.normal(key, *mean.shape[1:], dtype=mean.dtype)
         kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).sum(2)
@@ -101,13 +101,13 @@ class VAE:
     def log_likelihood(self, params: Params, x: Tensor, noise: Tensor) -> Tensor:
         """log mean_i p(x|z_i) p(z_i) / q(z_i|x) of each row [S, B], z_i ~ q(z|x): importance sampling.
 
-        `noise` [S, n, latent] are the n standard normal draws, the same for all rows, so that what is said of
-        a row does not depend on its companions. Its expectation is a lower bound that is tight as n grows
+        `noise` [S, n, latent] are the n standard normal draws, the same for all rows: the estimate for a row
+        does not depend on the others. Its expectation is a lower bound that becomes tight as n grows
         (Burda, Grosse & Salakhutdinov 2016).
         """
         mean, logvar = self.encode(params, x)
         total = torch.full_like(mean[..., 0], -math.inf)
-        for e in noise.unbind(1):  # one at a time: n times the pixels of a batch would not fit
+        for e in noise.unbind(1):  # one at a time: n times the pixels of a batch would not fit in memory
             z = mean + (logvar / 2).exp() * e[:, None]
             # log p(z) - log q(z|x): the normalising constants cancel
             ratio = 0.5 * (logvar + e[:, None].square() - z.square()).sum(2)
@@ -115,14 +115,14 @@ class VAE:
         return total - math.log(noise.shape[1])
 
     def __call__(self, params: Params, buffers: Buffers, x: Tensor, t: Tensor, **_: Any) -> Out:
-        """The reconstruction by the mean of q(z|x)."""
+        """The reconstruction from the mean of q(z|x)."""
         return Out(self.decode(params, self.encode(params, x)[0]), {}, buffers)
 
 
 def vae_for(stream: Stream, latent: int, widths: Sequence[int], likelihood: str) -> VAE:
     """A VAE of the stream's inputs. Raises ValueError if its pixels are not frequencies."""
     vae, train = VAE(stream.shape, latent, widths, likelihood), stream.tasks[0].train
-    count = min(1000, int(train.size.min()))  # the first rows will show it
+    count = min(1000, int(train.size.min()))  # the first rows suffice
     x = train.take(torch.arange(count, device=train.size.device).expand(len(train.size), -1))[0]
     low, high = float(x.min()), float(x.max())
     if likelihood == "bernoulli" and not 0 <= low <= high <= 1:

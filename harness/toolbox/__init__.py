@@ -1,1 +1,1 @@
-"""What strategies share."""
+"""Building blocks of strategies."""

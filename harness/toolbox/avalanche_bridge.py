@@ -1,7 +1,7 @@
-"""Both ways between our streams and learners and Avalanche 0.6 (Carta et al. 2023, JMLR), which is imported lazily.
+"""Our streams and learners as benchmarks and modules of Avalanche 0.6 (Carta et al. 2023, JMLR), imported lazily.
 
-A stream becomes a benchmark, one seed of a learner a module with our masked loss. `tasks/avalanche.py` makes a stream
-of a benchmark of Avalanche's.
+A stream becomes a benchmark, one seed of a learner a module with our masked loss. `tasks/avalanche.py` turns an
+Avalanche benchmark into a stream.
 """
 
 from __future__ import annotations
@@ -23,24 +23,22 @@ from harness.types import Buffers, Out, Params, Source, Stream
 
 
 def rows(source: Source, row: int) -> tuple[Tensor, Tensor]:
-    """Inputs [n, *shape] and targets [n] of all rows of seed number `row`, in the source's own order."""
+    """Inputs [n, *shape] and targets [n] of all rows of seed number `row`, in the source's order."""
     position = torch.arange(int(source.size[row]), device=source.size.device)
     x, y, _ = source.take(position.expand(len(source.size), -1))
     return x[row].clone(), y[row].clone()
 
 
 def benchmark(stream: Stream, row: int = 0) -> Any:
-    """An Avalanche benchmark of what seed number `row` sees: one experience a task, with its test set.
+    """An Avalanche benchmark of the data of seed number `row`: one experience per task, with its test set.
 
     Task labels count up with scenario=task and are 0 otherwise. `classes_order` and `n_classes_per_exp`, which
-    tensors_benchmark leaves out, are there too (iCaRL reads them). Every task is copied into tensors, so that
-    permuted inputs take the room of the data set once a task.
-    Raises ValueError for regression, which Avalanche's classification benchmarks cannot hold.
+    tensors_benchmark omits, are set (iCaRL reads them). Every task is copied into tensors: permuted inputs need
+    the memory of the data set once per task.
+    Raises ValueError for regression, which Avalanche's classification benchmarks do not support.
     """
     if stream.loss == "mse":
-        raise ValueError(
-            f"{stream.name}: Avalanche's benchmarks hold classes only, and this stream has a regression loss"
-        )
+        raise ValueError(f"{stream.name}: is a regression; Avalanche's benchmarks support classification only")
     from avalanche.benchmarks import tensors_benchmark
 
     train, test = ([rows(getattr(task, part), row) for task in stream.tasks] for part in ("train", "test"))
@@ -53,7 +51,7 @@ def benchmark(stream: Stream, row: int = 0) -> Any:
 
 
 class Network(nn.Module):
-    """One seed's parameters and buffers as a module, under their own names."""
+    """One seed's parameters and buffers as a module, under the same names."""
 
     def __init__(self, learner: Learner, s: int) -> None:
         super().__init__()
@@ -93,7 +91,7 @@ class Network(nn.Module):
 
 
 def network(learner: Learner, s: int) -> nn.Module:
-    """Seed s's network; with scenario=task one that Avalanche hands the task labels to."""
+    """Seed s's network; with scenario=task one that takes task labels from Avalanche."""
     if learner.stream.scenario != "task":
         return Network(learner, s)
     from avalanche.models import MultiTaskModule
@@ -102,7 +100,7 @@ def network(learner: Learner, s: int) -> nn.Module:
         known_train_tasks_labels: Any
 
         def forward(self, x: Tensor, task_labels: Tensor | None = None) -> Any:
-            """Logits, 0 at other tasks' outputs; without labels every known task's, in a dict."""
+            """Logits, 0 at other tasks' outputs; without labels a dict with those of every known task."""
             known = sorted(self.known_train_tasks_labels)
             if task_labels is None:
                 z = self.logits(x, torch.zeros(len(x), dtype=torch.int64, device=x.device))
@@ -113,7 +111,7 @@ def network(learner: Learner, s: int) -> nn.Module:
 
 
 class Criterion(nn.Module):
-    """Our masked cross-entropy, where the targets tell the task."""
+    """Our masked cross-entropy; the task follows from the targets."""
 
     def __init__(self, stream: Stream, s: int) -> None:
         super().__init__()
@@ -137,10 +135,10 @@ def masked(stream: Stream) -> bool:
 
 @contextmanager
 def apart(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
-    """Global generators that start from `seed` and are put back; no warnings, no output."""
+    """Seed the global random generators and restore them afterwards; suppress warnings and output."""
     devices = [device] if torch.device(device).type == "cuda" else []
     before = python_random.getstate(), np.random.get_state()
-    # recorded, since Avalanche switches some warnings on again
+    # recorded, because Avalanche re-enables some warnings
     with torch.random.fork_rng(devices), warnings.catch_warnings(record=True), redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         torch.manual_seed(seed)

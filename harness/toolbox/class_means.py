@@ -1,7 +1,7 @@
-"""Class templates: features of a net, their means, and read-outs that stand in place of the head.
+"""Features of a net, their class means, and read-outs that replace the head.
 
-Features are what the head reads (dropout never touches them in evaluation mode): the last hidden layer of an
-MLP, the pooled maps of a residual net, the inputs themselves where the model is linear.
+Features are the input of the head (without dropout in evaluation mode): the last hidden layer of an MLP, the
+pooled maps of a residual net, the inputs themselves for a linear model.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from harness.types import Buffers, How, Layer, Model, Net, Out, Params
 if TYPE_CHECKING:
     from harness.learner import Learner
 
-INPUT = ""  # the name, among layers, of the flattened input itself
-FAR = 1e18  # squared distance of a class that has no template yet: finite, so that a loss stays a number
+INPUT = ""  # as a layer name: the flattened input
+FAR = 1e18  # squared distance of a class without a mean: finite, to keep losses finite
 
 
 def head_layer(learner: Learner, method: str) -> tuple[str, int]:
-    """Name in Out.inputs of what the head reads, and its width.
+    """Name in Out.inputs of the input of the head, and its width.
 
     Raises ValueError for a model that declares no layer as its head, and for regression, which has no classes.
     """
@@ -36,7 +36,7 @@ def head_layer(learner: Learner, method: str) -> tuple[str, int]:
 
 
 def head(model: Model) -> Layer | None:
-    """The linear layer that a model declares as its head; None where it declares none."""
+    """The linear layer that a model declares as its head, if any."""
     return next((m for m in model.layers if m.weight in model.head and m.conv is None), None)
 
 
@@ -72,9 +72,9 @@ def nearest(z: Tensor, mean: Tensor, seen: Tensor) -> Tensor:
 
 
 def readout(net: Net, layer: str, logits: Callable[[Tensor], Tensor], *, probabilistic: bool = True) -> Net:
-    """The net with `logits` of a layer's input [S, B, D] -> [S, B, C] in place of its own.
+    """The net with its logits replaced by `logits` of a layer's input: [S, B, D] -> [S, B, C].
 
-    `probabilistic`: whether their softmax is a posterior, as it is for log-likelihoods and not for distances.
+    `probabilistic`: whether their softmax is a posterior: true for log-likelihoods, false for distances.
     """
 
     def apply(params: Params, buffers: Buffers, x: Tensor, t: Tensor, **how: Unpack[How]) -> Out:
@@ -89,11 +89,11 @@ def readout(net: Net, layer: str, logits: Callable[[Tensor], Tensor], *, probabi
 
 
 def herd(z: Tensor, valid: Tensor, count: int) -> Tensor:
-    """Herding (Welling 2009): rows whose running mean stays closest to the mean of all, in the order taken.
+    """Herding (Welling 2009): rows whose running mean stays closest to the mean of all, in order of choice.
 
-    z [..., n, D], valid [..., n] bool -> [..., count] row numbers; no row twice while valid ones are left, and
-    behind the last of them the numbers mean nothing. The k-th row minimises |μ - (z + z_1 + ... + z_{k-1}) / k|,
-    μ the mean over the valid rows; of rows that tie (two rows are equally far from their mean) the first.
+    z [..., n, D], valid [..., n] bool -> [..., count] row numbers. No valid row is chosen twice; after the last
+    valid one the numbers are arbitrary. The k-th row minimises |μ - (z + z_1 + ... + z_{k-1}) / k|, μ the mean
+    over the valid rows; ties (two rows are equally far from their mean) go to the first.
 
     >>> herd(torch.tensor([[0.0], [1.0], [5.0]]), torch.tensor([True, True, True]), 2)  # mean 2
     tensor([1, 2])
@@ -104,7 +104,7 @@ def herd(z: Tensor, valid: Tensor, count: int) -> Tensor:
     length, number = z.square().sum(-1), torch.arange(n, device=z.device)
     free, total, picked = valid.clone(), torch.zeros_like(mean), []
     for k in range(1, count + 1):
-        # |k μ - total - z|² less what all rows share
+        # |k μ - total - z|² minus the terms common to all rows
         score = length - 2 * (z @ (k * mean - total)[..., None])[..., 0]
         score = score.masked_fill(~free, torch.inf)
         tie = score <= score.amin(-1, keepdim=True) + 1e-12 * k * length.amax(-1, keepdim=True)

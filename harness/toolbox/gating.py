@@ -1,4 +1,4 @@
-"""Gates on hidden units: a learner's forward pass with every unit multiplied by a factor of its row's task."""
+"""Gates on hidden units: a forward pass that multiplies every unit by a factor of the row's task."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Gating = Callable[[Params, Tensor, bool], Gates]  # parameters, task ids [S, B],
 
 
 class Gated:
-    """A forward pass under gates; wrapped twice, the factors multiply."""
+    """A forward pass with gates; nested gates multiply."""
 
     def __init__(self, inner: Callable[..., Out], gating: Gating) -> None:
         self.inner, self.gating = inner, gating
@@ -31,13 +31,13 @@ class Gated:
 
 
 def gate(learner: Learner, method: str, gating: Gating) -> None:
-    """Put gates on the learner's hidden units: `Out.acts` are the gated ones, which the next layer reads.
+    """Gate the learner's hidden units. `Out.acts` and the next layer see the gated units.
 
-    Raises ValueError for a model without hidden units, or whose forward pass takes no gates.
+    Raises ValueError for a model without hidden units, or one whose forward pass takes no gates.
     """
     name = type(learner.model).__name__
     if "gates" not in inspect.signature(learner.apply).parameters:
-        raise ValueError(f"{method}: {name} takes no gates on its units; use model=mlp, cnn or resnet18")
+        raise ValueError(f"{method}: {name} does not support gates; use model=mlp, cnn or resnet18")
     if not learner.model.units:
-        raise ValueError(f"{method}: {name} has no hidden units to gate; give it a hidden layer")
+        raise ValueError(f"{method}: {name} has no hidden units to gate; add a hidden layer")
     learner.apply = Gated(learner.apply, gating)

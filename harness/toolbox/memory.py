@@ -1,4 +1,4 @@
-"""Episodic memories: rows kept on the device, a memory for each seed, filled and read without a loop over rows."""
+"""Episodic memories on the device, one per seed, filled and read without a loop over rows."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ from torch import Tensor
 from harness.rng import RandomStream, uniform
 
 POLICIES = ("reservoir", "class_balanced", "ring")
-ROWS = 2**38  # most rows that a ring tells the age of, beside 2**15 queues: float64 has 53 bits
+ROWS = 2**38  # rows whose age a ring can tell apart, with 2**15 queues: float64 has 53 bits
 
 
 class Memory:
-    """At most `capacity` rows of each seed, in fields [S, capacity, ...] that the first `add` declares.
+    """Up to `capacity` rows of each seed, in fields [S, capacity, ...] that the first `add` declares.
 
-    * `reservoir`: after n rows each of them is held with probability min(1, capacity / n) (algorithm R,
+    * `reservoir`: after n rows each is stored with probability min(1, capacity / n) (algorithm R,
       Vitter 1985).
-    * `class_balanced`: equal shares of the classes seen so far; what a rare class cannot fill goes to the
-      others, so that counts are min(n_c, level), to within one row, as those of GDumb's greedy sampler
-      (Prabhu, Torr & Dokania 2020). Inside a class every row seen is held with the same probability: each
-      gets a random rank once, and a class keeps its smallest. What is held is a function of the rows seen
-      and their ranks, not of how they were split into batches.
-    * `ring`: a first-in first-out queue for each value of the field `y` or, where one is given, `queue`, which is
-      not kept: the newest rows of each, in equal shares as above. Published rings have a queue for each task
+    * `class_balanced`: equal shares of the classes seen so far. Room that a rare class cannot fill goes to the
+      other classes: counts are min(n_c, level), to within one row, as with GDumb's greedy sampler
+      (Prabhu, Torr & Dokania 2020). Within a class every row seen is stored with the same probability: each
+      row gets one random rank, and a class keeps its smallest. The content depends on the rows seen and
+      their ranks, not on their split into batches.
+    * `ring`: a first-in first-out queue for each value of the field `y` or of the optional field `queue`, which
+      is not stored: the newest rows of each, in equal shares as above. Published rings have a queue for each task
       (Lopez-Paz & Ranzato 2017) or for each class of each task (Chaudhry et al. 2019, "On tiny episodic
-      memories"), all `capacity` / queues long from the start. These share the capacity among the queues seen
-      so far, so that none of it lies idle early on; once all have been seen and filled, both hold the same rows.
+      memories"), all `capacity` / queues long from the start. Here the queues seen so far share the whole
+      capacity; once all queues have been seen and filled, both store the same rows.
 
-    All are full once `capacity` rows were seen, hence `len` is a number on the host, the same for all
-    seeds. Row s depends on seed s alone. Raises ValueError for a capacity below 1 or an unknown policy.
+    All are full after `capacity` rows: `len` is a number on the host, the same for all seeds. Row s depends
+    only on seed s. Raises ValueError for a capacity below 1 or an unknown policy.
 
-    >>> from harness.random import keys
+    >>> from harness.rng import keys
     >>> m = Memory(4, "class_balanced", RandomStream(keys([0], "doctest")))
     >>> m.add(y=torch.tensor([[0, 0, 0, 0, 0, 0, 1, 2]]))
     >>> len(m), m.rows()["y"][0].bincount().tolist()
@@ -46,8 +46,8 @@ class Memory:
             raise ValueError(f"policy={policy}: choose one of {', '.join(POLICIES)}")
         self.capacity, self.policy, self.random = capacity, policy, random
         self.seen = 0  # rows offered to each seed
-        self._data: dict[str, Tensor] = {}  # [S, capacity + 1, ...]: rejected rows are written to the last one
-        self._rank = torch.empty(0)  # [S, capacity + 1] class + fraction: random, or age in a ring
+        self._data: dict[str, Tensor] = {}  # [S, capacity + 1, ...]; the last row takes rejected ones
+        self._rank = torch.empty(0)  # [S, capacity + 1] class + fraction: random, or the age in a ring
         self._draws = _Draws(random)
 
     def __len__(self) -> int:
@@ -59,15 +59,15 @@ class Memory:
         return sum(v[:, : self.capacity].nbytes for v in self._data.values())
 
     def rows(self) -> dict[str, Tensor]:
-        """What is held: fields [S, len, ...]."""
+        """The stored rows: fields [S, len, ...]."""
         return {k: v[:, : len(self)] for k, v in self._data.items()}
 
     @torch.no_grad()
     def add(self, **fields: Tensor) -> None:
         """Offer B rows to every seed: fields [S, B, ...], the same names each time.
 
-        `class_balanced` and `ring` read the classes from the field `y`, and raise ValueError if it is not one of
-        integers; `ring` reads `queue` instead where it is given.
+        `class_balanced` and `ring` read the classes from the field `y`, and raise ValueError if they are not
+        integers; `ring` reads `queue` instead if it is given.
         """
         label = fields.pop("queue", None) if self.policy == "ring" else None
         S, B = next(iter(fields.values())).shape[:2]
@@ -75,7 +75,7 @@ class Memory:
         if balanced and label is None:
             label = fields["y"]
             if label.dtype.is_floating_point:
-                raise ValueError(f"policy={self.policy}: needs classes, not regression targets; choose reservoir")
+                raise ValueError(f"policy={self.policy}: needs classes, not regression targets; use reservoir")
         if not self._data:
             width = self.capacity + 1
             self._data = {k: v.new_zeros(S, width, *v.shape[2:]) for k, v in fields.items()}
@@ -95,13 +95,13 @@ class Memory:
         self.seen += B
 
     def sample(self, size: int, *, replacement: bool = False) -> dict[str, Tensor]:
-        """Random rows: fields [S, size, ...]; without replacement no more than are held.
+        """Random rows: fields [S, size, ...]; without replacement at most `len`.
 
-        Without replacement costs one draw per row held, with replacement one per row asked for.
+        Without replacement costs one draw per stored row, with replacement one per returned row.
         """
         n = len(self)
         if not n:
-            raise ValueError("an empty memory cannot be sampled: add rows first")
+            raise ValueError("the memory is empty: add rows before sampling")
         if replacement:
             index = (self._draws.take(size) * n).long()
         elif size < n:
@@ -118,27 +118,27 @@ class Memory:
             self._rank[:, where] = rank[:, :count]
 
     def _reservoir(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        """Slot of each row and the row to write there, [S, B] each; `capacity` is the slot of rejected rows."""
+        """Slot of each row and the row to write there, [S, B] each; rejected rows get slot `capacity`."""
         B, before = u.shape[1], max(self.seen, self.capacity)
         n = torch.arange(before + 1, before + B + 1, device=u.device)  # rows seen up to and with each
         slot = (u * n).long().clamp_(max=self.capacity)
-        # Rows of one batch may hit one slot: the last of them must win, and a scatter with repeated indices has
-        # no defined order. All that hit it therefore write the winner's row.
+        # Several rows of a batch may get the same slot. The last must win, but a scatter with repeated indices
+        # has no defined order: all of them write the winner's row.
         row = torch.arange(B, device=u.device).expand_as(slot)
         winner = slot.new_zeros(len(slot), self.capacity + 1).scatter_reduce_(1, slot, row, "amax")
         return slot, winner.gather(1, slot)
 
     def _balanced(self, rank: Tensor) -> tuple[Tensor, Tensor]:
-        """As `_reservoir`, for a full memory: the B worst of what is held and offered leave."""
+        """As `_reservoir`, for a full memory: the B worst of the stored and offered rows leave."""
         B, full = rank.shape[1], self.capacity
         value, order = torch.cat([self._rank[:, :full], rank], 1).sort(1)  # class by class, best rank first
         label = value.floor()
         position = torch.arange(full + B, device=rank.device)
         start = (position * torch.nn.functional.pad(label.diff(dim=1) != 0, (1, 0))).cummax(1).values
         level = position - start + (value - label)  # place inside the class; the random fraction breaks ties
-        leaves = order.gather(1, level.topk(B).indices).sort(1).values  # held rows first
+        leaves = order.gather(1, level.topk(B).indices).sort(1).values  # stored rows first
         enters = torch.ones_like(order, dtype=torch.bool).scatter_(1, leaves, False)[:, full:]
-        # as many held rows leave as offered rows enter
+        # as many stored rows leave as offered rows enter
         slot = leaves.gather(1, (enters.cumsum(1) - 1).clamp_(min=0))
         return torch.where(enters, slot, full), torch.arange(B, device=rank.device).expand_as(slot)
 
@@ -180,7 +180,7 @@ def pick_rows(v: Tensor, index: Tensor) -> Tensor:
 
 
 class _Draws:
-    """Uniform float64 numbers [S, n], drawn a block at a time: a small draw would cost forty kernels of its own."""
+    """Uniform float64 numbers [S, n], drawn in blocks: each small draw would cost forty kernels."""
 
     BLOCK = 8192
 

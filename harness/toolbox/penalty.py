@@ -1,4 +1,4 @@
-"""Penalties that several strategies share."""
+"""Quadratic penalties."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from harness.types import Params
 def quadratic(params: Params, anchor: Params, weight: Params) -> Tensor:
     """Σ_i weight_i (θ_i - anchor_i)² of each seed [S], over the names of `anchor`; differentiable (once) in params.
 
-    Its gradient is written out, since autograd's twelve kernels for each parameter take twice as long.
+    Its gradient is written out: autograd's twelve kernels for each parameter take twice as long.
 
     >>> p = {"w": torch.tensor([[1.0, 3.0], [0.0, 0.0]])}
     >>> quadratic(p, {"w": torch.ones(2, 2)}, {"w": torch.tensor([[5.0, 2.0], [1.0, 0.5]])})

@@ -1,4 +1,4 @@
-"""What methods that constrain gradients or updates share: layer inputs as vectors, projected updates, a small QP."""
+"""Constraints on gradients and updates: layer inputs as vectors, projected updates, a small QP."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from harness.types import Layer, Params, Task
 if TYPE_CHECKING:
     from harness.learner import Learner
 
-RIDGE = 1e-6  # on a diagonal of 1: float32 gradients leave their products uncertain by about as much
+RIDGE = 1e-6  # on a diagonal of 1: about the error of products of float32 gradients
 
 
 def free(learner: Learner, method: str, *, bias: bool) -> Params:
-    """An identity [S, d, d] for the weight of each layer, d its fan in, plus one for a bias if `bias`.
+    """An identity [S, d, d] for the weight of each layer; d is its fan in, plus one for a bias if `bias`.
 
     Raises ValueError for a model that declares no layers.
     """
@@ -36,8 +36,8 @@ def free(learner: Learner, method: str, *, bias: bool) -> Params:
 def vectors(layer: Layer, a: Tensor, weight: Tensor, *, bias: bool = False) -> Tensor:
     """A layer's input as the vectors that its flattened weight multiplies: [S, B, L, fan in].
 
-    L = 1 for a linear layer, the number of output positions for a convolution. With `bias`, a layer that
-    has one gets a last entry of 1: its bias is that entry's weight.
+    L = 1 for a linear layer, the number of output positions for a convolution. With `bias`, layers with a
+    bias get a last entry of 1, whose weight is the bias.
 
     >>> layer = Layer("w", "b", "in", "out", {"stride": 1, "padding": 0})
     >>> vectors(layer, torch.arange(6.0).view(1, 1, 1, 2, 3), torch.zeros(1, 4, 1, 2, 2), bias=True)
@@ -65,12 +65,12 @@ def layer_inputs(
 
 @torch.no_grad()
 def constrain(learner: Learner, before: Params, allowed: Params) -> None:
-    """Replace the update U of each weight [out, d] by U allowed, allowed [S, d, d]; other parameters stay put.
+    """Replace the update U of each weight [out, d] by U allowed, allowed [S, d, d]; other parameters stay fixed.
 
-    Where `allowed` has one row more, U has the bias's update as its last column. Acts on what the optimizer
-    did, so that neither momentum, nor Adam's scaling, nor weight decay can leave the allowed directions.
-    With a head per task (scenario=task) the current task's outputs move freely and all others stay put: heads
-    share no weight.
+    If `allowed` has one more row, U has the bias's update as its last column. It constrains the optimizer's
+    update: neither momentum, nor Adam's scaling, nor weight decay can leave the allowed directions.
+    With a head per task (scenario=task) the current task's outputs move freely and all others stay fixed:
+    heads share no weight.
     """
     update = tree.sub(learner.params, before)
     kept = tree.zeros(update)
@@ -94,11 +94,11 @@ def nonnegative_qp(P: Tensor, q: Tensor, *, ridge: float = RIDGE, rounds: int | 
     """argmin 1/2 uᵀ P u + qᵀ u subject to u >= 0, for each seed: P [S, k, k], q [S, k] -> [S, k], in float64.
 
     Block principal pivoting (Portugal, Judice & Vicente 1994; Kim & Park 2011): guess which u are positive,
-    solve for these, exchange whatever has the wrong sign; one at a time (Murty 1974, finite) once exchanging
-    all of them has failed three times. Exact once no sign is wrong, to the `ridge` that is added to P's
-    diagonal after scaling it to 1 (P may be singular). At most 2 k + 10 rounds by default, so that nothing
-    waits for a device. Of 10,000 random problems with k up to 19 none needed more than 8, of 10,000 with
-    strongly correlated rows none; with 19 rows of rank 9, 5 of 2,000 were left unfinished.
+    solve for these, exchange all with the wrong sign; one at a time (Murty 1974, finite) once exchanging
+    all has failed three times. Exact once no sign is wrong, up to the `ridge` added to P's diagonal after
+    scaling it to 1 (P may be singular). By default 2 k + 10 rounds, a number known without waiting for the
+    device. Of 10,000 random problems with k up to 19 none needed more than 8, of 10,000 with strongly
+    correlated rows none; with 19 rows of rank 9, 5 of 2,000 remained unfinished.
 
     >>> nonnegative_qp(torch.tensor([[[2.0, 0.0], [0.0, 2.0]]]), torch.tensor([[-4.0, 2.0]]), ridge=0)
     tensor([[2.0000, 0.0000]], dtype=torch.float64)
@@ -117,7 +117,7 @@ def nonnegative_qp(P: Tensor, q: Tensor, *, ridge: float = RIDGE, rounds: int | 
     place = torch.arange(k, device=P.device)
     for _ in range(2 * k + 10 if rounds is None else rounds):
         u, wrong = _pivot(P, q, positive, eye)
-        if not P.is_cuda and not bool(wrong.any()):  # a finished problem stays as it is, in any number of rounds
+        if not P.is_cuda and not bool(wrong.any()):  # further rounds would not change it
             return u.clamp_min(0) * size * scale
         count = wrong.sum(1, keepdim=True)
         better = count < fewest
@@ -130,7 +130,7 @@ def nonnegative_qp(P: Tensor, q: Tensor, *, ridge: float = RIDGE, rounds: int | 
 
 
 def _pivot(P: Tensor, q: Tensor, positive: Tensor, eye: Tensor) -> tuple[Tensor, Tensor]:
-    """u with P u + q = 0 where `positive` and u = 0 elsewhere; and where u or P u + q has the wrong sign."""
+    """u with P u + q = 0 at `positive` and u = 0 elsewhere, and whether u or P u + q has the wrong sign."""
     both = positive[:, :, None] & positive[:, None]
     u = solve.solve(torch.where(both, P, eye), torch.where(positive, -q, 0)[..., None])[..., 0]
     slack = (P @ u[..., None])[..., 0] + q

@@ -1,7 +1,7 @@
 """Checks of a strategy's arguments, for its `__init__`.
 
 Each raises ValueError for the first argument out of range, one line with key, value and what it must be; the full key
-(`strategy.ewc.strength`) is added by whoever knows it. None passes if `null` says what it means.
+(`strategy.ewc.strength`) is added later (`harness.strategy.full_key`). None passes if `null` says what it means.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def above(bound: float, *, null: str = "", **given: Any) -> None:
 
 
 def within(interval: str, *, null: str = "", **given: Any) -> None:
-    """value in an interval that is written as such, [0, 1] or [0, 1) or (0, 1].
+    """value in an interval, written as [0, 1] or [0, 1) or (0, 1].
 
     >>> within("[0, 1)", decay=1)
     Traceback (most recent call last):

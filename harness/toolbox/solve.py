@@ -11,8 +11,8 @@ from torch import Tensor
 def solve(a: Tensor, b: Tensor) -> Tensor:
     """x with a x = b: a [S, n, n], b [S, n, k] -> [S, n, k]; NaN for a seed whose a is not positive definite or finite.
 
-    By Cholesky, and not for speed: the batched LU behind torch.linalg.solve and inv is wrong on two threads (torch 2.15
-    with MKL; from some 400 unknowns on, residuals of 1e58 or an exception), while Cholesky factors are right.
+    By Cholesky, for correctness: the batched LU in torch.linalg.solve and inv is wrong on two threads (torch 2.15 with
+    MKL; from about 400 unknowns, residuals of 1e58 or an exception), Cholesky factors are right.
 
     >>> solve(torch.tensor([[[4.0, 0.0], [0.0, 2.0]], [[0.0, 1.0], [1.0, 0.0]]]), torch.ones(2, 2, 1))[..., 0]
     tensor([[0.2500, 0.5000],

@@ -1,8 +1,8 @@
-"""Unit surgery: what writes a unit starts afresh, what reads it starts at zero, the optimizer forgets both.
+"""Unit replacement: fresh incoming weights, zero outgoing weights, and no optimizer state for either.
 
-Works on the slices that a model declares, so residual, flattened, CReLU and batch-norm nets are no
-special cases. Every write is `copy_`, `add_` or `masked_fill_` on the whole tensor: writing through an
-index (`w[mask].zero_()`) changes a copy and does nothing. Nothing here waits for the device.
+It uses the slices that a model declares; residual, flattened, CReLU and batch-norm nets need no special
+code. Every write is `copy_`, `add_` or `masked_fill_` on the whole tensor: writing through an index
+(`w[mask].zero_()`) changes only a copy. Nothing here waits for the device.
 """
 
 from __future__ import annotations
@@ -25,15 +25,13 @@ class Replacement(NamedTuple):
 
     unit: Unit
     where: Tensor  # [S, size] bool
-    fresh: Params  # new values of what writes them, broadcastable to the parameter or buffer
+    fresh: Params  # new values of their incoming weights and norms, broadcastable to the parameter or buffer
 
 
 def hidden(learner: Learner, method: str) -> tuple[Unit, ...]:
-    """The model's hidden units. Raises ValueError where it has none."""
+    """The model's hidden units. Raises ValueError if it has none."""
     if not learner.model.units:
-        raise ValueError(
-            f"{method}: {type(learner.model).__name__} has no hidden units to replace; give it a hidden layer"
-        )
+        raise ValueError(f"{method}: {type(learner.model).__name__} has no hidden units to replace; add a hidden layer")
     return learner.model.units
 
 
@@ -42,9 +40,9 @@ def reset_units(learner: Learner, replaced: Sequence[Replacement]) -> None:
     """Replace hidden units in place.
 
     Incoming weights become `fresh`, biases 0, norm gain, shift and running statistics `fresh`, every
-    outgoing weight 0; the optimizer's state of all these entries is that of a first step.
+    outgoing weight 0; the optimizer's state of all these entries is reset.
 
-    All layers' incoming weights are written before any outgoing ones: where two neighbouring layers
+    Incoming weights of all layers are written before outgoing ones: if two neighbouring layers
     lose units at once, the weights between the new units must end at zero.
     """
     for unit, where, fresh in replaced:
@@ -68,7 +66,7 @@ def _write(learner: Learner, s: Slice, where: Tensor, value: Tensor | None) -> N
 
 
 def spread(s: Slice, values: Tensor, like: Tensor) -> Tensor:
-    """One value per unit [S, size], laid along the slice's axis of `like`, zero elsewhere: [S, 1.., n, ..1].
+    """One value per unit [S, size], placed along the slice's axis of `like`, zero elsewhere: [S, 1.., n, ..1].
 
     >>> spread(Slice("w", 2, repeat=2, offset=1), torch.tensor([[3.0, 4.0]]), torch.zeros(1, 7, 6))
     tensor([[[0., 3., 3., 4., 4., 0.]]])
@@ -81,7 +79,7 @@ def spread(s: Slice, values: Tensor, like: Tensor) -> Tensor:
 
 
 def weight_norm(s: Slice, weight: Tensor, size: int) -> Tensor:
-    """Sum of |w| over all that each unit owns in the slice: [S, size].
+    """Sum of |w| over each unit's weights in the slice: [S, size].
 
     >>> weight_norm(Slice("w", 1, repeat=2), torch.tensor([[[1.0], [-2.0], [3.0], [4.0]]]), 2)
     tensor([[3., 7.]])
@@ -92,7 +90,7 @@ def weight_norm(s: Slice, weight: Tensor, size: int) -> Tensor:
 
 
 def copies(unit: Unit) -> int:
-    """How many copies of each unit its activation holds: 1, or 2 for a CReLU."""
+    """Number of copies of each unit in its activation: 1, or 2 for a CReLU."""
     return 1 + max((_copy(s, unit.size) for s in unit.consumers), default=0)
 
 
@@ -115,7 +113,7 @@ def channel_mean(act: Tensor) -> Tensor:
 
 
 def magnitude(unit: Unit, act: Tensor) -> Tensor:
-    """Mean over batch and space of |h|, copies of a unit added: [S, size].
+    """Mean over batch and space of |h|, summed over the copies of a unit: [S, size].
 
     >>> unit = Unit("h", 2, (), ())
     >>> magnitude(unit, torch.tensor([[[1.0, 0.0, 0.0, 4.0], [3.0, 0.0, 0.0, 0.0]]]))  # CReLU: h+ then h-
@@ -126,11 +124,11 @@ def magnitude(unit: Unit, act: Tensor) -> Tensor:
 
 @torch.no_grad()
 def transfer_mean(learner: Learner, unit: Unit, where: Tensor, mean: Tensor) -> None:
-    """Add to each reader's bias what the units `where` contributed on average: b += W[:, r] mean[r].
+    """Add the mean contribution of the units `where` to each reader's bias: b += W[:, r] mean[r].
 
-    mean: [S, copies * size]. Exact for linear readers of a flat layer; where a reader sees a feature
-    map, through pooling or padding, the map counts as constant. A reader without bias (a convolution
-    before batch norm, which subtracts the mean anyway) gets nothing.
+    mean: [S, copies * size]. Exact for linear readers of a flat layer; if a reader sees a feature
+    map, through pooling or padding, the map counts as constant. A reader without bias is skipped (a
+    convolution before batch norm, which subtracts the mean anyway).
     """
     biases = {layer.weight: layer.bias for layer in learner.model.layers}
     for s in unit.consumers:

@@ -42,7 +42,7 @@ def test_a_configuration_names_its_parts_by_their_keys_and_nothing_else_changes(
 def test_a_bad_value_is_named_by_the_key_that_is_typed() -> None:
     with pytest.raises(ValueError, match=r"^strategy\.mine\.gamma=2: must be in \[0, 1\]$"):
         build_strategies({"mine": {**node("online_ewc"), "gamma": 2}})
-    with pytest.raises(ValueError, match=r"^strategy\.generative_replay\.widths=\[0\]: every hidden layer needs"):
+    with pytest.raises(ValueError, match=r"^strategy\.generative_replay\.widths=\[0\]: each must be at least 1"):
         build_strategies({"generative_replay": {**node("generative_replay"), "widths": [0]}})
 
 

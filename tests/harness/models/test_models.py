@@ -786,18 +786,18 @@ def test_yaml_holds_the_signature_with_a_comment_for_every_key(name: str, cls: A
     ("build", "message"),
     [
         (lambda: MLP((4,), 2, (3, 0)), r"widths=\[3, 0\]"),
-        (lambda: MLP((4,), 2, activation="gelu"), "activation=gelu is none of relu, tanh, crelu"),
+        (lambda: MLP((4,), 2, activation="gelu"), "activation=gelu: choose one of relu, tanh, crelu"),
         (lambda: MLP((4,), 2, dropout=1.0), "dropout=1.0 must be"),
         (lambda: MLP((4,), 2, dropout=-0.1), "dropout=-0.1 must be"),
-        (lambda: CNN((64,), 2), r"model=cnn reads images .* not \[64\]; try mlp"),
-        (lambda: CNN((1, 8, 8), 2, kernel=4), "kernel=4 must be odd"),
+        (lambda: CNN((64,), 2), r"model=cnn: needs images .* not \[64\]; use model=mlp"),
+        (lambda: CNN((1, 8, 8), 2, kernel=4), "kernel=4: must be odd"),
         (lambda: CNN((1, 8, 8), 2, (4, 4, 4, 4)), "4 poolings leave nothing of 8x8"),
         (lambda: CNN((1, 8, 8), 2, (4, 0)), r"channels=\[4, 0\]"),
-        (lambda: ResNet18((64,), 2), "model=resnet18 reads images"),
-        (lambda: ResNet18((1, 8, 8), 2, norm="layer"), "norm=layer is none of batch, group"),
-        (lambda: ResNet18((1, 8, 8), 2, 20, "group", 3), "groups=3 must divide width=20"),
+        (lambda: ResNet18((64,), 2), "model=resnet18: needs images"),
+        (lambda: ResNet18((1, 8, 8), 2, norm="layer"), "norm=layer: choose one of batch, group"),
+        (lambda: ResNet18((1, 8, 8), 2, 20, "group", 3), "groups=3: must divide width=20"),
         (lambda: ResNet18((1, 8, 8), 2, 0), "width=0"),
-        (lambda: Module(lambda: 3, 2), "made a int, not a torch.nn.Module"),  # type: ignore[arg-type,return-value]
+        (lambda: Module(lambda: 3, 2), "returned a int, not a torch.nn.Module"),  # type: ignore[arg-type,return-value]
     ],
 )
 def test_an_option_out_of_range_is_named(build: Callable[[], Model], message: str) -> None:
