@@ -116,7 +116,7 @@ class Strategy:
         return self.name
 
     def holds(self) -> Any:
-        """What counts as its memory: anything that contains tensors, or costs.Bytes."""
+        """What counts as its memory: anything that contains tensors, or types.Bytes."""
         return self.state_dict()
 
     def state_dict(self) -> dict[str, Any]:
