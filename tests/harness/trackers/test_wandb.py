@@ -253,9 +253,7 @@ def test_online_without_a_server_goes_offline_with_one_warning(
     (warning,) = mirrored(clean, "online", target=QUICK)
     assert time.monotonic() - began < 20.0
     said = {"refuse": "answers 503 Service Unavailable", "hang": "no answer", "down": "no connection"}[state]
-    assert f"{server.url}: {said}; check the network and WANDB_BASE_URL" in warning.replace(
-        "server and", "network and"
-    )
+    assert f"{server.url}: {said}; check the network and WANDB_BASE_URL" in warning.replace("server and", "network and")
     assert f"`python -m harness sync {clean}` sends it" in warning and "\n" not in warning
     holds_everything(clean)
     assert capfd.readouterr() == ("", "")
