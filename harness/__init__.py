@@ -1,4 +1,4 @@
-"""The machine of a continual-learning benchmark: it knows no method and no data set by name."""
+"""The machinery of a continual-learning benchmark: it names no method and no data set."""
 
 import sys
 from collections.abc import Sequence
@@ -11,10 +11,10 @@ _OURS = frozenset({"strategies", "tasks", "conf"})
 
 
 class _OwnFolders:
-    """Finds our three top-level packages beside this one, whatever stands in the working directory.
+    """Finds our three top-level packages next to this one, even if the working directory has packages of these names.
 
-    Their names are common words, and `python -m` puts the working directory first on the path. To put
-    our root there instead would, once installed, place all of site-packages before the standard library.
+    The names are common words, and `python -m` puts the working directory first on the path. Putting our root first
+    instead would, once installed, place all of site-packages before the standard library.
     """
 
     @staticmethod
@@ -26,7 +26,7 @@ def _install() -> None:
     for name in _OURS & sys.modules.keys():
         file = getattr(sys.modules[name], "__file__", None)
         if file is None or ROOT not in Path(file).resolve().parents:
-            raise ImportError(f"{name} is already imported from {file}: import harness first, or rename it")
+            raise ImportError(f"{name} is already imported from {file}; import harness first, or rename that package")
     sys.meta_path.insert(0, _OwnFolders)
 
 

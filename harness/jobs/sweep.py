@@ -151,7 +151,7 @@ class Processes(Launcher):
 def register(*plugins: type[Plugin]) -> None:
     """Register launchers and sweepers with Hydra, which looks for them in the package hydra_plugins only.
 
-    They are put into a synthetic module, so that the repository needs no top-level folder hydra_plugins.
+    They go into a synthetic module; the repository then needs no top-level folder hydra_plugins.
     """
     try:
         package = importlib.import_module("hydra_plugins")

@@ -383,12 +383,12 @@ class RunFolder:
         try:
             if self._lock is not None and not self.done:
                 failed = isinstance(error, Exception)
-                told = "".join(traceback.format_exception(error)) if failed else ""
+                text = "".join(traceback.format_exception(error)) if failed else ""
                 with suppress(StoreError):  # the disk may be what failed
                     self.update_manifest(
                         status="failed" if failed else "interrupted",
                         error=f"{type(error).__name__}: {first_line(error, 200)}" if error is not None else "",
-                        traceback=told,
+                        traceback=text,
                         ended_at=now(),
                     )
         finally:
