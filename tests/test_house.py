@@ -41,7 +41,7 @@ ROOMS = (
     ("harness/toolbox/",),
     ("harness/store/",),
     ("harness/models/",),
-    ("harness/learner.py", "harness/strategy.py", "harness/loop.py"),
+    ("harness/boundary.py", "harness/learner.py", "harness/strategy.py", "harness/loop.py"),
     ("harness/config/",),
     ("harness/*.py",),
 )
