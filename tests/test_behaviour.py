@@ -28,14 +28,23 @@ def strategy(name: str) -> Strategy:
     return made
 
 
-@cache
-def short(name: str) -> Result:
+def short(name: str, seeds: tuple[int, ...] = TEN, n_tasks: int = 10, epochs: int = 10) -> Result:
     """The default run: ten permuted tasks, SGD, ten epochs."""
-    stream = permuted(dataset=load("digits", normalise="unit"), seeds=TEN, n_tasks=10, fixed=False)
+    stream = permuted(dataset=load("digits", normalise="unit"), seeds=seeds, n_tasks=n_tasks, fixed=False)
     model = MLP(stream.shape, stream.outputs, widths=(100, 100))
-    return run(stream, [strategy(name)], model=model, optimizer=SGD(lr=0.1), budget=Budget(epochs=10))
+    return run(stream, [strategy(name)], model=model, optimizer=SGD(lr=0.1), budget=Budget(epochs=epochs))
 
 
+def test_naive_forgets_and_replay_less_already_on_a_short_stream() -> None:
+    forgot, final = {}, {}
+    for name in ("naive", "replay"):
+        accuracy = short(name, seeds=SEEDS[:2], n_tasks=4, epochs=4).accuracy
+        forgot[name], final[name] = float(forgetting_of_tasks(accuracy, 3).mean()), float(accuracy[:, -1].mean())
+    assert forgot["naive"] > forgot["replay"] + 0.2
+    assert final["naive"] < final["replay"] - 0.2
+
+
+@pytest.mark.nightly
 def test_naive_forgets_most_ewc_less_replay_least_and_joint_bounds_them() -> None:
     """A margin, but for EWC's small gain over naive: there the paired 95 % interval over seeds lies above 0."""
     forgot, final = {}, {}
@@ -51,18 +60,18 @@ def test_naive_forgets_most_ewc_less_replay_least_and_joint_bounds_them() -> Non
 
 
 @cache
-def long(name: str) -> Result:
+def long(name: str, n_tasks: int = 75, steps: int = 100) -> Result:
     """Seventy-five permuted tasks of a hundred steps under Adam (research on loss of plasticity uses such streams)."""
     data = load("digits", normalise="standard")
-    stream = permuted(dataset=data, seeds=SEEDS, n_tasks=75, fixed=False)
+    stream = permuted(dataset=data, seeds=SEEDS, n_tasks=n_tasks, fixed=False)
     model = MLP(stream.shape, stream.outputs, widths=(100, 100))
-    control = None if name == "reset" else fresh_accuracy(long("reset").accuracy)
+    control = None if name == "reset" else fresh_accuracy(long("reset", n_tasks, steps).accuracy)
     return run(
         stream,
         [strategy(name)],
         model=model,
         optimizer=Adam(lr=0.003),
-        budget=Budget(steps=100, batch_size=16),
+        budget=Budget(steps=steps, batch_size=16),
         evaluation=Evaluation(tasks=1),
         control=control,
         is_control=name == "reset",
@@ -70,16 +79,25 @@ def long(name: str) -> Result:
     )
 
 
+def gap(name: str, since: int, *how: int) -> float:
+    table = long(name, *how).frame()
+    late = table[(table.metric == "trainability_gap") & (table.boundary >= since)]
+    return float(late.groupby("seed").value.mean().mean())
+
+
+def test_the_gap_is_the_accuracy_that_a_fresh_net_has_over_the_learner_s_and_is_0_for_the_control() -> None:
+    new = {name: fresh_accuracy(long(name, 3, 20).accuracy).mean() for name in ("naive", "reset")}
+    assert gap("reset", 0, 3, 20) == 0
+    assert gap("naive", 0, 3, 20) == pytest.approx(float(new["reset"] - new["naive"]))  # for naive the two are one
+
+
+@pytest.mark.nightly
 def test_on_a_long_stream_l2_init_and_reset_keep_what_naive_loses_and_the_gap_says_so() -> None:
     new = {name: fresh_accuracy(long(name).accuracy)[:, -15:].mean(1) for name in ("naive", "l2_init", "reset")}
     assert float((new["l2_init"] - new["naive"]).mean()) > 0.05
     assert float((new["reset"] - new["naive"]).mean()) > 0.05
-    gap = {}
-    for name in ("naive", "l2_init", "reset"):
-        table = long(name).frame()
-        late = table[(table.metric == "trainability_gap") & (table.boundary >= 60)]
-        gap[name] = late.groupby("seed").value.mean().mean()
-    assert gap["naive"] > 0.05
-    assert gap["l2_init"] < gap["naive"] - 0.05
-    assert gap["reset"] == 0  # it is the control
-    assert gap["naive"] == pytest.approx(float((new["reset"] - new["naive"]).mean()))  # for naive the two are one
+    late = {name: gap(name, 60) for name in ("naive", "l2_init", "reset")}
+    assert late["naive"] > 0.05
+    assert late["l2_init"] < late["naive"] - 0.05
+    assert late["reset"] == 0  # it is the control
+    assert late["naive"] == pytest.approx(float((new["reset"] - new["naive"]).mean()))  # for naive the two are one

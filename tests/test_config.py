@@ -5,6 +5,8 @@ import inspect
 import itertools
 import re
 from contextlib import contextmanager
+from copy import deepcopy
+from functools import cache
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -26,10 +28,15 @@ GIVEN = {
 }
 
 
-def composed(*overrides):
+@cache
+def remembered(overrides):
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
         cfg = compose("config", list(overrides))
     return OmegaConf.to_container(cfg, resolve=True)
+
+
+def composed(*overrides):
+    return deepcopy(remembered(overrides))  # tests take keys out
 
 
 @contextmanager

@@ -46,9 +46,17 @@ def finished(results: Path) -> str:
     return said
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> store.Run:
+    """A run that nothing stopped."""
+    results = tmp_path_factory.mktemp("resume") / "whole"
+    finished(results)
+    (run,) = store.find_runs(results, purpose="run")
+    return run
+
+
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
-def test_a_run_cut_short_resumes_to_the_same_tables(tmp_path: Path, how: signal.Signals) -> None:
-    finished(tmp_path / "whole")
+def test_a_run_cut_short_resumes_to_the_same_tables(tmp_path: Path, how: signal.Signals, whole: store.Run) -> None:
     cut = tmp_path / "cut"
     process = start(cut)
     deadline = time.monotonic() + 120
@@ -60,7 +68,6 @@ def test_a_run_cut_short_resumes_to_the_same_tables(tmp_path: Path, how: signal.
     assert process.returncode == {signal.SIGKILL: -9, signal.SIGINT: 130, signal.SIGTERM: 143}[how], said
     assert how == signal.SIGKILL or "the same command again resumes" in said
     assert "resumed after task" in finished(cut)
-    (whole,) = store.find_runs(tmp_path / "whole", purpose="run")
     (again,) = store.find_runs(cut, purpose="run")
     assert again.manifest["attempts"] == 2
     for name in ("metrics", "accuracy", "curves"):

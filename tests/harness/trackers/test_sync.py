@@ -249,7 +249,9 @@ def test_ctrl_c_says_how_far_it_came_and_ends_at_once(results: Path, server: Ser
         # a shell starts background jobs with Ctrl-C ignored, and the tests' children inherit it
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
+    deadline = time.monotonic() + 120
     while server.state != "hang":
+        assert process.poll() is None and time.monotonic() < deadline, "it sent nothing"
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     began = time.monotonic()
