@@ -85,7 +85,7 @@ class Corrupt:
         level = self.severity.gather(1, task)  # [S, B, 4]
         key = rng.fold(self.key[:, None].expand_as(number).flatten(), number.flatten())
         z = (x - self.low) / self.range
-        # a row with level 0 must stay bitwise unchanged, whatever kinds the other rows have
+        # a row with level 0 must stay bitwise unchanged, regardless of the kinds of other rows
         if self.used[0]:
             draw = rng.normal(key, *x.shape[2:]).view_as(x)
             noisy = (z + _wide(self.noise[level[..., 0]]) * draw).clamp(0, 1)

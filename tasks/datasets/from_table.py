@@ -51,8 +51,8 @@ def parquet(
         file = files[part]
         if chosen is None:
             chosen = [c for c in table.column_names if c not in (label, split)]
-        y, x = _words(table, label, file), _features(table, chosen, file)
-        whose = _words(table, split, file) if split is not None else None
+        y, whose = _words(table, label, file), _words(table, split, file) if split is not None else None
+        x = _features(table, chosen, file)
         if whose is not None:
             odd = [i for i, v in enumerate(whose.tolist()) if v not in PARTS]
             if odd:

@@ -94,5 +94,7 @@ def finished(
             )
         missing = np.flatnonzero(np.bincount(y[:train], minlength=int(y.max()) + 1) == 0)
         if len(missing):
-            raise DataError(f"dataset.test={how.test}: leaves class {missing[0]} without a training row; lower it")
+            raise DataError(
+                f"dataset.test={how.test}: leaves class {missing[0]} without a training row; lower it or add rows"
+            )
     return finish(name, Raw(x, y, train, given, tuple(names)), int(y.max()) + 1, how)
