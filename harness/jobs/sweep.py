@@ -80,9 +80,7 @@ class Processes(Launcher):
 
     def __init__(self, n_jobs: int = -1, then: str = "leaderboard", seconds: float | None = None) -> None:
         if n_jobs != -1 and n_jobs < 1:
-            raise ValueError(
-                f"hydra.launcher.n_jobs={n_jobs}: must be at least 1, or -1 for one for each core"
-            )
+            raise ValueError(f"hydra.launcher.n_jobs={n_jobs}: must be at least 1, or -1 for one for each core")
         if seconds is not None and not seconds > 0:
             raise ValueError(f"hydra.launcher.seconds={seconds}: must be above 0, or null if unknown")
         self.n_jobs, self.then, self.seconds = n_jobs if n_jobs > 0 else cores(), then, seconds
