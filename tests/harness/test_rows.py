@@ -218,7 +218,7 @@ def test_more_than_there_is_gets_one_line() -> None:
     y = torch.tensor([[0, 1, 2], [0, 1, -1]])
 
     assert stratified(y, 2, keys([0, 1], "probe"))[1].tolist() == [0, 1]
-    with pytest.raises(ValueError, match="3 of 2 samples"):
+    with pytest.raises(ValueError, match="n=3: a stratified subset must have 0 to 2 samples"):
         stratified(y, 3, keys([0, 1], "probe"))
-    with pytest.raises(ValueError, match="-1 of 2 samples"):
+    with pytest.raises(ValueError, match="n=-1: a stratified subset must have 0 to 2 samples"):
         stratified(y, -1, keys([0, 1], "probe"))
