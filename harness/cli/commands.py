@@ -404,7 +404,7 @@ COMMANDS: dict[str, Command] = {
     ),
     "card": Command(
         card,
-        "forgetting ledger, path card, and sharpness against forgetting of a finished run",
+        "forgetting ledger, path card, sharpness against forgetting of a finished run",
         (
             _argument("run_name", metavar="RUN", help="a run folder, or the beginning of a run id"),
             _out("the run's folder"),

@@ -12,10 +12,10 @@ from harness.config import catalogue
 from harness.config.catalogue import CONF, LISTED, nearest
 
 HELP = """\
-Train a continual learner on a stream of tasks. At every task boundary, measure what it has forgotten,
-how well it can still learn, and the loss landscape around its parameters.
+Train a continual learner on a stream of tasks. At every task boundary, measure what it has
+forgotten, how well it can still learn, and the loss landscape around its parameters.
 
-  {run} strategy=ewc                  ten permuted tasks of digits, five seeds, no download
+  {run} strategy=ewc                  ten permuted tasks of digits, five seeds
   {run} strategy=naive                the same without a method, for comparison
   {run} strategy=[replay,ewc]         both together, in this order
   {run} strategy=ewc strategy.ewc.strength=10   (each method has such settings)
@@ -51,8 +51,8 @@ Commands            (`{run} COMMAND --help` has the options of each)
 
 Flags
   --cfg job               show the configuration and stop
-  -m, --multirun          run every combination of comma-separated values in parallel, each in its own
-                          process; hydra.launcher.n_jobs=2 limits how many run at a time
+  -m, --multirun          run every combination of comma-separated values in parallel processes;
+                          hydra.launcher.n_jobs=2 limits how many run at a time
   --config-dir FOLDER     also read your own options from FOLDER/strategy/*.yaml and so on
   HARNESS_TRACEBACK=1     (environment) show the traceback of an error
   --hydra-help            flags of Hydra, which parses this command line

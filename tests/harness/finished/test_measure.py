@@ -172,7 +172,7 @@ def test_what_cannot_be_measured_is_said_in_one_line(
     )
     assert said("metrics=fast")[1].startswith("measure: name a finished run by its folder or the beginning of its id")
     assert said(str(path), "metrics=sharp")[1] == "metrics=sharp: no such metrics; did you mean metrics=sharpness?\n"
-    assert said(str(path), "strategy=ewc")[1].startswith("measure strategy=ewc: the run stays as it is")
+    assert said(str(path), "strategy=ewc")[1].startswith("measure strategy=ewc: cannot be changed here")
     unfinished = tmp_path / "unfinished"
     shutil.copytree(path, unfinished)
     (unfinished / "DONE").unlink()

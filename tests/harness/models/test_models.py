@@ -787,8 +787,8 @@ def test_yaml_holds_the_signature_with_a_comment_for_every_key(name: str, cls: A
     [
         (lambda: MLP((4,), 2, (3, 0)), r"widths=\[3, 0\]"),
         (lambda: MLP((4,), 2, activation="gelu"), "activation=gelu: choose one of relu, tanh, crelu"),
-        (lambda: MLP((4,), 2, dropout=1.0), "dropout=1.0 must be"),
-        (lambda: MLP((4,), 2, dropout=-0.1), "dropout=-0.1 must be"),
+        (lambda: MLP((4,), 2, dropout=1.0), "dropout=1.0: must be"),
+        (lambda: MLP((4,), 2, dropout=-0.1), "dropout=-0.1: must be"),
         (lambda: CNN((64,), 2), r"model=cnn: needs images .* not \[64\]; use model=mlp"),
         (lambda: CNN((1, 8, 8), 2, kernel=4), "kernel=4: must be odd"),
         (lambda: CNN((1, 8, 8), 2, (4, 4, 4, 4)), "4 poolings leave nothing of 8x8"),

@@ -98,7 +98,7 @@ def test_what_is_missing_is_one_line(
         assert (code, out) == (2, "") and err.count("\n") == 1
         return err
 
-    assert "tracker.mode=online: the run stays as it is" in line(results, "tracker.mode=online")
+    assert "tracker.mode=online: cannot be changed here" in line(results, "tracker.mode=online")
     assert "unrecognized arguments: --out" in line(results, "--out", "x.html")
     server.refused.add("upsertView")
     assert "report --wandb: W&B failed" in line(results)

@@ -209,9 +209,9 @@ def test_without_key_or_server_there_is_one_line(
 
 
 BAD = {
-    "tracker.mode=offline": "sync tracker.mode=offline: the run stays as it is; what can be said is tracker.project=",
-    "strategy=ewc": "sync strategy=ewc: the run stays as it is; what can be said is tracker.project=",
-    "tracker.projekt=x": "sync tracker.projekt=x: the run stays as it is; what can be said is tracker.project=",
+    "tracker.mode=offline": "sync tracker.mode=offline: cannot be changed here; the settings are tracker.project=",
+    "strategy=ewc": "sync strategy=ewc: cannot be changed here; the settings are tracker.project=",
+    "tracker.projekt=x": "sync tracker.projekt=x: cannot be changed here; the settings are tracker.project=",
     "tracker.tags=a": "tracker.tags=a: must be a list",
     "tracker.init_timeout=0": "tracker.init_timeout=0: must be above 0",
     "tracker.project=": "tracker.project=: must name a project",
