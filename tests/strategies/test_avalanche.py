@@ -200,7 +200,7 @@ def test_a_benchmark_holds_each_seed_s_rows(scenario: str, labels: list[int]) ->
 
 
 def test_regression_is_no_benchmark() -> None:
-    with pytest.raises(ValueError, match="hold classes only"):
+    with pytest.raises(ValueError, match="support classification only"):
         benchmark(replace(stream("domain", (0,)), loss="mse"))
 
 

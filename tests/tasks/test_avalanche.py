@@ -183,7 +183,7 @@ def test_every_stream_of_classes_becomes_a_benchmark_and_the_others_are_refused(
     except ValueError:  # some have a meaning by class alone
         stream = build(cfg, dataset=load("digits"), scenario="class", **given)
     if stream.loss == "mse":
-        with pytest.raises(ValueError, match="hold classes only"):
+        with pytest.raises(ValueError, match="support classification only"):
             benchmark(stream, 1)
         return
     with apart(0):

@@ -101,7 +101,7 @@ def test_fisher_information_sees_the_gates() -> None:
 
 def test_a_model_that_cannot_be_gated_is_refused_in_one_line() -> None:
     own = gaussian(lambda s: Module(lambda: nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), 2), SGD(lr=0.1))
-    with pytest.raises(ValueError, match="xdg: Module takes no gates on its units; use model=mlp"):
+    with pytest.raises(ValueError, match="xdg: Module does not support gates; use model=mlp"):
         gate(own, "xdg", lambda params, t, train: {})
     linear = gaussian(lambda s: MLP(s.shape, s.outputs, ()), SGD(lr=0.1))
     with pytest.raises(ValueError, match="xdg: MLP has no hidden units to gate"):
