@@ -156,7 +156,7 @@ def changed(key, value):
 @pytest.mark.parametrize(
     ("key", "value", "line"),
     [
-        ("seeds", [], "seeds=[]: must hold at least one"),
+        ("seeds", [], "seeds=[]: must contain at least one"),
         ("seeds", [1, 2, 1], "seeds=[1,2,1]: 1 is listed twice"),
         ("seeds", [0, -3], "seeds=[0,-3]: -3 must be"),
         ("seeds", [True], "seeds=[true]: true must be"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any, NoReturn
 
 from harness.cli import help
 from harness.cli.errors import code_of, say
-from harness.config.catalogue import CONF
+from harness.config.catalogue import CONF, nearest
 from harness.finished.atlas_options import HELP as ATLAS
 from harness.finished.atlas_options import AtlasOptions
 
@@ -30,6 +31,7 @@ class Command:
     summary: str  # one line, for the general help
     arguments: tuple[Argument, ...]
     about: str = ""  # further sentences, for its own help
+    settings: bool = False  # whether it also takes key=value
 
 
 class Parser(argparse.ArgumentParser):
@@ -49,15 +51,19 @@ def execute(name: str, argv: Sequence[str]) -> int:
     )
     for names, options in command.arguments:
         parser.add_argument(*names, **options)
-    return command.run(parser.parse_intermixed_args(_respelled(argv, parser)))
+    return command.run(parser.parse_intermixed_args(_respelled(argv, parser, command.settings)))
 
 
-def _respelled(argv: Sequence[str], parser: Parser) -> list[str]:
-    """`out=F` as `--out F`, and `force=true` as `--force`."""
+def _respelled(argv: Sequence[str], parser: Parser, settings: bool) -> list[str]:
+    """`out=F` as `--out F`, and `force=true` as `--force`. ValueError for an unknown key, unless it may be a setting."""
     made: list[str] = []
     for word in argv:
         key, equals, value = word.partition("=")
         option = parser._option_string_actions.get(f"--{key}")
+        if equals and option is None and not settings and re.fullmatch(r"\w+", key) and not Path(word).exists():
+            close = nearest(f"--{key}", parser._option_string_actions)
+            hint = f"did you mean {close}?" if close else f"see {parser.prog} --help"
+            raise ValueError(f"{parser.prog.split()[-1]} {word}: unknown option; {hint}")
         if not equals or option is None:
             made.append(word)
         elif option.nargs != 0:
@@ -222,7 +228,7 @@ MEASURE = ("metrics", "metrics_every", "device", "dataset.root")  # what `measur
 def measure(args: argparse.Namespace) -> int:
     names, overrides = _split(args.runs)
     if not names:
-        raise ValueError("measure: name a finished run, as in measure results/runs/... metrics=standard")
+        raise ValueError("measure: name a finished run by its folder or the beginning of its id, then metrics=NAME")
     for word in overrides:
         key = word.lstrip("+~").partition("=")[0]
         if key not in MEASURE and not key.startswith("metrics."):
@@ -376,6 +382,7 @@ COMMANDS: dict[str, Command] = {
             _argument("--wandb", action="store_true", help="write a report on a Weights & Biases server instead"),
         ),
         f"With --wandb, the server is chosen as in training: {', '.join(f'tracker.{key}=...' for key in TRACKER)}.",
+        settings=True,
     ),
     "show": Command(show, "print finished or unfinished runs", (RUNS,)),
     "sync": Command(
@@ -383,12 +390,14 @@ COMMANDS: dict[str, Command] = {
         "send finished runs to a Weights & Biases server",
         (_argument("runs", nargs="*", metavar="RUN|FOLDER|key=value", help="runs, results folders, settings"),),
         f"Settings: {', '.join(f'tracker.{key}=...' for key in TRACKER)}.",
+        settings=True,
     ),
     "measure": Command(
         measure,
         "take more metrics of a finished run, from the nets that it kept",
         (_argument("runs", nargs="*", metavar="RUN|key=value", help="runs (folder or id), and settings"), CONFIG_DIR),
         f"Settings: {', '.join(f'{key}=...' for key in MEASURE)}, and any metrics.NAME.KEY=VALUE.",
+        settings=True,
     ),
     "atlas": Command(
         atlas,
@@ -404,7 +413,7 @@ COMMANDS: dict[str, Command] = {
     ),
     "card": Command(
         card,
-        "forgetting ledger, path card, sharpness against forgetting of a finished run",
+        "forgetting ledger, path card and sharpness of a finished run",
         (
             _argument("run_name", metavar="RUN", help="a run folder, or the beginning of a run id"),
             _out("the run's folder"),

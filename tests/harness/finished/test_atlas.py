@@ -178,11 +178,13 @@ def test_what_has_no_atlas_says_so_in_one_line(
         assert code == 2 and not out and err.count("\n") == 1, err
         return err.removeprefix("harness: ")
 
-    assert said().startswith("atlas: name a finished run by its folder or the beginning of its id")
-    assert said(str(tmp_path)).startswith(f"atlas {tmp_path}: not the folder of a run, and no run id in results/runs")
-    assert said(str(run), "grids=9") == "atlas grids=9: no such setting; did you mean grid?\n"
-    assert said(str(run), "grid=x") == "atlas grid=x: must be a whole number\n"
-    assert said(str(run), "grid=1") == "atlas.grid=1: must be a whole number of at least 3\n"
+    assert said().startswith("the following arguments are required: RUN; see ")
+    assert said(str(tmp_path)).startswith(
+        f"atlas {tmp_path}: neither a run folder nor the beginning of a run id in results/runs"
+    )
+    assert said(str(run), "grids=9") == "atlas grids=9: unknown option; did you mean --grid?\n"
+    assert said(str(run), "grid=x").startswith("argument --grid: x: must be a whole number; see ")
+    assert said(str(run), "grid=1") == "atlas --grid 1: must be a whole number of at least 3\n"
 
 
 def test_what_a_run_has_not_is_said_with_the_remedy(tmp_path: Path) -> None:

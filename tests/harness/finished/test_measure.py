@@ -164,11 +164,11 @@ def test_what_cannot_be_measured_is_said_in_one_line(
         return code, err.removeprefix("harness: ")
 
     before = {f: f.read_bytes() for f in path.rglob("*") if f.is_file() and f.name != "lock"}
-    line = f"{path}: keeps 2 of 4 nets, and all of them are needed; run it again with keep=all force=true\n"
+    line = f"{path}: has the nets of 2 of 4 boundaries, and all are needed; rerun with keep=all force=true\n"
     assert said(str(path), "metrics=fast") == (2, line)
     assert said(str(tmp_path), "metrics=fast") == (
         2,
-        f"measure {tmp_path}: not the folder of a run, and no run id in results/runs starts with it\n",
+        f"measure {tmp_path}: neither a run folder nor the beginning of a run id in results/runs\n",
     )
     assert said("metrics=fast")[1].startswith("measure: name a finished run by its folder or the beginning of its id")
     assert said(str(path), "metrics=sharp")[1] == "metrics=sharp: no such metrics; did you mean metrics=sharpness?\n"

@@ -99,11 +99,11 @@ def test_what_is_missing_is_one_line(
         return err
 
     assert "tracker.mode=online: cannot be changed here" in line(results, "tracker.mode=online")
-    assert "unrecognized arguments: --out" in line(results, "--out", "x.html")
+    assert "report --out x.html: --wandb writes no file" in line(results, "--out", "x.html")
     server.refused.add("upsertView")
     assert "report --wandb: W&B failed" in line(results)
     server.state = "refuse"
-    assert "answers 503" in line(results)
+    assert "answered 503" in line(results)
     monkeypatch.delenv("WANDB_API_KEY")
     import wandb
 

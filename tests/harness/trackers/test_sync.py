@@ -185,12 +185,12 @@ def test_a_server_that_dies_in_the_middle_of_sync_is_one_line(
     server.then = ("CreateRunFiles", "down")
     code, out, err = said(capfd, monkeypatch, results, *QUICK)
     assert code == 2 and out == "" and err.count("\n") == 1
-    assert err.startswith("harness: W&B does not answer (") and "sent: 0 of 3 runs" in err
+    assert err.startswith("harness: W&B does not answer (") and "0 of 3 runs were sent" in err
     server.state, server.then = "up", None
 
 
 @pytest.mark.parametrize(
-    "state, line", [("refuse", "answers 503"), ("hang", "no answer"), ("down", "no connection"), ("", "no key for")]
+    "state, line", [("refuse", "answered 503"), ("hang", "no answer"), ("down", "no connection"), ("", "no key for")]
 )
 def test_without_key_or_server_there_is_one_line(
     results: Path,
@@ -215,8 +215,8 @@ BAD = {
     "tracker.tags=a": "tracker.tags=a: must be a list",
     "tracker.init_timeout=0": "tracker.init_timeout=0: must be above 0",
     "tracker.project=": "tracker.project=: must name a project",
-    "--all": "sync --all: no such option; what can be said is tracker.project=",
-    "nowhere": "sync nowhere: not the folder of a run, and no run id in results/runs starts with it",
+    "--all": "unrecognized arguments: --all; see ",
+    "nowhere": "sync nowhere: neither a run folder nor the beginning of a run id in results/runs",
 }
 
 
@@ -256,5 +256,5 @@ def test_ctrl_c_says_how_far_it_came_and_ends_at_once(results: Path, server: Ser
     process.send_signal(signal.SIGINT)
     began = time.monotonic()
     _, err = process.communicate(timeout=30)
-    assert err == "harness: interrupted: 0 of 3 runs are sent; the same command again sends them all\n"
+    assert err == "harness: interrupted: 0 of 3 runs were sent; repeat the command to send all of them\n"
     assert process.returncode == 130 and time.monotonic() - began < 5.0

@@ -255,7 +255,7 @@ def test_online_without_a_server_goes_offline_with_one_warning(
     began = time.monotonic()
     (warning,) = mirrored(clean, "online", target=QUICK)
     assert time.monotonic() - began < 20.0
-    said = {"refuse": "answers 503 Service Unavailable", "hang": "no answer", "down": "no connection"}[state]
+    said = {"refuse": "answered 503 Service Unavailable", "hang": "no answer", "down": "no connection"}[state]
     assert f"{server.url}: {said}; check the network and WANDB_BASE_URL" in warning.replace("server and", "network and")
     assert f"`python -m harness sync {clean}` sends it" in warning and "\n" not in warning
     holds_everything(clean)
@@ -268,7 +268,7 @@ def test_a_server_that_dies_in_the_middle_costs_one_warning_and_nothing_else(
 ) -> None:
     server.then = ("UpsertBucket", state)
     (warning,) = mirrored(clean, "online", target=QUICK)
-    said = {"refuse": "answers 503 Service Unavailable", "hang": "no answer", "down": "no connection"}[state]
+    said = {"refuse": "answered 503 Service Unavailable", "hang": "no answer", "down": "no connection"}[state]
     assert f"W&B failed online ({server.url}: {said}" in warning and "\n" not in warning
     assert f"`python -m harness sync {clean}` sends it" in warning
     holds_everything(clean)

@@ -220,7 +220,7 @@ def test_the_command(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
         monkeypatch.setattr("sys.argv", ["harness", "tune", *words])
         return main(), *capsys.readouterr()  # type: ignore[return-value]
 
-    told = "harness: tune {}: holds no trials; run them with python -m harness -m experiment=tune {}\n"
+    told = "harness: tune {}: no trials; run them with python -m harness -m experiment=tune {}\n"
     assert typed() == (2, "", told.format("results/tuning", "strategy=..."))
     assert typed("strategy=ewc") == (2, "", told.format("strategy=ewc", "strategy=ewc"))
     assert typed("--best") == (2, "", "harness: unrecognized arguments: --best; see --help\n")
