@@ -55,7 +55,7 @@ def execute(name: str, argv: Sequence[str]) -> int:
 
 
 def _respelled(argv: Sequence[str], parser: Parser, settings: bool) -> list[str]:
-    """`out=F` as `--out F`, and `force=true` as `--force`. ValueError for an unknown key, unless it may be a setting."""
+    """`out=F` as `--out F`, `force=true` as `--force`. ValueError for an unknown key, unless it may be a setting."""
     made: list[str] = []
     for word in argv:
         key, equals, value = word.partition("=")
