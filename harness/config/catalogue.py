@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ast
 import difflib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -43,8 +43,8 @@ def families(folders: Sequence[Path] = (CONF,)) -> dict[str, str]:
 
     found = {}
     for name, file in options("strategy", folders).items():
-        targets = _targets(OmegaConf.to_container(OmegaConf.load(file)))
-        found[name] = next((f for t in targets if (f := attribute(t, "family", _roots(folders)))), "")
+        named = targets(OmegaConf.to_container(OmegaConf.load(file)))
+        found[name] = next((f for t in named if (f := attribute(t, "family", _roots(folders)))), "")
     return found
 
 
@@ -105,7 +105,7 @@ def _line(file: Path, folders: Sequence[Path]) -> str:
     opening = _opening(text)
     if opening:
         return opening
-    found = (docstring(target, _roots(folders)) for target in _targets(OmegaConf.to_container(OmegaConf.create(text))))
+    found = (docstring(target, _roots(folders)) for target in targets(OmegaConf.to_container(OmegaConf.create(text))))
     return next((line for line in found if line), "")
 
 
@@ -121,9 +121,16 @@ def _opening(text: str) -> str:
     return lines[0].lstrip("# ").rstrip() if own and lines and lines[0].startswith("#") else ""
 
 
-def _targets(node: Any) -> Iterator[str]:
-    if isinstance(node, dict):
+def targets(node: Any) -> Iterator[str]:
+    """Every `_target_` in a configuration.
+
+    >>> list(targets({"a": {"_target_": "x.Y"}, "b": [{"_target_": "z"}]}))
+    ['x.Y', 'z']
+    """
+    if isinstance(node, Mapping):
         if isinstance(node.get("_target_"), str):
             yield node["_target_"]
-        for value in node.values():
-            yield from _targets(value)
+        node = list(node.values())
+    if isinstance(node, (list, tuple)):
+        for value in node:
+            yield from targets(value)

@@ -30,7 +30,8 @@ def check(cfg: Mapping[str, Any]) -> None:
     _one_of(cfg, "keep", ("all", "last"))
     _device(cfg)
     _folder(cfg)
-    for key in ("force", "gap", "control"):
+    _one_of(cfg, "force", (True, False, "beside"))
+    for key in ("gap", "control"):
         _one_of(cfg, key, (True, False))
     _whole(cfg, "threads", 0)
     _whole(cfg, "metrics_every", 1)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from harness import loop, store, tree
 from harness.boundary import Boundary, Metric
-from harness.config.catalogue import CONF
+from harness.config.catalogue import CONF, targets
 from harness.jobs.setting import Setting, build, build_strategies, chosen_device, chosen_metrics
 from harness.learner import Learner
 from harness.record.clock import Clock
@@ -28,7 +28,7 @@ from harness.record.evaluation import Evaluation, measured
 from harness.record.layout import timing_rows
 from harness.record.meter import Meter
 from harness.record.sinks import InMemory, StoredNets
-from harness.store import provenance
+from harness.store import sources
 from harness.strategy import Chain
 from harness.trackers.bar import bar
 from harness.types import Net, Reading, Stream, Task
@@ -64,9 +64,10 @@ def measure(path: Path, metrics: Mapping[str, Any], *, every: int = 1, changes: 
                 replay.around(task)
         amend(folder, replay.sink)
         added = {"at": store.now(), "metrics": dict(metrics), "every": every, "missing": sorted(replay.missing)}
+        code = sources.digest(sources.files(targets(metrics)))
         folder.update_manifest(
             metrics=sorted({*folder.manifest["metrics"], *replay.names}),
-            measured=[*folder.manifest.get("measured", []), {**added, "source": provenance.source_digest()}],
+            measured=[*folder.manifest.get("measured", []), {**added, "source": code}],
         )
     lines = [f"measured {', '.join(sorted(replay.names)) or 'nothing'} at {len(tasks)} boundaries of {path}"]
     return "\n".join([*lines, *(f"missing: {line}" for line in sorted(replay.missing))])
@@ -112,8 +113,8 @@ def opened(folder: store.RunFolder, changes: Mapping[str, Any]) -> Opened:
             f"{path}: the data stream can no longer be reproduced (hash differs), so new metrics would not match this"
             " run; restore its data set and source version, or rerun it with force=true"
         )
-    if manifest["source"] != provenance.source_digest():
-        warn(f"{path} was trained with a different version of the source; the new metrics use the current version")
+    if changed := sources.edited(manifest):
+        warn(f"{path}: trained with different code ({sources.listed(changed)}); the new metrics use the current code")
     strategy = Kept(list(build_strategies(cfg["strategy"]).values()))
     learner = Learner(stream=stream, **setting.parts(stream))
     loop.prepare(learner, strategy)

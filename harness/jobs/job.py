@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,10 +15,11 @@ import torch
 from torch import Tensor
 
 from harness import store
+from harness.config.catalogue import targets
 from harness.jobs.setting import Setting, build, build_strategies, chosen_device, chosen_metrics
 from harness.record.sinks import Columns
 from harness.run import check_boundaries, check_scenario, run
-from harness.store import provenance
+from harness.store import provenance, sources
 from harness.strategy import Chain, Strategy
 from harness.trackers import About, Tracker, Trackers, published, summaries
 from harness.types import Net, Stream
@@ -58,15 +62,18 @@ def _one(
         warn(f"strategy=[{','.join(strategies)}]: {line}")
     is_control = list(strategies) == ["reset"]
     identity = {**setting.identity, "strategy": spec, "seeds": list(seeds), "eval": cfg["eval"]["tasks"]}
-    with _open(setting, stream, label, identity, force=cfg["force"]) as folder:
+    with _open(setting, stream, label, identity, force=cfg["force"] is True, beside=cfg["force"] == "beside") as folder:
         if folder.done:
             print(f"already finished: {folder.path} (force=true reruns it)")
+            if changed := sources.edited(folder.manifest):
+                print(f"it was made with different code ({sources.listed(changed)}): force=true replaces it,")
+                print("force=beside keeps both")
             if more := sorted(set(metrics) - set(folder.manifest["metrics"])):
                 taken = ", ".join(folder.manifest["metrics"]) or "off"
                 print(f"it was measured with metrics {taken}; add the others with:")
                 print(f"  python -m harness measure {folder.path} metrics=[{','.join(more)}]")
             return folder.path
-        resume = _resume(folder, setting, stream, {"metrics": sorted(metrics), "purpose": "run"})
+        resume = _resume(folder, setting, stream, spec, {"metrics": sorted(metrics), "purpose": "run"})
         control = None
         if cfg["control"] and not is_control:
             control = _control(setting, seeds, progress)
@@ -101,13 +108,14 @@ def _one(
         return folder.path
 
 
-def _open(setting: Setting, stream: Stream, label: str, identity: dict[str, Any], **how: Any) -> store.RunFolder:
+def _open(
+    setting: Setting, stream: Stream, label: str, identity: dict[str, Any], *, beside: bool = False, **how: Any
+) -> store.RunFolder:
     """The run's folder, locked. StoreError if it was started on different data."""
+    place = setting.cfg["results"], f"{stream.name}_{stream.scenario}", label
     folder = store.RunFolder.open(
-        setting.cfg["results"],
-        f"{stream.name}_{stream.scenario}",
-        label,
-        store.identity(identity),
+        *place,
+        _version(place, store.identity(identity), beside),
         scenario=stream.scenario,
         keep=setting.cfg["keep"],
         **how,
@@ -122,14 +130,31 @@ def _open(setting: Setting, stream: Stream, label: str, identity: dict[str, Any]
     return folder
 
 
+def _version(place: tuple[str, str, str], run_id: str, beside: bool) -> str:
+    """The id of the version of a run that today's code made: `run_id`, or `run_id-2`... if other code made the first.
+
+    If none did: the first that is free if `beside`, else `run_id`.
+    """
+    for n in itertools.count(1):
+        name = run_id if n == 1 else f"{run_id}-{n}"
+        manifest = store.run_path(*place, name) / "manifest.json"
+        if not manifest.exists():
+            return name if beside else run_id
+        with suppress(OSError, ValueError):  # RunFolder reports what cannot be read
+            if not sources.edited(json.loads(manifest.read_bytes())):
+                return name
+    raise AssertionError
+
+
 def _resume(
-    folder: store.RunFolder, setting: Setting, stream: Stream, facts: dict[str, Any]
+    folder: store.RunFolder, setting: Setting, stream: Stream, spec: dict[str, Any], facts: dict[str, Any]
 ) -> tuple[int, dict[str, Any]] | None:
     """The boundary to resume from, if any; writes the configuration and the manifest of this attempt."""
     from omegaconf import OmegaConf
 
-    facts = {**provenance.facts(setting.device.type), **facts}
-    resume = folder.resume(source=facts["source"])
+    used = [spec, *(setting.cfg[key] for key in ("tasks", "dataset", "model", "optimizer", "metrics"))]
+    facts = {**provenance.facts(setting.device.type, targets(used)), **facts}
+    resume = folder.resume()
     for note in folder.notes:
         warn(note)
     folder.write_config(OmegaConf.to_yaml(OmegaConf.create(setting.cfg)))
@@ -157,9 +182,9 @@ def _control(setting: Setting, seeds: tuple[int, ...], progress: bool) -> Tensor
     if missing:
         stream = replace(setting.stream(missing), announced=True)  # the control needs them
         identity = {**setting.identity, "strategy": RESET, "seeds": list(missing), "purpose": "control"}
-        with _open(setting, stream, "reset", identity, wait=3600.0) as folder:
+        with _open(setting, stream, "reset", identity, beside=True, wait=3600.0) as folder:
             if not folder.done:
-                resume = _resume(folder, setting, stream, {"metrics": [], "purpose": "control"})
+                resume = _resume(folder, setting, stream, RESET, {"metrics": [], "purpose": "control"})
                 if progress:
                     print(f"training the control first: a fresh net on each task, seeds {list(missing)}", flush=True)
                 run(
@@ -181,6 +206,8 @@ def _known_control(setting: Setting) -> dict[int, Tensor]:
     """Accuracy on each task just after training on it [T], by seed, from the finished controls of this setting."""
     known: dict[int, Tensor] = {}
     for found in store.find_runs(setting.cfg["results"], strategy="reset", setting=store.identity(setting.identity)):
+        if sources.edited(found.manifest):
+            continue
         table = store.read_table(found, "accuracy").to_pylist()
         tasks = 1 + max(row["boundary"] for row in table)
         for row in table:

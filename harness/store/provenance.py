@@ -14,25 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from harness import ROOT
+from harness.store.sources import OURS, digest, files
 
-FOLDERS = ("harness", "strategies", "tasks")
 PACKAGES = ("torch", "torchvision", "numpy", "pyarrow", "scikit-learn", "hydra-core", "wandb")
 DISTRIBUTION = "harness"
-
-
-def source_digest(extra: Iterable[Path | str] = (), root: Path = ROOT) -> str:
-    """sha256 over the paths and bytes of every .py file of harness, strategies and tasks.
-
-    `extra` are files of the user's own strategies. A run is resumed only with the digest it was started with.
-    """
-    files = [(p.relative_to(root).as_posix(), p) for name in FOLDERS for p in (root / name).rglob("*.py")]
-    files += [(f"extra/{Path(p).name}", Path(p)) for p in extra]
-    digest = hashlib.sha256()
-    for name, path in sorted(files):
-        content = path.read_bytes()
-        digest.update(f"{name}\0{len(content)}\0".encode())  # lengths: no two trees share one byte string
-        digest.update(content)
-    return digest.hexdigest()
 
 
 def git(root: Path = ROOT) -> dict[str, Any]:
@@ -50,7 +35,7 @@ def git(root: Path = ROOT) -> dict[str, Any]:
         if not top or Path(top).resolve() != root.resolve():
             return {}
         commit = ask("rev-parse", "--verify", "--quiet", "HEAD")
-        present = [name for name in (*FOLDERS, "conf") if (root / name).exists()]
+        present = [name for name in (*OURS, "conf") if (root / name).exists()]
         return {"commit": commit, "dirty": bool(ask("status", "--porcelain", "--", *present)) or not commit}
     except (OSError, subprocess.SubprocessError):
         return {}
@@ -113,10 +98,12 @@ def _blas(config: str) -> str:
     return "; ".join(part for part in (info, *kernels) if part) or "unknown"
 
 
-def facts(device: str = "cpu", extra: Iterable[Path | str] = ()) -> dict[str, Any]:
+def facts(device: str = "cpu", targets: Iterable[str] = ()) -> dict[str, Any]:
     """What the manifest records at the start of an attempt, after the number of threads is set."""
+    found = files(targets)
     return {
-        "source": source_digest(extra),
+        "source": digest(found),
+        "files": found,
         "git": git(),
         "versions": versions(),
         "hardware": hardware(device),

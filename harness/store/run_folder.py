@@ -24,6 +24,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from harness.store import sources
 from harness.store.errors import SCHEMA_VERSION, RunLocked, SchemaError, StoreError, check_version, reporting
 from harness.store.files import jsonable, load, now, portable, save, write_text
 from harness.store.names import slug
@@ -33,6 +34,11 @@ from harness.wording import first_line
 INITIAL = -1  # the boundary before the first task
 _SMALL = 20_000  # rows below which a table is rewritten whole at every boundary (measured: under 10 ms)
 _OWN = ("config.yaml", "manifest.json", "checkpoint.pt", "checkpoint.previous.pt", "nets", "parts")
+
+
+def run_path(root: Path | str, stream: str, strategy: str, run_id: str) -> Path:
+    """Where a run is."""
+    return Path(root) / "runs" / slug(stream) / slug(strategy) / slug(run_id)
 
 
 class RunFolder:
@@ -66,8 +72,7 @@ class RunFolder:
         """
         if keep not in ("all", "last"):
             raise ValueError(f"keep={keep!r}: must be all (keep the net of every boundary) or last")
-        top = Path(root)
-        path = top / "runs" / slug(stream) / slug(strategy) / slug(run_id)
+        top, path = Path(root), run_path(root, stream, strategy, run_id)
         with reporting(path):
             for folder in (path, path / "nets", path / "parts"):
                 if not folder.resolve().is_relative_to(top.resolve()):
@@ -257,12 +262,12 @@ class RunFolder:
     def has_net(self, t: int) -> bool:
         return self._net_path(t).exists()
 
-    def resume(self, *, source: str = "") -> tuple[int, dict[str, Any]] | None:
+    def resume(self) -> tuple[int, dict[str, Any]] | None:
         """The newest checkpoint that loads and has all its rows: (t, state); None if there is none: start afresh.
 
         Rows after its boundary are dropped; the run writes them again. A file that does not load is renamed to
-        *.corrupt and noted in `notes`. StoreError if the run was started with source code of another digest than
-        `source` (compared with the manifest: call this before updating it), SchemaError under another schema version.
+        *.corrupt and noted in `notes`. StoreError if a source file of the run has changed (by its manifest: call this
+        before updating it), SchemaError under another schema version.
         """
         self._writable()
         with reporting(self.path):
@@ -277,11 +282,10 @@ class RunFolder:
                 self._restart()
                 self._ready = True
                 return None
-            begun = self.manifest.get("source", "")
-            if source and begun and begun != source:
+            if changed := sources.edited(self.manifest):
                 raise StoreError(
-                    f"{self.path}: started with different source code ({begun[:12]}, now {source[:12]});"
-                    " check out that version, or restart with force=true"
+                    f"{self.path}: started with different code ({sources.listed(changed)}); restore it, restart with"
+                    " force=true, or keep both with force=beside"
                 )
             self._truncate(found["boundary"])
         self._ready = True

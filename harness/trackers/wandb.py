@@ -244,7 +244,7 @@ def cost(path: Path, files: Sequence[Path]) -> dict[str, float]:
 
 
 def _facts(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in manifest.items() if k != "config"}  # logged separately
+    return {k: v for k, v in manifest.items() if k not in ("config", "files")}  # logged separately; too long
 
 
 def group(manifest: Mapping[str, Any]) -> str | None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from harness.store import provenance
+from harness.store import provenance, sources
 
 
 def tree(root: Path) -> Path:
@@ -24,20 +24,20 @@ def tree(root: Path) -> Path:
 
 def test_digest_changes_with_every_source_file_and_with_nothing_else(tmp_path: Path) -> None:
     root = tree(tmp_path / "a")
-    first = provenance.source_digest(root=root)
-    assert first == provenance.source_digest(root=tree(tmp_path / "elsewhere"))
+    first = sources.whole_digest(root=root)
+    assert first == sources.whole_digest(root=tree(tmp_path / "elsewhere"))
     (root / "harness/__pycache__").mkdir()
     (root / "harness/__pycache__/a.cpython-311.pyc").write_text("x")
     (root / "README.md").write_text("x")
-    assert provenance.source_digest(root=root) == first
+    assert sources.whole_digest(root=root) == first
     seen = {first}
     for path in sorted(root.rglob("*.py")):
         before = path.read_text()
         path.write_text(before + " ")
-        seen.add(provenance.source_digest(root=root))
+        seen.add(sources.whole_digest(root=root))
         path.write_text(before)
     (root / "tasks/d.py").rename(root / "tasks/e.py")
-    seen.add(provenance.source_digest(root=root))
+    seen.add(sources.whole_digest(root=root))
     assert len(seen) == 6
 
 
@@ -47,15 +47,7 @@ def test_digest_does_not_confuse_where_a_file_ends(tmp_path: Path) -> None:
     (one / "tasks/y.py").write_bytes(b"2")
     (two / "tasks/x.py").write_bytes(b"1")
     (two / "tasks/y.py").write_bytes(b"tasks/y.py2")
-    assert provenance.source_digest(root=one) != provenance.source_digest(root=two)
-
-
-def test_a_users_own_strategy_counts(tmp_path: Path) -> None:
-    root, mine = tree(tmp_path / "a"), tmp_path / "mine.py"
-    mine.write_text("1")
-    first = provenance.source_digest([mine], root=root)
-    mine.write_text("2")
-    assert len({first, provenance.source_digest([mine], root=root), provenance.source_digest(root=root)}) == 3
+    assert sources.whole_digest(root=one) != sources.whole_digest(root=two)
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from harness import store
-from harness.store import RunLocked, SchemaError, StoreError, run_folder
+from harness.store import RunLocked, SchemaError, StoreError, run_folder, sources
 from tests.harness.store.runs import advance, begin, rows, state, tables
 
 ROOT = Path(__file__).parents[3]
@@ -245,17 +245,19 @@ def test_boundaries_go_up(tmp_path: Path) -> None:
             run.commit(1, {})
 
 
-def test_other_source_is_refused_with_one_line(tmp_path: Path) -> None:
+def test_other_code_is_refused_with_one_line(tmp_path: Path) -> None:
+    now = sources.files(["strategies.l2.L2"])
     with begin(tmp_path) as run:
-        run.update_manifest(source="a" * 64)
+        run.update_manifest(files={**now, "strategies.l2": "a" * 64})
         advance(run, 0)
     with (
         begin(tmp_path) as run,
-        pytest.raises(StoreError, match=r"source code .a{12}, now b{12}.*force=true"),
+        pytest.raises(StoreError, match=r"strategies\.l2 has changed.*force=true.*beside"),
     ):
-        run.resume(source="b" * 64)
+        run.resume()
     with begin(tmp_path) as run:
-        assert run.resume(source="a" * 64) is not None
+        run.update_manifest(files=now)
+        assert run.resume() is not None
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,129 @@
+"""The source files that determine a run's numbers, by their digests: an edit of any other file changes nothing."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib.util
+import sys
+import sysconfig
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from harness import ROOT
+
+OURS = ("harness", "strategies", "tasks")
+CORE = ("harness.run",)  # every run uses it: the loop, the learner, the recorder, and what they import
+
+
+def files(targets: Iterable[str]) -> dict[str, str]:
+    """Module -> sha256 of its file, for the modules of these dotted names, CORE, and all that they import.
+
+    Imports are followed within our packages, within the packages of the targets, and into files outside of the standard
+    library and site-packages (a user's own code).
+
+    >>> made = files(["strategies.ewc.EWC"])
+    >>> "strategies.ewc" in made, "harness.loop" in made, "strategies.replay" in made, "torch" in made
+    (True, True, False, False)
+    """
+    roots = [module for target in [*CORE, *targets] if (module := _module(target))]
+    packages = {*OURS, *(module.partition(".")[0] for module in roots)}
+    found: dict[str, str] = {}
+    waiting = list(roots)
+    while waiting:
+        name = waiting.pop()
+        path = _file(name) if name and name not in found else None
+        if path is None or not (name.partition(".")[0] in packages or not _library(path)):
+            continue
+        found[name] = _sha(path)
+        waiting += [*_imports(path, name), name.rpartition(".")[0]]  # importing a module runs its package as well
+    return dict(sorted(found.items()))
+
+
+def digest(found: Mapping[str, str]) -> str:
+    """One sha256 over modules and their digests."""
+    return hashlib.sha256("".join(f"{name}\0{sha}\0" for name, sha in sorted(found.items())).encode()).hexdigest()
+
+
+def edited(manifest: Mapping[str, Any]) -> list[str]:
+    """Modules of a run whose files were changed or removed since it started; older manifests know only of all files."""
+    known = manifest.get("files")
+    if known is None:
+        return [] if manifest.get("source") in (None, "", whole_digest()) else ["the harness"]
+    return [name for name, sha in known.items() if (path := _file(name)) is None or _sha(path) != sha]
+
+
+def listed(changed: Sequence[str], most: int = 3) -> str:
+    """Changed modules in a message.
+
+    >>> listed(["strategies.l2"]), listed(["a", "b", "c", "d", "e"])
+    ('strategies.l2 has changed', 'a, b, c and 2 more have changed')
+    """
+    more = f" and {len(changed) - most} more" if len(changed) > most else ""
+    return f"{', '.join(changed[:most])}{more} {'has' if len(changed) == 1 else 'have'} changed"
+
+
+def whole_digest(root: Path = ROOT) -> str:
+    """sha256 over the paths and bytes of every .py file of our packages: `source` in manifests without `files`."""
+    paths = [(p.relative_to(root).as_posix(), p) for name in OURS for p in (root / name).rglob("*.py")]
+    made = hashlib.sha256()
+    for name, path in sorted(paths):
+        content = path.read_bytes()
+        made.update(f"{name}\0{len(content)}\0".encode())  # lengths: no two trees share one byte string
+        made.update(content)
+    return made.hexdigest()
+
+
+def _module(target: str) -> str:
+    """The module of a dotted name; '' if there is none."""
+    name = target
+    while name:
+        if _file(name) is not None:
+            return name
+        name = name.rpartition(".")[0]
+    return ""
+
+
+def _file(name: str) -> Path | None:
+    """The source file of a module, without importing the module itself; None for packages and modules without one."""
+    loaded = getattr(sys.modules.get(name), "__file__", None)
+    if loaded is None:
+        try:
+            spec = importlib.util.find_spec(name)
+        except (ImportError, AttributeError, ValueError):
+            return None
+        loaded = spec.origin if spec is not None else None
+    return Path(loaded) if loaded and loaded.endswith(".py") and Path(loaded).is_file() else None
+
+
+def _sha(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@cache
+def _libraries() -> tuple[Path, ...]:
+    return tuple(Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "purelib", "platlib"))
+
+
+def _library(path: Path) -> bool:
+    return any(folder in path.resolve().parents for folder in _libraries())
+
+
+def _imports(path: Path, name: str) -> Iterator[str]:
+    """Names that a module imports, at any depth but under TYPE_CHECKING; `from a import b` gives both a and a.b."""
+    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+    waiting: list[ast.AST] = [ast.parse(path.read_text("utf-8"))]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package.split(".")[: package.count(".") + 2 - node.level] if node.level else []
+            base = ".".join([*above, *([node.module] if node.module else [])])
+            yield from (base, *(f"{base}.{alias.name}" for alias in node.names))
+        elif isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
+            waiting += node.orelse
+        else:
+            waiting += ast.iter_child_nodes(node)

@@ -1,0 +1,58 @@
+"""The files that a run depends on: its own code and all that it imports, and nothing else."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from harness.store import sources
+
+
+@pytest.fixture
+def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A user's module in the working directory that imports another, and a third that nobody imports."""
+    (tmp_path / "mine_a.py").write_text("import json\nfrom mine_b import helper\nclass Mine: ...\n")
+    (tmp_path / "mine_b.py").write_text("def helper(): ...\n")
+    (tmp_path / "mine_c.py").write_text("")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield tmp_path
+    for name in ("mine_a", "mine_b", "mine_c"):
+        sys.modules.pop(name, None)
+
+
+def test_a_target_brings_what_it_imports_and_nothing_else(mine: Path) -> None:
+    found = sources.files(["mine_a.Mine", "strategies.online_ewc_is_in_ewc", "strategies.ewc.OnlineEWC"])
+    assert {"mine_a", "mine_b", "strategies.ewc", "strategies", "harness.toolbox.penalty"} <= set(found)
+    assert {"harness", "harness.run", "harness.loop", "harness.learner", "harness.optim"} <= set(found)
+    assert not {"mine_c", "json", "torch", "strategies.l2", "harness.leaderboard", "harness.cli"} & set(found)
+    assert not [name for name in found if name.startswith(("harness.trackers", "harness.report", "harness.jobs"))]
+
+
+def test_only_an_edit_of_a_used_file_counts(mine: Path) -> None:
+    manifest = {"files": sources.files(["mine_a.Mine"])}
+    assert sources.edited(manifest) == []
+    (mine / "mine_c.py").write_text("x = 1\n")
+    assert sources.edited(manifest) == []
+    (mine / "mine_b.py").write_text("def helper(): return 1\n")
+    assert sources.edited(manifest) == ["mine_b"]
+    assert sources.digest(manifest["files"]) != sources.digest(sources.files(["mine_a.Mine"]))
+    (mine / "mine_a.py").unlink()
+    assert sources.edited(manifest) == ["mine_a", "mine_b"]
+
+
+def test_an_older_manifest_knows_only_of_all_files() -> None:
+    assert sources.edited({"source": sources.whole_digest()}) == []
+    assert sources.edited({"source": "0" * 64}) == ["the harness"]
+    assert sources.edited({}) == []
+
+
+def test_imports_for_annotations_do_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "typed_only.py").write_text(
+        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import strategies.l2\n"
+        "def f():\n    import strategies.l2_init\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    found = sources.files(["typed_only"])
+    assert "strategies.l2_init" in found and "strategies.l2" not in found
