@@ -85,7 +85,13 @@ def _train(argv: Sequence[str]) -> int:
 
     parser = get_args_parser()
     parser.error = _usage  # type: ignore[method-assign]
-    args = parser.parse_args(list(argv))
+    args = parser.parse_intermixed_args(list(argv))
+    if args.multirun and args.cfg:
+        raise ValueError("--cfg: shows the configuration of one job; leave out --multirun, and give one value a key")
+    flags = list(argv)
+    for override in args.overrides:
+        flags.remove(override)
+    sys.argv[1:] = [*flags, *args.overrides]  # Hydra's own parser wants the flags first
     if not (args.hydra_help or args.shell_completion or args.info or args.experimental_rerun):
         preflight(args)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # otherwise Hydra prints errors itself and exits with 1

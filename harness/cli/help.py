@@ -44,7 +44,7 @@ Settings            (`{run} --cfg job` shows all of them with their values)
   device=auto             auto, cpu, cuda or cuda:1
   threads=1               CPU threads; 0 for all cores
   tracker.mode=offline    Weights & Biases: online, offline or disabled
-  force=true              rerun even if the results exist; force=beside keeps both if the code changed
+  force=true              rerun even if the results exist; beside: keep both if the code changed
 
 Commands            (`{run} COMMAND --help` has the options of each)
 {commands}

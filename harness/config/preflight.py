@@ -187,7 +187,7 @@ class _Known:
 
         for o in overrides:
             if o.is_sweep_override():
-                raise ValueError(f"{_line(o)}: write {_bracketed(o)} for a list, or add -m for a run of each")
+                raise ValueError(f"{_line(o)}: {self._instead(o, overrides)}, or add -m for a run of each")
         chosen = self.chosen(overrides)
         cfg, values = self.compose([_line(o) for o in chosen])
         self._leftovers(cfg, values, chosen)
@@ -204,6 +204,14 @@ class _Known:
         plain = {str(k): v for k, v in final.items()}
         check(plain)
         return plain
+
+    def _instead(self, o: Override, overrides: Sequence[Override]) -> str:
+        """How to write what was typed as a sweep without -m."""
+        key = o.key_or_group
+        plain = self.compose([_line(c) for c in self.chosen(overrides) if not c.is_sweep_override()])[1]
+        if key in LISTS or (key not in self.groups and isinstance(_find(plain, key), list)):
+            return f"write {_bracketed(o)} for a list"
+        return f"choose one {key}" if key in self.groups else "give one value"
 
     def _leftovers(self, cfg: Any, values: dict[str, Any], chosen: Sequence[Override]) -> None:
         """Raise if a preset sets a key of an option that another choice replaced: the key would have no effect."""
@@ -239,6 +247,8 @@ class _Known:
             raise ValueError(f"{_line(o)}: {key} already exists; write it without the +")
         if value is None and _optional(key):
             return
+        if value is None and isinstance(default, list):
+            raise ValueError(f"{key}=null: must be a list; for an empty one write {key}=[]")
         if isinstance(default, dict) and default and not isinstance(value, dict):
             raise ValueError(f"{key}={show(value)}: is a group of settings: {_list(default, key + '.')}")
         if key.partition(".")[0] in self.groups and "${" not in str(value):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -10,6 +11,8 @@ from typing import Any
 from harness.config.catalogue import nearest
 
 _ABSENT = object()
+LARGEST = 2**63 - 1  # that a tensor can hold
+ROWS = 10**7  # of a batch; beyond, its indices alone exhaust memory
 
 
 def check(cfg: Mapping[str, Any]) -> None:
@@ -33,16 +36,16 @@ def check(cfg: Mapping[str, Any]) -> None:
     _one_of(cfg, "force", (True, False, "beside"))
     for key in ("gap", "control"):
         _one_of(cfg, key, (True, False))
-    _whole(cfg, "threads", 0)
+    _whole(cfg, "threads", 0, most=max(256, os.cpu_count() or 1))  # beyond, BLAS crashes the process
     _whole(cfg, "metrics_every", 1)
     _whole(cfg, "train.epochs", 1, null=_get(cfg, "train.steps") not in (None, _ABSENT))
     _whole(cfg, "train.steps", 1, null=True)
-    _whole(cfg, "train.batch_size", 1)
+    _whole(cfg, "train.batch_size", 1, most=ROWS)
     if _get(cfg, "eval.tasks") not in ("seen", "all", _ABSENT):
         _whole(cfg, "eval.tasks", 1, remedy="seen, all, or a number of at least 1")
     _one_of(cfg, "eval.split", ("test", "val"))
     _whole(cfg, "eval.samples", 1, null=True)
-    _whole(cfg, "eval.batch_size", 1)
+    _whole(cfg, "eval.batch_size", 1, most=ROWS)
     _whole(cfg, "eval.every", 1, null=True)
     for purpose in ("init", "order", "stream", "probe"):
         _whole(cfg, f"pin.{purpose}", 0, null=True)
@@ -120,7 +123,9 @@ def _one_of(cfg: Mapping[str, Any], key: str, allowed: tuple[Any, ...]) -> None:
     raise ValueError(f"{key}={show(value)}: must be {_or(names)}{hint}")
 
 
-def _whole(cfg: Mapping[str, Any], key: str, least: int, *, null: bool = False, remedy: str = "") -> None:
+def _whole(
+    cfg: Mapping[str, Any], key: str, least: int, *, most: int = LARGEST, null: bool = False, remedy: str = ""
+) -> None:
     value = _get(cfg, key)
     if value is _ABSENT or (null and value is None):
         return
@@ -129,6 +134,8 @@ def _whole(cfg: Mapping[str, Any], key: str, least: int, *, null: bool = False, 
         raise ValueError(f"{key}={show(value)}: must be {kind}")
     if value < least:
         raise ValueError(f"{key}={value}: must be {remedy or f'at least {least}'}")
+    if value > most:
+        raise ValueError(f"{key}={value}: must be at most {most}")
 
 
 def _number(cfg: Mapping[str, Any], key: str, fits: Callable[[float], bool], range_: str) -> None:

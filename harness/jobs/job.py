@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import shlex
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -71,7 +72,7 @@ def _one(
             if more := sorted(set(metrics) - set(folder.manifest["metrics"])):
                 taken = ", ".join(folder.manifest["metrics"]) or "off"
                 print(f"it was measured with metrics {taken}; add the others with:")
-                print(f"  python -m harness measure {folder.path} metrics=[{','.join(more)}]")
+                print(f"  python -m harness measure {shlex.quote(str(folder.path))} metrics=[{','.join(more)}]")
             return folder.path
         resume = _resume(folder, setting, stream, spec, {"metrics": sorted(metrics), "purpose": "run"})
         control = None
@@ -103,7 +104,9 @@ def _one(
         diverged = [s for s, a in zip(seeds, alive) if not a]
         folder.finish(diverged=diverged)
         if diverged:
-            warn(f"seeds {diverged} diverged: their parameters are no longer finite; try a lower optimizer.lr")
+            penalties = [f"the strength of {part.name}" for part in strategies.values() if part.overrides("loss")]
+            remedy = " or lower ".join(["optimizer.lr", *penalties])
+            warn(f"seeds {diverged} diverged: their parameters are no longer finite; lower {remedy}")
         trackers.finish(published(folder.path))
         return folder.path
 
@@ -224,7 +227,7 @@ def _trackers(cfg: dict[str, Any], stream: Stream, label: str, progress: bool) -
     title = (
         f"{label} on {stream.name} (scenario {stream.scenario}, {len(stream.tasks)} tasks, seeds {list(stream.seeds)})"
     )
-    closing = [f"compare: python -m harness leaderboard {cfg['results']}"]
+    closing = [f"compare: python -m harness leaderboard {shlex.quote(cfg['results'])}"]
     shown: list[Tracker] = [Console(title, closing=closing)] if progress else []
     settings = dict(cfg["tracker"] or {"mode": "disabled"})
     mode = settings.pop("mode")

@@ -33,6 +33,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.plugins.plugin import Plugin
 
 from harness.store import slug
+from harness.store.run_folder import NOTE
 
 PLUGINS = "hydra_plugins.harness"  # Hydra's name for the module of our plugins; see `register`
 REFUSED = 2  # exit code of a job whose settings cannot be combined; any other is a failure
@@ -64,6 +65,7 @@ class Job:
             memory = ", perhaps out of memory" if name == "SIGKILL" else ""
             return f"killed by {name}{memory}"
         lines = [line.strip() for line in self.log.read_text("utf-8", errors="replace").splitlines() if line.strip()]
+        lines = [line for line in lines if not line.startswith(NOTE)]  # an exception's notes follow its message
         return re.sub("^harness: ", "", lines[-1])[:300] if lines else f"exit code {self.code}"
 
 
@@ -155,6 +157,7 @@ def register(*plugins: type[Plugin]) -> None:
         package = importlib.import_module("hydra_plugins")
     except ModuleNotFoundError:  # no Hydra plugin is installed
         package = sys.modules["hydra_plugins"] = ModuleType("hydra_plugins")
+        package.__path__ = []  # Hydra walks it
     module = sys.modules[PLUGINS] = package.harness = ModuleType(PLUGINS)  # type: ignore[attr-defined]
     for plugin in plugins:
         setattr(module, plugin.__name__, plugin)

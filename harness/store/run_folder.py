@@ -32,6 +32,7 @@ from harness.store.tables import SCHEMAS, TableRows, as_table, concat, read_file
 from harness.wording import first_line
 
 INITIAL = -1  # the boundary before the first task
+NOTE = "run folder: "  # on an exception that leaves a run
 _SMALL = 20_000  # rows below which a table is rewritten whole at every boundary (measured: under 10 ms)
 _OWN = ("config.yaml", "manifest.json", "checkpoint.pt", "checkpoint.previous.pt", "nets", "parts")
 
@@ -383,7 +384,7 @@ class RunFolder:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if error is not None:
-            error.add_note(f"run folder: {self.path}")
+            error.add_note(f"{NOTE}{self.path}")
         try:
             if self._lock is not None and not self.done:
                 failed = isinstance(error, Exception)

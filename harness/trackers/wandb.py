@@ -11,6 +11,7 @@ import json
 import math
 import os
 import queue
+import shlex
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -227,7 +228,7 @@ class WandB:
 
     @property
     def _remedy(self) -> str:
-        return f"`python -m harness sync {self.about.path}` sends the run"
+        return f"`python -m harness sync {shlex.quote(str(self.about.path))}` sends the run"
 
 
 def cost(path: Path, files: Sequence[Path]) -> dict[str, float]:

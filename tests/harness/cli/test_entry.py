@@ -81,6 +81,15 @@ BAD = {
     "strategy=[cbp,naive,cbp]": "strategy=[cbp,naive,cbp]: cbp is listed twice",
     "strategy=cbp,naive": "strategy=cbp,naive: write strategy=[cbp,naive] for a list, or add -m",
     "model=[mlp,cnn]": "model=[mlp,cnn]: choose one model",
+    "model=mlp,cnn": "model=mlp,cnn: choose one model, or add -m for a run of each",
+    "results=a,b": "results=a,b: give one value, or add -m for a run of each",
+    "optimizer.lr=0.1,0.2": "optimizer.lr=0.1,0.2: give one value, or add -m for a run of each",
+    "threads=100000": "threads=100000: must be at most ",
+    "train.batch_size=100000000000": "train.batch_size=100000000000: must be at most 10000000",
+    "model.widths=null": "model.widths=null: must be a list; for an empty one write model.widths=[]",
+    "pin.stream=99999999999999999999999": "pin.stream=99999999999999999999999: must be at most 9223372036854775807",
+    "-m strategy=cbp,naive --cfg job": "--cfg: shows the configuration of one job; leave out --multirun",
+    "strategy=cbp,naive -m --cfg job": "--cfg: shows the configuration of one job; leave out --multirun",
     "strategy=cbp strategy.cbp.maturty=3": "strategy.cbp.maturty: unknown setting; did you mean strategy.cbp.maturity?",
     "strategy=cbp strategy.maturity=3": "strategy.maturity: unknown setting; did you mean strategy.cbp.maturity?",
     "strategy=cbp +strategy.cbp.zzzzz=3": "strategy.cbp.zzzzz: unknown setting; the settings are strategy.cbp.rate,",
@@ -403,6 +412,22 @@ def test_a_bug_keeps_its_traceback(command):
         done = command(train=train)
         assert done.code == 1
         assert done.err.startswith("Traceback") and "test_entry.py" in done.err
+
+
+@pytest.mark.parametrize("typed", ["--hydra-help", "--info", "-sc install=bash"])
+def test_hydras_own_flags_work(typed, tmp_path):
+    line = [sys.executable, "-m", "harness", *typed.split()]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and "Traceback" not in done.stderr and done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_flags_and_settings_come_in_any_order(command):
+    done = command("strategy=l2_init", "-m", "seeds=[0],[1]", "optimizer.lr=0.5")
+    assert done.code == 0, done.err
+    assert sorted(job["seeds"][0] for job in done.jobs) == [0, 1]
+    assert {job["optimizer"]["lr"] for job in done.jobs} == {0.5}
 
 
 def test_a_traceback_can_be_asked_for(command, monkeypatch):

@@ -94,7 +94,12 @@ def test_a_job_that_refuses_raises_or_is_killed_takes_no_other_along(tmp_path):
         [f"strategy={name}", "seeds=[7]"] for name in ("mas", "replay", "si")
     ]
     said = "\n".join(end)
-    assert "killed by SIGKILL" in said and "ran into this" in said and "invalid literal for int()" in said
+    assert (
+        "run folder" not in said
+        and "killed by SIGKILL" in said
+        and "ran into this" in said
+        and "invalid literal for int()" in said
+    )
     assert end[-1] == "next: python -m harness leaderboard results"
     (log,) = tmp_path.glob("results/runs/.multirun/strategy-mas-*.log")
     assert log.read_text().startswith("Traceback") and "int(" in log.read_text()
