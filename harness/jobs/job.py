@@ -8,7 +8,7 @@ import os
 import shlex
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,6 +74,8 @@ def _one(
                 print(f"it was measured with metrics {taken}; add the others with:")
                 print(f"  python -m harness measure {shlex.quote(str(folder.path))} metrics=[{','.join(more)}]")
             return folder.path
+        if progress and (facts := setting.facts(stream)):
+            print(f"{setting.dataset.name}: {facts}", flush=True)
         resume = _resume(folder, setting, stream, spec, {"metrics": sorted(metrics), "purpose": "run"})
         control = None
         if cfg["control"] and not is_control:
@@ -167,6 +169,7 @@ def _resume(
         stream_version=stream.version,
         stream_hash=stream.hash,
         split=stream.split,
+        data=asdict(rows) if (rows := setting.facts(stream)) else None,
         config=setting.cfg,
         threads=setting.threads,
         **facts,

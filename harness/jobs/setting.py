@@ -51,6 +51,10 @@ class Setting:
         """Which tasks are tested, and on how many rows."""
         return Evaluation(**{k: v for k, v in self.cfg["eval"].items() if k != "split"})
 
+    def facts(self, stream: Stream) -> Any:
+        """Rows and classes of the data set; None if the stream has data of its own."""
+        return self.dataset.facts if self.dataset.name in stream.name else None
+
     def stream(self, seeds: Sequence[int]) -> Stream:
         cfg = self.cfg
         made: Stream = build(

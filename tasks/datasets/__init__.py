@@ -6,11 +6,11 @@ are imported only when needed.
 
 from __future__ import annotations
 
-from tasks.datasets.dataset import Dataset
+from tasks.datasets.dataset import Dataset, Facts
 from tasks.datasets.errors import DataError
 from tasks.datasets.from_arrays import arrays, function, npz
 from tasks.datasets.from_folder import folder
-from tasks.datasets.from_table import parquet
+from tasks.datasets.from_table import csv, parquet
 from tasks.datasets.named import load
 
-__all__ = ["DataError", "Dataset", "arrays", "folder", "function", "load", "npz", "parquet"]
+__all__ = ["DataError", "Dataset", "Facts", "arrays", "csv", "folder", "function", "load", "npz", "parquet"]

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 Arrays = dict[str, NDArray[Any]]
 T = TypeVar("T")
-VERSION = 1  # of the file format and of how images are decoded
+VERSION = 2  # of the file format and of how images are decoded
 SETTLED = 2.0  # seconds; a file older than this gets a new time if it changes again
 
 
@@ -35,7 +35,7 @@ def cached(name: str, sources: Iterable[Path], settings: Any, make: Callable[[],
     source is so recent that another change might keep its time.
     """
     files = [p for source in sources for p in ([source] if source.is_file() else _below(source))]
-    stats = [p.stat() for p in files]
+    stats = [p.stat() if p.exists() else p.lstat() for p in files]  # lstat: a broken link
     facts = [[str(p), s.st_size, s.st_mtime_ns] for p, s in zip(files, stats)]
     stamp = hashlib.sha256(json.dumps([VERSION, settings, facts]).encode()).hexdigest()
     where = hashlib.sha256(json.dumps([settings, sorted({str(p.parent) for p in files})]).encode()).hexdigest()[:12]

@@ -20,6 +20,37 @@ from tasks.datasets.images import Augment, Images, Scale, resized
 FITS = 2**30  # largest size of images as floats, in bytes; larger ones stay uint8 and are converted batch by batch
 
 
+@dataclass(frozen=True)
+class Facts:
+    """What a data set consists of, for the line at the start of a run and for the manifest.
+
+    >>> print(Facts(1438, 0, 359, 10, 12, 0, ("24 of 60 files used: 36 .gif",)))
+    1,438 train, 359 test, 10 classes; smallest class 12 rows; 24 of 60 files used: 36 .gif
+    """
+
+    train: int
+    val: int
+    test: int
+    classes: int
+    smallest: int  # training rows of the smallest class
+    untested: int  # classes without a test row
+    notes: tuple[str, ...] = ()  # what was left out or looks doubtful
+
+    @classmethod
+    def of(cls, y: Tensor, split: Sequence[Tensor], classes: int, notes: tuple[str, ...]) -> Facts:
+        """From labels [N] and the indices of train, val and test."""
+        train, val, test = (torch.bincount(y[i], minlength=classes) for i in split)
+        rows = [int(part.sum()) for part in (train, val, test)]
+        return cls(rows[0], rows[1], rows[2], classes, int(train.min()), int((test == 0).sum()), notes)
+
+    def __str__(self) -> str:
+        counts = [f"{n:,} {part}" for part in ("train", "val", "test") if (n := getattr(self, part)) or part != "val"]
+        rows = f"smallest class {self.smallest:,} row{'s' * (self.smallest != 1)}"
+        untested = [f"{self.untested:,} class{'es' * (self.untested != 1)} without a test row"] * (self.untested > 0)
+        whole = ", ".join([*counts, f"{self.classes:,} class{'es' * (self.classes != 1)}"])
+        return "; ".join([whole, rows, *untested, *self.notes])
+
+
 @dataclass(frozen=True, eq=False)
 class Dataset:
     """Training samples first, then test samples; `train`, `val` and `test` are sorted indices into them."""
@@ -33,6 +64,7 @@ class Dataset:
     classes: int
     digest: str  # of raw values, labels, normalisation, split and augmentation
     names: tuple[str, ...] = ()  # of the classes, if they have any
+    facts: Facts | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -52,6 +84,7 @@ class Raw(NamedTuple):
     train: int  # rows of training
     val: int | None  # rows of validation; None: drawn from the training rows
     names: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()  # for Facts
 
 
 @dataclass(frozen=True)
@@ -130,7 +163,8 @@ def finish(
     pixels = torch.from_numpy(x)
     kept = pixels.dtype == torch.uint8 and 4 * pixels.numel() > FITS
     images = Images(pixels, scale, Augment.of(augment)) if kept or augment else scale(pixels)
-    return Dataset(name, images, y, *split, classes, sha.hexdigest()[:16], raw.names)
+    facts = Facts.of(y, split, classes, raw.notes)
+    return Dataset(name, images, y, *split, classes, sha.hexdigest()[:16], raw.names, facts)
 
 
 def _split(name: str, y: Tensor, train: int, given: int | None, n: int, val: float) -> tuple[Tensor, Tensor, Tensor]:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import math
 import zipfile
+import zlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from harness.wording import first_line
 from tasks.datasets.dataset import Dataset, Preparation
 from tasks.datasets.errors import DataError
-from tasks.datasets.own import PARTS, existing, joined
+from tasks.datasets.limits import check_memory, size_of
+from tasks.datasets.own import existing, joined
+from tasks.datasets.parts import PARTS, arrays_of
+from tasks.datasets.values import LAYOUTS, inputs, labels
 
 
 def npz(
@@ -26,32 +30,70 @@ def npz(
     size: int | None = None,
     features: str | None = None,
     augment: Sequence[str] = (),
+    layout: str | None = None,
 ) -> Dataset:
     """A NumPy file (numpy.savez): x_train, y_train, x_test, y_test and optionally x_val, y_val; or x, y.
 
-    Inputs are [n, features], or images [n, h, w], [n, channels, h, w] or [n, h, w, channels]; bytes are pixels, other
-    numbers become float32. Labels are words, or whole numbers from 0; each class needs a training row. With x, y, a
-    stratified fraction `test` is held out. Raises DataError for data that does not fit.
+    Inputs are [n, features], or images [n, h, w], [n, channels, h, w] or [n, h, w, channels]; `layout`
+    (channels_first, channels_last) settles shapes that could be either. Bytes are pixels. Other numbers are normalised
+    in float64 if float32 would round them, and become float32 then. Labels are words, or whole numbers from 0; each
+    class needs a training row. With x, y, a stratified fraction `test` is held out. Other spellings of the names, such
+    as X_train and x_valid, are understood. Raises DataError for data that does not fit.
     """
     how = Preparation(val, test, normalise, pad, size, features, augment)
     file = existing(path, "a file written by numpy.savez")
-    return _prepared(_npz(file), file.stem, str(file), how)
+    names = _headers(file)
+    return _prepared(names, lambda name: _read(file, name), file.stem, str(file), how, layout)
 
 
-def _npz(file: Path) -> dict[str, NDArray[Any]]:
+def _headers(file: Path) -> list[str]:
+    """Names of the arrays. DataError if a header claims another size than its array has."""
     try:
         with zipfile.ZipFile(file) as packed:
-            for name, count in Counter(packed.namelist()).items():
+            entries = packed.infolist()
+            for name, count in Counter(e.filename for e in entries).items():
                 if count > 1:
                     raise DataError(f"{file}: array {name.removesuffix('.npy')} is stored {count} times; store it once")
-        with np.load(file, allow_pickle=False) as loaded:
-            return {k: loaded[k] for k in loaded.files}
+            for entry in entries:
+                if entry.filename.endswith(".npy"):
+                    _check_header(packed, entry, file)
     except DataError:
         raise
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
-        if "Object arrays" in str(error):
-            raise DataError(f"{file}: contains Python objects, which could run code; save numbers or words") from error
-        raise DataError(f"{file}: cannot be read as npz ({first_line(error)}); write it with numpy.savez") from error
+    except (OSError, ValueError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
+        raise _unreadable(file, error) from error
+    return [e.filename.removesuffix(".npy") for e in entries]
+
+
+def _check_header(packed: zipfile.ZipFile, entry: zipfile.ZipInfo, file: Path) -> None:
+    with packed.open(entry) as stream:
+        version = np.lib.format.read_magic(stream)
+        if version not in ((1, 0), (2, 0)):
+            return  # 3.0 has field names, which neither inputs nor labels have
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read(stream)
+        claimed, there = math.prod(shape) * dtype.itemsize, entry.file_size - stream.tell()
+    if not dtype.hasobject and claimed != there:
+        name = entry.filename.removesuffix(".npy")
+        raise DataError(
+            f"{file}: {name}: its header says {size_of(claimed)}, but it has {size_of(there)}; write the file again"
+        )
+    check_memory(entry.file_size, f"{file}: {entry.filename.removesuffix('.npy')}", "store fewer rows or smaller ones")
+
+
+def _read(file: Path, name: str) -> Any:
+    try:
+        with np.load(file, allow_pickle=False) as loaded:
+            return loaded[name]
+    except (OSError, ValueError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
+        raise _unreadable(file, error) from error
+    except MemoryError as error:
+        raise DataError(f"{file}: {name}: does not fit into memory; store fewer rows or smaller ones") from error
+
+
+def _unreadable(file: Path, error: Exception) -> DataError:
+    if "Object arrays" in str(error):
+        return DataError(f"{file}: contains Python objects, which could run code; save numbers or words")
+    return DataError(f"{file}: cannot be read as npz ({first_line(error)}); write it with numpy.savez")
 
 
 def arrays(
@@ -65,6 +107,7 @@ def arrays(
     size: int | None = None,
     features: str | None = None,
     augment: Sequence[str] = (),
+    layout: str | None = None,
     where: str = "",
 ) -> Dataset:
     """A data set from arrays in memory, with the names that `npz` reads.
@@ -75,67 +118,42 @@ def arrays(
     ((2,), 3, 8, 1, 3)
     """
     how = Preparation(val, test, normalise, pad, size, features, augment)
-    return _prepared(found, name, where or f"dataset={name}", how)
+    return _of(found, name, where or f"dataset={name}", how, layout)
 
 
-def _prepared(found: Mapping[str, Any], name: str, where: str, how: Preparation) -> Dataset:
+def _of(found: Mapping[str, Any], name: str, where: str, how: Preparation, layout: str | None) -> Dataset:
     if not isinstance(found, Mapping):
         raise DataError(f"{where}: type {type(found).__name__}; expected a mapping with x_train, y_train, ... or x, y")
-    whole = "x" in found or "y" in found
-    wanted = [("train", "x", "y")] if whole else [(p, f"x_{p}", f"y_{p}") for p in PARTS]
-    known = [n for _, *pair in wanted for n in pair]
-    if not whole:
-        wanted = [w for w in wanted if w[0] != "val" or w[1] in found or w[2] in found]
-    for n in [n for _, *pair in wanted for n in pair]:
-        if n not in found:
-            raise DataError(f"{where}: no array {n}; found {', '.join(found) or 'none'}; expected {', '.join(known)}")
+    given = {str(k): v for k, v in found.items()}
+    return _prepared(list(given), given.__getitem__, name, where, how, layout)
+
+
+def _prepared(
+    names: Sequence[str], get: Callable[[str], Any], name: str, where: str, how: Preparation, layout: str | None
+) -> Dataset:
+    if layout is not None and layout not in LAYOUTS:
+        raise ValueError(f"dataset.layout={layout}: must be {' or '.join(LAYOUTS)}, or null if the shape settles it")
+    wanted, others = arrays_of(names, where)
+    known = ["x", "y"] if wanted["train"][0] in ("x", "X") else [f"{a}_{p}" for p in PARTS for a in "xy"]
+    for n in [n for pair in wanted.values() for n in pair]:
+        if n not in names:
+            raise DataError(f"{where}: no array {n}; found {', '.join(names) or 'none'}; expected {', '.join(known)}")
     parts = {}
-    for part, kx, ky in wanted:
-        x, y = _inputs(np.asarray(found[kx]), f"{where}: {kx}"), _labels(np.asarray(found[ky]), f"{where}: {ky}")
+    for part, (kx, ky) in wanted.items():
+        x, y = inputs(get(kx), f"{where}: {kx}", layout), labels(get(ky), f"{where}: {ky}")
         if len(x) != len(y):
             raise DataError(f"{where}: {len(y)} labels in {ky} for {len(x)} rows in {kx}")
         parts[part] = x, y
-    first, width = parts["train"][0], wanted[0][1]
-    for part, kx, _ in wanted:
+    first, width = parts["train"][0], wanted["train"][0]
+    for part, (kx, _) in wanted.items():
         x = parts[part][0]
-        if x.shape[1:] != first.shape[1:] or x.dtype != first.dtype:
+        if x.shape[1:] != first.shape[1:] or (x.dtype == np.uint8) != (first.dtype == np.uint8):
             raise DataError(
                 f"{where}: rows of {kx} are {x.dtype} of shape {list(x.shape[1:])}, "
                 f"those of {width} {first.dtype} of shape {list(first.shape[1:])}"
             )
-    called = {part: ky for part, _, ky in wanted}
-    return joined(name, parts, lambda part, row: f"{where}: {called[part]}[{row}]", how)
-
-
-def _inputs(x: NDArray[Any], where: str) -> NDArray[Any]:
-    """[n, ...] as bytes of images with the channels first, or as finite float32."""
-    if x.dtype.kind not in "buif":
-        raise DataError(f"{where}: type {x.dtype}; expected numbers")
-    if x.ndim not in (2, 3, 4):
-        raise DataError(f"{where}: shape {list(x.shape)}; expected [n, features], [n, h, w] or [n, channels, h, w]")
-    if not x.size:
-        raise DataError(f"{where}: empty, shape {list(x.shape)}; expected at least one row")
-    if x.ndim == 4 and x.shape[3] in (1, 3) and x.shape[1] not in (1, 3):
-        x = x.transpose(0, 3, 1, 2)
-    x = x[:, None] if x.ndim == 3 else x
-    if x.dtype == np.uint8 and x.ndim == 4:
-        return x
-    with np.errstate(over="ignore"):
-        x = x.astype(np.float32)
-    bad = ~np.isfinite(x.reshape(len(x), -1)).all(1)
-    if bad.any():
-        row = int(bad.argmax())
-        value = x[row][~np.isfinite(x[row])][0]
-        raise DataError(f"{where}[{row}]: {value}; {int(bad.sum())} of {len(x)} rows are not finite; fill or drop them")
-    return x
-
-
-def _labels(y: NDArray[Any], where: str) -> NDArray[Any]:
-    if y.ndim != 1:
-        raise DataError(f"{where}: shape {list(y.shape)}; expected one label per row, [n]")
-    if y.dtype.kind not in "biuU":
-        raise DataError(f"{where}: type {y.dtype}; expected whole numbers from 0, or words")
-    return y
+    notes = [f"arrays left out: {', '.join(others)}"] if others else []
+    return joined(name, parts, lambda part, row: f"{where}: {wanted[part][1]}[{row}]", how, notes)
 
 
 def function(
@@ -147,6 +165,7 @@ def function(
     size: int | None = None,
     features: str | None = None,
     augment: Sequence[str] = (),
+    layout: str | None = None,
 ) -> Dataset:
     """The result of a user's function: a mapping with the arrays that `npz` reads, or a tuple of them.
 
@@ -163,7 +182,7 @@ def function(
             "mapping with these names"
         )
     how = Preparation(val, test, normalise, pad, size, features, augment)
-    return _prepared(make, "function", "dataset.make", how)
+    return _of(make, "function", "dataset.make", how, layout)
 
 
 def nothing() -> None:

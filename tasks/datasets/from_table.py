@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +16,42 @@ from numpy.typing import NDArray
 from harness.wording import first_line
 from tasks.datasets.dataset import Dataset, Preparation
 from tasks.datasets.errors import DataError
-from tasks.datasets.own import PARTS, existing, joined
+from tasks.datasets.limits import check_memory
+from tasks.datasets.own import existing, joined
+from tasks.datasets.parts import PARTS, by_part, part_of, refuse_near
+from tasks.datasets.values import floats, labels
+
+# columns that writers add: pandas and dask by these names; row numbers, once reset, exported or indexed, by the others
+WRITTEN = re.compile(r"__index_level_\d+__|__null_dask_index__")
+NUMBERING = re.compile(r"|index|level_\d+|Unnamed: \d+|row_nr|rownames|row\.names")
+
+
+class Table(NamedTuple):
+    """A table as read; a dictionary finds columns by name, since pyarrow makes the list of names at each call."""
+
+    data: Any
+    file: Path
+    place: dict[str, int]
+    stored: tuple[str, ...]  # columns that are the writer's index
+
+    def at(self, name: str) -> Callable[[int], str]:
+        """The place of a row in this column, for messages."""
+        return lambda row: f"{self.file}: row {row}, {name}"
+
+    def column(self, name: str) -> Any:
+        """DataError if the column is missing or has empty cells."""
+        if name not in self.place:
+            close = get_close_matches(str(name), self.place, 1)
+            hint = f"did you mean {close[0]}?" if close else f"it has {', '.join(list(self.place)[:20])}"
+            raise DataError(f"{self.file}: no column {name}; {hint}")
+        column = self.data.column(self.place[name])
+        if column.null_count:
+            row = column.is_null().to_numpy().argmax()
+            raise DataError(
+                f"{self.file}: row {row}, {name}: empty; {column.null_count} of {len(column)} rows are empty; fill or "
+                "drop them"
+            )
+        return column
 
 
 def parquet(
@@ -28,117 +65,228 @@ def parquet(
 ) -> Dataset:
     """A parquet file whose columns are features and a label.
 
-    `columns` are the features (null: all except `label` and `split`). `split` is a column of train, val or test.
-    Without it, a stratified fraction `test` of the rows is held out. PATH can also be a folder with train.parquet,
-    test.parquet and optionally val.parquet. Labels are whole numbers from 0, or words.
+    `columns` are the features (null: all except `label`, `split` and the index that pandas stores). `split` is a column
+    of train, val or test. Without it, a stratified fraction `test` of the rows is held out. PATH can also be a folder
+    with train.parquet, test.parquet and optionally val.parquet. Labels are whole numbers from 0, or words.
     Raises DataError for data that does not fit.
     """
     how = Preparation(val, test, normalise)
     base = existing(path, "a parquet file, or a folder with train.parquet and test.parquet")
-    files = (
-        {p: base / f"{p}.parquet" for p in PARTS if (base / f"{p}.parquet").is_file()} if base.is_dir() else {"": base}
+    return _table(base, (".parquet", ".parq", ".pq"), _parquet, label, columns, split, how)
+
+
+def csv(
+    path: str | Path | None,
+    label: str = "label",
+    columns: Sequence[str] | None = None,
+    split: str | None = None,
+    delimiter: str | None = None,
+    val: float = 0.1,
+    test: float = 0.2,
+    normalise: str = "standard",
+) -> Dataset:
+    """A CSV file with a line of column names, or a folder with train.csv, test.csv and optionally val.csv.
+
+    As `parquet`, with `delimiter` between cells (null: a tab in .tsv files, else a comma). Compressed files (.csv.gz)
+    are read too. A column of row numbers without a name, as pandas writes it, is left out.
+    """
+    how = Preparation(val, test, normalise)
+    if delimiter is not None and (not isinstance(delimiter, str) or len(delimiter) != 1):
+        raise ValueError(f"dataset.delimiter={delimiter}: must be one character, or null for a comma or tab")
+    base = existing(path, "a CSV file, or a folder with train.csv and test.csv")
+    return _table(
+        base, (".csv", ".tsv", ".csv.gz", ".tsv.gz"), lambda f: _csv(f, delimiter), label, columns, split, how
     )
+
+
+def _table(
+    base: Path,
+    suffixes: Sequence[str],
+    read: Callable[[Path], Table],
+    label: str,
+    columns: Sequence[str] | None,
+    split: str | None,
+    how: Preparation,
+) -> Dataset:
+    kind, notes = suffixes[0], list[str]()
+    files = _files(base, suffixes, notes) if base.is_dir() else {"": base}
     if base.is_dir() and not {"train", "test"} <= set(files):
-        raise DataError(f"{base}: found {', '.join(f.name for f in files.values()) or 'no parquet file'}; "
-                        "expected train.parquet and test.parquet")  # fmt: skip
+        raise DataError(f"{base}: found {', '.join(f.name for f in files.values()) or f'no {kind[1:]} file'}; "
+                        f"expected train{kind} and test{kind}")  # fmt: skip
     if split is not None and base.is_dir():
         raise ValueError(f"dataset.split={split}: the files of a folder are the split; use null")
-    tables = {p: _table(f) for p, f in files.items()}
+    tables = {p: read(f) for p, f in files.items()}
+    first = next(iter(tables.values()))
+    chosen = list(columns) if columns is not None else [c for c in first.place if c not in (label, split)]
+    if columns is None:
+        index = _index(list(tables.values())) - {label, split}
+        chosen = [c for c in chosen if c not in index]
+        notes += [f"index column {name or 'without a name'} left out" for name in sorted(index)]
+        known = {*chosen, *index, label, split}
+        extra = sorted({c for t in tables.values() for c in t.place} - known)
+        notes += [f"columns only in some files left out: {', '.join(extra[:10])}"] if extra else []
     found: dict[str, Any] = {}
     rows: dict[str, tuple[Path, NDArray[np.int64]]] = {}
-    chosen = list(columns) if columns is not None else None
-    for part, table in tables.items():
-        file = files[part]
-        if chosen is None:
-            chosen = [c for c in table.column_names if c not in (label, split)]
-        y, whose = _words(table, label, file), _words(table, split, file) if split is not None else None
-        x = _features(table, chosen, file)
-        if whose is not None:
-            odd = [i for i, v in enumerate(whose.tolist()) if v not in PARTS]
-            if odd:
-                raise DataError(f"{file}: row {odd[0]}, {split}: {whose[odd[0]]}; must be train, val or test")
-        for p in PARTS if whose is not None else [part or "train"]:
-            index = np.flatnonzero(whose == p) if whose is not None else np.arange(len(y))
-            if len(index):
-                found[p], rows[p] = (x[index], y[index]), (file, index)
+    for given, table in tables.items():
+        y, x = _labels(table, label), _features(table, chosen)
+        whose = _split_of(table, split) if split is not None else None
+        for part in PARTS if whose is not None else [given or "train"]:
+            at = np.flatnonzero(whose == part) if whose is not None else np.arange(len(y))
+            if len(at):
+                found[part] = (x[at], y[at]) if whose is not None else (x, y)
+                rows[part] = table.file, at
     if split is not None and not {"train", "test"} <= set(found):
         raise DataError(f"{base}: column {split} contains only {', '.join(found)}; expected train and test")
 
     def place(part: str, row: int) -> str:
-        file, index = rows[part]
-        return f"{file}: row {index[row]}, {label}"
+        file, at = rows[part]
+        return f"{file}: row {at[row]}, {label}"
 
-    return joined(base.stem, found, place, how)
+    return joined(base.stem, found, place, how, notes)
 
 
-def _table(file: Path) -> Any:
+def _files(base: Path, suffixes: Sequence[str], notes: list[str]) -> dict[str, Path]:
+    """Part -> its file. Other files of the same kind are counted, and refused if their names resemble a part."""
+    stems = {}
+    for file in sorted(base.iterdir()):
+        suffix = next((s for s in sorted(suffixes, key=len, reverse=True) if file.name.lower().endswith(s)), None)
+        if suffix and file.is_file() and not file.name.startswith("."):
+            stems[file.name] = file.name[: -len(suffix)]
+    refuse_near(stems.values(), str(base), "file")
+    by_name: dict[str, Path] = {}
+    for name, stem in stems.items():
+        if stem in by_name:
+            raise DataError(f"{base}: files {by_name[stem].name} and {name} mean the same part; keep one of them")
+        by_name[stem] = base / name
+    parts = by_part(by_name, str(base), "files")
+    others = len(stems) - len(parts)
+    notes += [f"{len(parts)} of {len(stems)} {suffixes[0]} files used"] if others else []
+    return {part: by_name[stem] for part, stem in parts.items()}
+
+
+def _index(tables: Sequence[Table]) -> set[str]:
+    """Columns that number the rows instead of describing them: the label could be read off them."""
+    found = {name for t in tables for name in t.stored} | {n for t in tables for n in t.place if WRITTEN.fullmatch(n)}
+    for name in tables[0].place:
+        if NUMBERING.fullmatch(name) and all(name not in t.place or _numbers_rows(t, name) for t in tables):
+            found.add(name)
+    return found
+
+
+def _numbers_rows(table: Table, name: str) -> bool:
+    import pyarrow.types as kinds
+
+    column = table.data.column(table.place[name])
+    return kinds.is_integer(column.type) and len(column.unique()) == len(column)
+
+
+def _parquet(file: Path) -> Table:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        table = pq.ParquetFile(file).read()  # unlike read_table, it adds no partition columns from the path
+        opened = pq.ParquetFile(file)  # unlike read_table, it adds no partition columns from the path
+        facts = opened.metadata
+        check_memory(8 * facts.num_rows * facts.num_columns, str(file), "store fewer rows or columns")
+        table = opened.read()
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{file}: cannot be read as parquet ({first_line(error)}); replace it") from error
-    for name, count in Counter(table.column_names).items():
+    except MemoryError as error:
+        raise DataError(f"{file}: does not fit into memory; store fewer rows or columns") from error
+    return _checked(table, file, _stored_index(table))
+
+
+def _stored_index(table: Any) -> tuple[str, ...]:
+    """Columns that pandas stored as the index; a range is described without a column."""
+    try:
+        described = json.loads((table.schema.metadata or {}).get(b"pandas", b"{}"))
+        return tuple(name for name in described.get("index_columns", ()) if isinstance(name, str))
+    except (ValueError, AttributeError, TypeError):  # not written by pandas
+        return ()
+
+
+def _csv(file: Path, delimiter: str | None) -> Table:
+    import pyarrow as pa
+    from pyarrow import csv as reader
+
+    between = delimiter or ("\t" if ".tsv" in file.suffixes else ",")
+    check_memory(file.stat().st_size, str(file), "store fewer rows or columns")
+    try:
+        table = reader.read_csv(
+            file, parse_options=reader.ParseOptions(delimiter=between, newlines_in_values=True, ignore_empty_lines=True)
+        )
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{file}: cannot be read as CSV ({first_line(error)}); check dataset.delimiter") from error
+    except MemoryError as error:
+        raise DataError(f"{file}: does not fit into memory; store fewer rows or columns") from error
+    names = [name for name in table.column_names if name]
+    if names and all(_is_number(name) for name in names):
+        raise DataError(f"{file}: its first line is {', '.join(names[:5])}; expected names of the columns; add them")
+    return _checked(table, file, ())
+
+
+def _is_number(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True
+
+
+def _checked(table: Any, file: Path, index: tuple[str, ...]) -> Table:
+    names = table.column_names
+    for name, count in Counter(names).items():
         if count > 1:
             raise DataError(f"{file}: {count} columns are called {name}; rename them")
     if not table.num_rows:
         raise DataError(f"{file}: has no rows; expected at least one")
-    return table
+    return Table(table, file, {name: i for i, name in enumerate(names)}, index)
 
 
-def _column(table: Any, name: str, file: Path) -> Any:
-    if name not in table.column_names:
-        close = get_close_matches(str(name), table.column_names, 1)
-        hint = f"did you mean {close[0]}?" if close else f"it has {', '.join(table.column_names[:20])}"
-        raise DataError(f"{file}: no column {name}; {hint}")
-    column = table[name]
-    if column.null_count:
-        row = column.is_null().to_numpy().argmax()
-        raise DataError(
-            f"{file}: row {row}, {name}: empty; {column.null_count} of {len(column)} rows are empty; fill or drop them"
-        )
-    return column
-
-
-def _features(table: Any, columns: Sequence[str], file: Path) -> NDArray[np.float32]:
-    import pyarrow.types as kinds
-
-    if not columns:
-        raise DataError(f"{file}: has no feature columns, only the label")
-    made = []
-    for name in columns:
-        column = _column(table, name, file)
-        kind = column.type
-        if not (kinds.is_integer(kind) or kinds.is_floating(kind) or kinds.is_boolean(kind) or kinds.is_decimal(kind)):
-            raise DataError(
-                f"{file}: column {name} is {kind}, not a number; encode it, or list the feature columns in "
-                "dataset.columns=[...]"
-            )
-        with np.errstate(over="ignore"):
-            values = column.to_numpy().astype(np.float32)
-        bad = ~np.isfinite(values)
-        if bad.any():
-            row = int(bad.argmax())
-            raise DataError(
-                f"{file}: row {row}, {name}: {values[row]}; {int(bad.sum())} of {len(values)} rows are not finite; "
-                "fill or drop them"
-            )
-        made.append(values)
-    return np.stack(made, 1)
-
-
-def _words(table: Any, name: str, file: Path) -> NDArray[Any]:
-    """A column of labels: whole numbers, or words."""
+def _features(table: Table, columns: Sequence[str]) -> NDArray[Any]:
     import pyarrow as pa
     import pyarrow.types as kinds
 
-    column = _column(table, name, file)
+    if not columns:
+        raise DataError(f"{table.file}: has no feature columns, only the label")
+    made = []
+    for name in columns:
+        column = table.column(name)
+        kind = column.type
+        if kinds.is_decimal(kind):
+            column = column.cast(pa.float64())
+        elif not (kinds.is_integer(kind) or kinds.is_floating(kind) or kinds.is_boolean(kind)):
+            raise DataError(
+                f"{table.file}: column {name} is {kind}, not a number; encode it, or list the feature columns in "
+                "dataset.columns=[...]"
+            )
+        made.append(floats(column.to_numpy(), table.at(name)))
+    x = np.empty((len(made), len(made[0])), np.result_type(*{v.dtype for v in made}))
+    for i, values in enumerate(made):
+        x[i] = values
+    return np.ascontiguousarray(x.T)
+
+
+def _plain(table: Table, name: str) -> Any:
+    """A column as NumPy has it, or as Python objects."""
+    import pyarrow.types as kinds
+
+    column = table.column(name)
     if kinds.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
-    kind = column.type
-    if kinds.is_string(kind) or kinds.is_large_string(kind) or kind == pa.string_view():
-        return np.array(column.to_pylist(), dtype=np.str_)
-    if kinds.is_integer(kind) or kinds.is_boolean(kind):
-        return np.asarray(column.to_numpy())
-    raise DataError(f"{file}: column {name} is {kind}; labels must be whole numbers from 0, or words")
+    if kinds.is_integer(column.type) or kinds.is_floating(column.type) or kinds.is_boolean(column.type):
+        return column.to_numpy()
+    return np.array([*column.to_pylist(), None], dtype=object)[:-1]  # None: an array of lists stays one of objects
+
+
+def _labels(table: Table, name: str) -> NDArray[Any]:
+    return labels(_plain(table, name), f"{table.file}: column {name}", table.at(name))
+
+
+def _split_of(table: Table, name: str) -> NDArray[Any]:
+    said = _plain(table, name).tolist()
+    parts = [part_of(v) if isinstance(v, str) else None for v in said]
+    if None in parts:
+        row = parts.index(None)
+        raise DataError(f"{table.file}: row {row}, {name}: {said[row]}; must be train, val or test")
+    return np.array(parts)

@@ -127,21 +127,12 @@ def resized(x: NDArray[Any], size: int) -> NDArray[Any]:
     h, w = x.shape[2:]
     tall, wide = (max(size, round(side * size / min(h, w))) for side in (h, w))
     top, left = (tall - size) // 2, (wide - size) // 2
+    floating = torch.float64 if x.dtype == np.float64 else torch.float32
     for start in range(0, len(x), 1000):
-        part = torch.from_numpy(x[start : start + 1000]).float()
+        part = torch.from_numpy(x[start : start + 1000]).to(floating)
         part = F.interpolate(part, (tall, wide), mode="bilinear", antialias=True)
         part = part[..., top : top + size, left : left + size]
         if x.dtype == np.uint8:
             part = part.round().clamp(0, 255)
         made[start : start + 1000] = part.numpy()
     return made
-
-
-def decode(image: Any, colour: str, size: int | None) -> NDArray[np.uint8]:
-    """A PIL image as [C, h, w]: rgb or grey, resized as in `resized`."""
-    image = image.convert("RGB" if colour == "rgb" else "L")
-    pixels = np.array(image, np.uint8)  # a copy: PIL's array is read-only, and torch warns about that
-    pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
-    if size is None or pixels.shape[1:] == (size, size):
-        return np.asarray(pixels, np.uint8)
-    return np.asarray(resized(np.ascontiguousarray(pixels)[None], size)[0], np.uint8)

@@ -24,8 +24,8 @@ from harness.wording import first_line
 from tasks.datasets import idx
 from tasks.datasets.cache import Arrays, cached, home, progress
 from tasks.datasets.dataset import Dataset, Preparation, Raw, finish, hold_out
+from tasks.datasets.decoding import decode
 from tasks.datasets.errors import DataError, corrupt
-from tasks.datasets.images import decode
 from tasks.datasets.table import SPECS, Spec
 
 _DEBIAN = Path("/usr/share/datasets/fashion-mnist")  # Debian's package dataset-fashion-mnist

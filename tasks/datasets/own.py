@@ -15,8 +15,10 @@ from numpy.typing import NDArray
 
 from tasks.datasets.dataset import Dataset, Preparation, Raw, finish, hold_out
 from tasks.datasets.errors import DataError
+from tasks.datasets.limits import check_readable
+from tasks.datasets.parts import PARTS
+from tasks.datasets.values import alike, narrowed
 
-PARTS = ("train", "val", "test")
 Where = Callable[[str, int], str]  # (part, row) -> its place in the file, for messages
 
 
@@ -31,12 +33,17 @@ def existing(path: str | Path | None, what: str) -> Path:
         if above != found.parent:
             hint = f"; the folder {found.parent} does not exist either"
         raise DataError(f"dataset.path={path}: not found{hint}")
+    check_readable(found, "dataset.path=")
     return found
 
 
 def numbered(parts: Mapping[str, NDArray[Any]], where: Where) -> tuple[dict[str, NDArray[np.int64]], tuple[str, ...]]:
     """Labels as 0 ... classes - 1, and the classes' names if labels are words. Each class must have a training row."""
     train = parts["train"]
+    for part, y in parts.items():
+        if (y.dtype.kind == "U") != (train.dtype.kind == "U"):
+            kinds = ["words" if v.dtype.kind == "U" else "numbers" for v in (y, train)]
+            raise DataError(f"{where(part, 0)}: labels are {kinds[0]}, those of the training rows {kinds[1]}")
     if train.dtype.kind == "U":
         names = sorted(set(train.tolist()))
         number = {n: i for i, n in enumerate(names)}
@@ -54,23 +61,30 @@ def numbered(parts: Mapping[str, NDArray[Any]], where: Where) -> tuple[dict[str,
             raise DataError(
                 f"{where(part, row)}: label {y[row]} is not in 0 ... {classes - 1}, the labels of the training rows"
             )
-    empty = np.flatnonzero(np.bincount(made["train"], minlength=classes) == 0)
-    if len(empty):
+    present = np.unique(made["train"])  # an array over all classes would not fit into memory for a label of 1e12
+    if len(present) < classes:
+        first = int((present != np.arange(len(present))).argmax())
         raise DataError(
-            f"{where('train', int(made['train'].argmax()))}: labels go up to {classes - 1}, but class {empty[0]} has "
-            f"no training row ({len(empty)} such classes); number the classes without gaps, or use words as labels"
+            f"{where('train', int(made['train'].argmax()))}: labels go up to {classes - 1}, but class {first} has "
+            f"no training row ({classes - len(present)} such classes); number the classes without gaps, or use words "
+            "as labels"
         )
     return made, ()
 
 
 def joined(
-    name: str, parts: Mapping[str, tuple[NDArray[Any], NDArray[Any]]], where: Where, how: Preparation
+    name: str,
+    parts: Mapping[str, tuple[NDArray[Any], NDArray[Any]]],
+    where: Where,
+    how: Preparation,
+    notes: Sequence[str] = (),
 ) -> Dataset:
     """The data set of (inputs, labels) of train and, if there are any, of val and test."""
     labels, names = numbered({p: y for p, (_, y) in parts.items()}, where)
     order = [p for p in PARTS if p in parts]
     x, y = np.concatenate([parts[p][0] for p in order]), np.concatenate([labels[p] for p in order])
-    return finished(name, x, y, {p: len(labels[p]) for p in order}, names, how)
+    said = [*notes, *alike(names, where("train", 0).rpartition("[")[0] or name)]
+    return finished(name, x, y, {p: len(labels[p]) for p in order}, names, how, said)
 
 
 def finished(
@@ -80,9 +94,11 @@ def finished(
     counts: Mapping[str, int],
     names: Sequence[str],
     how: Preparation,
+    notes: Sequence[str] = (),
 ) -> Dataset:
     """The data set of the rows of train, val and test, concatenated. Without test, some training rows are held out."""
     train, given = counts["train"], counts.get("val")
+    x = narrowed(x, train, how.normalise, name)
     if "test" not in counts:
         n = train + (given or 0)
         held = hold_out(y[:train], how.test, f"{name}/test")
@@ -92,9 +108,18 @@ def finished(
             raise DataError(
                 f"dataset.test={how.test}: leaves {train} of {n} rows for training, {len(held)} for testing; change it"
             )
-        missing = np.flatnonzero(np.bincount(y[:train], minlength=int(y.max()) + 1) == 0)
-        if len(missing):
+        _check_classes(y[:train], y, names, f"dataset.test={how.test}")
+        if len(held) < (classes := int(y.max()) + 1):
             raise DataError(
-                f"dataset.test={how.test}: leaves class {missing[0]} without a training row; lower it or add rows"
+                f"dataset.test={how.test}: leaves {len(held)} test rows for {classes} classes; raise it or add rows"
             )
-    return finish(name, Raw(x, y, train, given, tuple(names)), int(y.max()) + 1, how)
+    data = finish(name, Raw(x, y, train, given, tuple(names), tuple(notes)), int(y.max()) + 1, how)
+    _check_classes(data.y[data.train].numpy(), y, names, f"dataset.val={how.val}")
+    return data
+
+
+def _check_classes(train: NDArray[np.int64], y: NDArray[np.int64], names: Sequence[str], key: str) -> None:
+    missing = np.flatnonzero(np.bincount(train, minlength=int(y.max()) + 1) == 0)
+    if len(missing):
+        first = names[missing[0]] if names else missing[0]
+        raise DataError(f"{key}: leaves class {first} without a training row; lower it or add rows")

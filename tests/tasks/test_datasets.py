@@ -643,7 +643,7 @@ def _parameters(cls: Any) -> set[str]:
 
 
 def test_the_files_in_conf_are_those_of_the_table_and_of_a_users_own() -> None:
-    assert {p.stem for p in CONF.glob("*.yaml")} == {*SPECS, "folder", "npz", "parquet", "function"}
+    assert {p.stem for p in CONF.glob("*.yaml")} == {*SPECS, "folder", "npz", "parquet", "csv", "function"}
 
 
 def test_importing_the_module_and_reading_idx_files_needs_neither_torchvision_nor_scikit_learn(

@@ -208,7 +208,7 @@ def test_the_command_line_refuses_augmentation_where_a_stream_makes_its_own_rows
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
         cfg = compose("config", ["tasks=slowly_changing_regression", "dataset.augment=[flip]", f"results={tmp_path}"])
     with pytest.raises(
-        ValueError, match=r"dataset\.augment=\['flip'\]: slowly_changing_regression makes its rows itself"
+        ValueError, match=r"dataset\.augment=\['flip'\]: slowly_changing_regression generates its own examples"
     ):
         from_config(cfg, progress=False)
 

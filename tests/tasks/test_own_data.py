@@ -127,7 +127,7 @@ BROKEN_FOLDERS: dict[str, tuple[str, Callable[[Path], Any]]] = {
                                   lambda b: picture(b / "test/fox/1.png")),
     "a class without a test": (r"test: no folder for class fox, which", lambda b: picture(b / "train/fox/1.png")),
     "a class twice": (r"train: Dog and dog differ only by case", lambda b: picture(b / "train/Dog/1.png")),
-    "no training part": (r"has a folder test but no folder train", lambda b: (b / "train").rename(b / "training")),
+    "no training part": (r"has a folder test but no folder train", lambda b: (b / "train").rename(b / "first")),
     "a grey image, then colour": (r"train/cat/1\.png: in colour, but .*0\.png is grey; set dataset\.colour",
                                   lambda b: picture(b / "train/cat/0.png", 3, mode="L")),
     "loose images": (r"train: images such as 1\.png are not in a class folder; expected one folder per class, as in",
@@ -258,7 +258,8 @@ def put(name: str, row: Any, value: Any) -> dict[str, Any]:
 BROKEN_ARRAYS: dict[str, tuple[str, Callable[[], dict[str, Any]]]] = {
     "nan": (r": x_train\[5\]: nan; 1 of 12 rows are not finite", lambda: put("x_train", (5, 1), np.nan)),
     "infinity": (r": x_test\[2\]: -inf", lambda: put("x_test", (2, 0), -np.inf)),
-    "too large for float32": (r": x_train\[0\]: inf", lambda: put("x_train", (0, 0), 1e300)),
+    "too large for float32": (r": x_train\[0\]: 1e\+300; 1 of 12 rows are not finite, or beyond",
+                              lambda: put("x_train", (0, 0), 1e300)),
     "a label missing": (r": 11 labels in y_train for 12 rows", lambda: table() | {"y_train": np.arange(11) % 3}),
     "negative label": (r": y_train\[4\]: label -1 is not in 0 \.\.\. 2", lambda: put("y_train", 4, -1)),
     "label without training": (r": y_test\[3\]: label 7 is not in 0 \.\.\. 2", lambda: put("y_test", 3, 7)),
@@ -266,13 +267,13 @@ BROKEN_ARRAYS: dict[str, tuple[str, Callable[[], dict[str, Any]]]] = {
               lambda: put("y_train", 0, 9)),
     "labels from 1": (r"class 0 has no training row",
                       lambda: table() | {k: table()[k] + 1 for k in ("y_train", "y_test")}),
-    "labels as floats": (r": y_train: type float64; expected whole numbers from 0, or words",
-                         lambda: table() | {"y_train": np.arange(12) % 3 / 1}),
+    "labels as fractions": (r": y_train\[1\]: 0\.5 is not a whole number; labels must be whole .* from 0, or words",
+                            lambda: table() | {"y_train": np.arange(12) % 3 / 2}),
     "one-hot labels": (r": y_train: shape \[12, 3\]; expected one label per row",
                        lambda: table() | {"y_train": np.eye(3)[np.arange(12) % 3]}),
     "no test": (r": no array x_test; found x_train, y_train, y_test; expected", lambda: without("x_test")),
     "other names": (r": no array x_train; found data, target", lambda: {"data": np.eye(3), "target": np.arange(3)}),
-    "another width": (r": rows of x_test are float32 of shape \[2\], those of x_train float32 of shape \[3\]",
+    "another width": (r": rows of x_test are float64 of shape \[2\], those of x_train float64 of shape \[3\]",
                       lambda: table() | {"x_test": np.zeros((6, 2))}),
     "words as inputs": (r": x_train: type <U1; expected numbers",
                         lambda: table() | {"x_train": np.full((12, 3), "a")}),
@@ -351,12 +352,12 @@ def written(file: Path, columns: dict[str, Any]) -> Path:
 
 def test_a_parquet_file_s_columns_are_features_and_one_the_label(tmp_path: Path) -> None:
     file = written(tmp_path / "mine.parquet", frame())
-    data = parquet(file, columns=["b", "a"], normalise="none", val=0)
+    data = parquet(file, columns=["b", "a"], normalise="none", val=0, test=0.25)
 
     assert (data.name, data.shape, data.classes) == ("mine", (2,), 3)
     rows = {(*x, y) for x, y in zip(data.x[:].tolist(), data.y.tolist(), strict=True) for x in [tuple(x)]}
     assert rows == {(float(i % 5), i / 2, i % 3) for i in range(12)}
-    assert len(data.test) == 2
+    assert len(data.test) == 3
 
     split = parquet(file, split="part", normalise="none", val=0)
     assert split.shape == (2,) and (len(split.train), len(split.test)) == (8, 4)
@@ -394,14 +395,14 @@ BROKEN_TABLES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "words as features": (r": column part is string, not a number; encode it, or list", frame(), {}),
     "an empty label": (r": row 1, label: empty",
                        frame() | {"label": pa.array([0, None, *[1] * 10])}, {"split": "part"}),
-    "labels as floats": (r": column a is double; labels must be whole numbers",
+    "labels as fractions": (r": row 1, a: 0\.5 is not a whole number; labels must be whole numbers",
                          frame(), {"label": "a", "split": "part"}),
     "a negative label": (r": row 2, label: label -3 is not in 0",
                          frame() | {"label": [0, 1, -3, *[1] * 9]}, {"split": "part"}),
     "a class of the test alone": (r": row 9, label: label 4 is not in 0 \.\.\. 2",
                                   frame() | {"label": [0, 1, 2] * 3 + [4, 1, 2]}, {"split": "part"}),
     "a gap": (r"class 1 has no training row", frame() | {"label": [0, 2, 0] * 4}, {"split": "part"}),
-    "another split": (r": row 0, part: dev; must be train, val or test", frame() | {"part": ["dev"] + ["train"] * 11},
+    "another split": (r": row 0, part: odd; must be train, val or test", frame() | {"part": ["odd"] + ["train"] * 11},
                       {"split": "part"}),
     "no test rows": (r"column part contains only train", frame() | {"part": ["train"] * 12}, {"split": "part"}),
     "no rows": (r": has no rows", {"a": pa.array([], pa.float64()), "label": pa.array([], pa.int64())}, {}),
@@ -442,7 +443,7 @@ def test_a_function_gives_arrays_in_a_tuple_or_a_mapping_or_a_data_set() -> None
     ordered = tuple(whole[k] for k in ("x_train", "y_train", "x_test", "y_test"))
 
     assert function(ordered).digest == function(whole).digest
-    assert len(function((whole["x_train"], whole["y_train"])).test) == 2
+    assert len(function((whole["x_train"], whole["y_train"]), test=0.25).test) == 3
     ready = arrays(whole, "ready")
     assert function(ready) is ready
 
