@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from harness import loop
+from harness import loop, returns
 from harness.boundary import Metric
 from harness.learner import Budget, Learner
 from harness.optim import Optimizer
@@ -86,6 +86,7 @@ def run(
     check_boundaries(stream, strategies, optimizer)
     chain = Chain(strategies)
     learner = Learner(model, stream, optimizer, budget or Budget(), device=device, dtype=dtype, pin=pin)
+    returns.model(learner)
     sink = InMemory() if sink is None else sink
     recorder = Recorder(
         learner,
