@@ -32,7 +32,7 @@ from harness.record.recorder import Recorder
 from harness.record.sinks import Columns, InMemory, Sink
 from harness.strategy import Chain, Strategy
 from harness.types import Model, Stream
-from harness.wording import warn
+from harness.wording import exits_refused, warn
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -84,15 +84,16 @@ def run(
     `model` may also be a function or class that makes an nn.Module (`models.module.as_model`).
 
     Raises ValueError if a strategy is not defined for the stream's scenario or needs boundaries that are hidden, and if
-    own code returns what it should not (harness/returns.py).
+    own code returns what it should not (harness/returns.py) or calls sys.exit.
     """
     check_parts(strategies, optimizer)
     check_scenario(stream, strategies)
     check_boundaries(stream, strategies, optimizer)
     chain = Chain(strategies)
-    made = as_model(model, stream)
-    learner = Learner(made, stream, optimizer, budget or Budget(), device=device, dtype=dtype, pin=pin)
-    returns.model(learner)
+    with exits_refused():
+        made = as_model(model, stream)
+        learner = Learner(made, stream, optimizer, budget or Budget(), device=device, dtype=dtype, pin=pin)
+        returns.model(learner)
     sink = InMemory() if sink is None else sink
     recorder = Recorder(
         learner,
@@ -107,14 +108,15 @@ def run(
         progress=progress,
         warn=warn,
     )
-    loop.prepare(learner, chain)
-    start = 0
-    if resume is None:
-        recorder.initial()
-    else:
-        start = resume[0] + 1
-        recorder.load_state_dict(resume[1])
-    loop.train(learner, chain, recorder, start=start)
+    with exits_refused():
+        loop.prepare(learner, chain)
+        start = 0
+        if resume is None:
+            recorder.initial()
+        else:
+            start = resume[0] + 1
+            recorder.load_state_dict(resume[1])
+        loop.train(learner, chain, recorder, start=start)
     recorder.write_times(len(stream.tasks) - 1)
     return Result(recorder.accuracy, learner, chain, getattr(sink, "tables", {}))
 

@@ -18,6 +18,7 @@ from harness.cli.errors import code_of, say
 from harness.config.catalogue import CONF
 from harness.finished.atlas_options import HELP as ATLAS
 from harness.finished.atlas_options import AtlasOptions
+from harness.wording import exits_refused
 
 Argument = tuple[tuple[str, ...], dict[str, Any]]  # of ArgumentParser.add_argument
 
@@ -49,7 +50,9 @@ def execute(name: str, argv: Sequence[str]) -> int:
     )
     for names, options in command.arguments:
         parser.add_argument(*names, **options)
-    return command.run(parser.parse_intermixed_args(_respelled(argv, parser)))
+    args = parser.parse_intermixed_args(_respelled(argv, parser))
+    with exits_refused():
+        return command.run(args)
 
 
 def _respelled(argv: Sequence[str], parser: Parser) -> list[str]:
