@@ -36,7 +36,7 @@ from harness.types import (
 class Budget:
     """Training length of a task: `steps`, or `epochs` of ceil(nominal size / batch_size) steps."""
 
-    epochs: int = 1
+    epochs: int = 10
     steps: int | None = None
     batch_size: int = 32
 

@@ -22,16 +22,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from harness import loop
+from harness import loop, returns
 from harness.boundary import Metric
 from harness.learner import Budget, Learner
+from harness.models.module import as_model
 from harness.optim import Optimizer
 from harness.record.evaluation import Evaluation
 from harness.record.recorder import Recorder
 from harness.record.sinks import Columns, InMemory, Sink
 from harness.strategy import Chain, Strategy
 from harness.types import Model, Stream
-from harness.wording import warn
+from harness.wording import exits_refused, warn
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -57,7 +58,7 @@ def run(
     stream: Stream,
     strategies: Sequence[Strategy] = (),
     *,
-    model: Model,
+    model: Model | Callable[..., Any],
     optimizer: Optimizer,
     budget: Budget | None = None,
     metrics: Mapping[str, Metric] | None = None,
@@ -80,12 +81,19 @@ def run(
     checkpoints; by default they stay in memory. `resume` is a boundary and its checkpoint. `metrics_every=k` measures
     every k-th task, the first and the last.
 
-    Raises ValueError if a strategy is not defined for the stream's scenario, or needs boundaries that are hidden.
+    `model` may also be a function or class that makes an nn.Module (`models.module.as_model`).
+
+    Raises ValueError if a strategy is not defined for the stream's scenario or needs boundaries that are hidden, and if
+    own code returns what it should not (harness/returns.py) or calls sys.exit.
     """
+    check_parts(strategies, optimizer)
     check_scenario(stream, strategies)
     check_boundaries(stream, strategies, optimizer)
     chain = Chain(strategies)
-    learner = Learner(model, stream, optimizer, budget or Budget(), device=device, dtype=dtype, pin=pin)
+    with exits_refused():
+        made = as_model(model, stream)
+        learner = Learner(made, stream, optimizer, budget or Budget(), device=device, dtype=dtype, pin=pin)
+        returns.model(learner)
     sink = InMemory() if sink is None else sink
     recorder = Recorder(
         learner,
@@ -100,16 +108,43 @@ def run(
         progress=progress,
         warn=warn,
     )
-    loop.prepare(learner, chain)
-    start = 0
-    if resume is None:
-        recorder.initial()
-    else:
-        start = resume[0] + 1
-        recorder.load_state_dict(resume[1])
-    loop.train(learner, chain, recorder, start=start)
+    with exits_refused():
+        loop.prepare(learner, chain)
+        start = 0
+        if resume is None:
+            recorder.initial()
+        else:
+            start = resume[0] + 1
+            recorder.load_state_dict(resume[1])
+        loop.train(learner, chain, recorder, start=start)
     recorder.write_times(len(stream.tasks) - 1)
     return Result(recorder.accuracy, learner, chain, getattr(sink, "tables", {}))
+
+
+def named(value: Any) -> str:
+    """A value in a message, by its class.
+
+    >>> named(3), named(int)
+    ('a value of class int', 'the class int')
+    """
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    return f"a value of class {type(value).__name__}"
+
+
+def check_parts(strategies: Any, optimizer: Any) -> None:
+    """ValueError for what is easily taken for a list of strategies or an optimizer of ours."""
+    if isinstance(strategies, Strategy) or not isinstance(strategies, Sequence):
+        raise ValueError(f"strategies: {named(strategies)} is not a list; pass one, as in run(stream, [EWC(...)], ...)")
+    for part in strategies:
+        if not isinstance(part, Strategy):
+            made = f"; make one, as in {part.__name__}(...)" if isinstance(part, type) else ""
+            raise ValueError(f"strategies: {named(part)} is not a harness.strategy.Strategy{made}")
+    if not isinstance(optimizer, Optimizer):
+        raise ValueError(
+            f"optimizer: {named(optimizer)} is not one of ours, which keep their state for each seed; pass SGD(lr=0.1),"
+            " Adam(lr=0.001) or AdamW(lr=0.001) from harness.optim"
+        )
 
 
 def check_scenario(stream: Stream, strategies: Sequence[Strategy]) -> None:

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from harness import returns
 from harness.rng import RandomStream
-from harness.types import Batch, GradFn, Net, Out, Params, Step, Task
+from harness.types import Aux, Batch, GradFn, Net, Out, Params, Step, Task
 
 if TYPE_CHECKING:
     from harness.learner import Learner
@@ -173,8 +174,12 @@ class Chain(Strategy):
     """Strategies in list order.
 
     `begin`, `batch` and `deploy` thread left to right, `loss` sums, `grad` nests (the last is
-    outermost), `step` and `end` run in order. A part that does not define a hook costs nothing there.
+    outermost), `step` and `end` run in order. A part that does not define a hook costs nothing there. In the first step
+    of every task, what each part returns is checked; the shape of a penalty always is.
     """
+
+    checking = True  # until the first step of a task is done
+    unproven = True  # until the net that is deployed has been tried
 
     def __init__(self, parts: Sequence[Strategy]) -> None:
         self.parts = list(parts)
@@ -206,9 +211,9 @@ class Chain(Strategy):
         for p in self.parts:
             p.random = learner.random(f"strategy/{p.purpose}")
         for p in self.active["setup"]:
-            known = set(learner.params)
+            known, form = set(learner.params), returns.form(learner)
             try:
-                p.setup(learner)
+                returns.nothing(p.name, "setup", p.setup(learner))  # type: ignore[func-returns-value]
             except ValueError as error:
                 if said := full_key(p.name, inspect.signature(type(p)).parameters, error):
                     raise ValueError(said) from error
@@ -218,37 +223,72 @@ class Chain(Strategy):
                 raise ValueError(
                     f"strategy={p.name}: adds parameters, so it must come first; use strategy=[{','.join(names)}]"
                 )
+            returns.added(p.name, form, learner)
 
     def begin(self, learner: Learner, task: Task) -> Task:
+        self.checking = self.unproven = True
         for p in self.active["begin"]:
+            form = returns.form(learner)
             data = p.begin(learner, task)
+            returns.begun(p.name, data)
+            returns.kept(p.name, "begin", form, learner)
             task = data if task.nominal else replace(data, nominal=0)  # a skipped task stays skipped
         return task
 
     def batch(self, learner: Learner, batch: Batch) -> Batch:
         for p in self.active["batch"]:
-            batch = p.batch(learner, batch)
+            given, batch = batch, p.batch(learner, batch)
+            if self.checking:
+                returns.batch(p.name, batch, given, learner)
         return batch
 
     def loss(self, learner: Learner, params: Params, batch: Batch, out: Out) -> Tensor | float:
-        return sum((p.loss(learner, params, batch, out) for p in self.active["loss"]), 0.0)
+        total: Tensor | float = 0.0
+        for p in self.active["loss"]:
+            extra = p.loss(learner, params, batch, out)
+            returns.penalty(p.name, extra, learner, params, values=self.checking)
+            total = total + extra
+        return total
 
     def grad(self, learner: Learner, inner: GradFn) -> GradFn:
         for p in self.active["grad"]:
-            inner = p.grad(learner, inner)
+            inner = self._checked(p, learner, p.grad(learner, inner))
         return inner
+
+    def _checked(self, part: Strategy, learner: Learner, gradient: GradFn) -> GradFn:
+        if not callable(gradient):
+            returns.refuse(part.name, "grad", f"returned {returns.shown(gradient)}; expected a function as `inner` is")
+
+        def checked(params: Params, batch: Batch) -> tuple[Params, Aux]:
+            made = gradient(params, batch)
+            if self.checking:
+                returns.gradients(part.name, made, params, learner)
+            return made
+
+        return checked
 
     def step(self, learner: Learner, step: Step) -> None:
         for p in self.active["step"]:
-            p.step(learner, step)
+            form = returns.form(learner) if self.checking else None
+            made = p.step(learner, step)  # type: ignore[func-returns-value]
+            if form is not None:
+                returns.nothing(p.name, "step", made)
+                returns.kept(p.name, "step", form, learner)
+        self.checking = False
 
     def end(self, learner: Learner, task: Task) -> None:
+        self.unproven = True
         for p in self.active["end"]:
-            p.end(learner, task)
+            form = returns.form(learner)
+            returns.nothing(p.name, "end", p.end(learner, task))  # type: ignore[func-returns-value]
+            returns.kept(p.name, "end", form, learner)
 
     def deploy(self, learner: Learner, net: Net) -> Net:
         for p in self.active["deploy"]:
             net = p.deploy(learner, net)
+            if self.unproven:
+                returns.deployed(p.name, net, learner)
+        self.unproven = False
         return net
 
     @property

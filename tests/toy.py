@@ -108,7 +108,7 @@ def make(name: str) -> Strategy:
 
 @cache
 def digits() -> Dataset:
-    whole = load("digits")
+    whole = load("digits", normalise="standard")
     return replace(whole, train=whole.train[:90], val=whole.val[:20], test=whole.test[:60])
 
 

@@ -19,6 +19,7 @@ from harness.cli.errors import code_of, say
 from harness.config.catalogue import CONF, nearest
 from harness.finished.atlas_options import HELP as ATLAS
 from harness.finished.atlas_options import AtlasOptions
+from harness.wording import exits_refused
 
 Argument = tuple[tuple[str, ...], dict[str, Any]]  # of ArgumentParser.add_argument
 
@@ -51,7 +52,9 @@ def execute(name: str, argv: Sequence[str]) -> int:
     )
     for names, options in command.arguments:
         parser.add_argument(*names, **options)
-    return command.run(parser.parse_intermixed_args(_respelled(argv, parser, command.settings)))
+    args = parser.parse_intermixed_args(_respelled(argv, parser, command.settings))
+    with exits_refused():
+        return command.run(args)
 
 
 def _respelled(argv: Sequence[str], parser: Parser, settings: bool) -> list[str]:

@@ -16,6 +16,7 @@ from harness.cli.errors import Reported, catch_sigterm, code_of, refused, report
 from harness.cli.help import show_help, show_version
 from harness.config import catalogue
 from harness.config.catalogue import CONF, nearest
+from harness.wording import exits_refused
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -43,7 +44,7 @@ def main() -> int:
         say(str(stop) or f"interrupted{resumes if training else ''}")
         return code_of(stop)
     except SystemExit as stop:
-        return stop.code if isinstance(stop.code, int) else 0
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except Reported as error:
         return error.code
     except Exception as error:
@@ -120,7 +121,8 @@ def job(cfg: DictConfig) -> None:
     from harness.jobs.job import from_config
 
     try:
-        from_config(cfg, progress=True)
+        with exits_refused():  # otherwise a strategy's sys.exit(0) would pass for success
+            from_config(cfg, progress=True)
     except Exception as error:
         code = report(error, OmegaConf.to_container(cfg, resolve=False))
         if HydraConfig.get().mode == RunMode.RUN:

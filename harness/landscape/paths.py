@@ -152,27 +152,31 @@ def refresh(net: Net, batches: Iterable[Inputs]) -> Net:
     training does not change, are kept. Not for nets with other kinds of buffers.
     """
     moving = {k for k, v in net.buffers.items() if v.is_floating_point()}
-    if not moving:
-        return net
     total, count = {k: torch.zeros_like(net.buffers[k]) for k in moving}, 0
-    for x, t, key in batches:
+    for x, t, key in batches if moving else ():
         fixed = torch.zeros(len(x), dtype=torch.int64, device=x.device) if key is None else key
-        zero, one = (
-            net.apply(
-                net.params,
-                {k: torch.full_like(v, old) if k in moving else v for k, v in net.buffers.items()},
-                x,
-                t,
-                train=True,
-                key=fixed,
-            ).buffers
-            for old in (0.0, 1.0)
-        )
+
+        zero, one = (_after(net, moving, old, x, t, fixed) for old in (0.0, 1.0))
+        if not count:
+            constant = {k for k in moving if bool((zero[k] == 0).all()) and bool((one[k] == 1).all())}
+            moving -= constant
+            if constant and moving:  # frozen weights, say: the statistics must see their own values
+                zero, one = (_after(net, moving, old, x, t, fixed) for old in (0.0, 1.0))
         for k in moving:
             weight = 1 - (one[k] - zero[k])  # m
             total[k] = total[k] + torch.where(weight.abs() > 1e-6, zero[k] / weight, net.buffers[k])
         count += 1
+        if not moving:
+            break
+    if not moving:
+        return net
     return Net(net.params, {k: total[k] / count if k in moving else v for k, v in net.buffers.items()}, net.apply)
+
+
+def _after(net: Net, moving: set[str], old: float, x: Tensor, t: Tensor, key: Tensor) -> Buffers:
+    """Buffers after a forward pass in training mode, in which those `moving` started at `old`."""
+    buffers = {k: torch.full_like(v, old) if k in moving else v for k, v in net.buffers.items()}
+    return net.apply(net.params, buffers, x, t, train=True, key=key).buffers
 
 
 @torch.no_grad()

@@ -89,6 +89,11 @@ def batch_norm(
     Raises ValueError if a channel has a single value to train on.
     """
     if train:
+        if x[:, :, 0].numel() == len(x):
+            raise ValueError(
+                f"train.batch_size={x.shape[1]}: batch norm needs more than one value a channel; use a larger batch,"
+                " or a model without batch norm (model.norm=group)"
+            )
         # F.batch_norm writes into them through flat views: they must be contiguous
         mean, var = (v.clone(memory_format=torch.contiguous_format) for v in (mean, var))
     stats = mean.flatten(), var.flatten()

@@ -11,7 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from harness import counting
+from harness import counting, returns
 from harness.boundary import Boundary, Metric
 from harness.learner import Learner
 from harness.record.clock import Clock
@@ -36,6 +36,7 @@ class Meter:
             for name, metric in self.metrics.items():
                 with self.clock.timed(f"metric/{name}"), counting.counting() as spent[name]:
                     readings = metric(boundary)
+                returns.readings(name, readings, self.learner.S)
                 columns, net = columns_of(metric)
                 for column, value in readings.items():
                     self.emit(boundary.t, boundary.phase, net, column, value, columns.get(column))

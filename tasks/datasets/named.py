@@ -40,7 +40,7 @@ def load(
     name: str,
     root: str | Path | None = None,
     val: float = 0.1,
-    normalise: str = "standard",
+    normalise: str | None = None,
     pad: int = 0,
     size: int | None = None,
     features: str | None = None,
@@ -49,11 +49,12 @@ def load(
     """The data set `name` on the CPU, with a stratified fraction `val` of its training set held out.
 
     Inputs are (x - mean) / std per channel (normalise="standard", constants of the training set) or scaled to 0..1
-    ("unit"). `size` resizes images, `pad` adds black pixels on every side, `features` replaces images with the last
-    hidden layer of a torchvision network, and `augment` changes training rows at random (flip, crop). The split depends
-    on `name` and `val`, never on a run's seeds. `root` is a folder in torchvision's layout (default: harness/data in
-    the user's cache folder). Missing files are downloaded, or for fashion_mnist read from Debian's package
-    dataset-fashion-mnist if it is installed. Decoded data is cached.
+    ("unit"); the default is that of conf/dataset, unit for digits and standard for the others. `size` resizes images,
+    `pad` adds black pixels on every side, `features` replaces images with the last hidden layer of a torchvision
+    network, and `augment` changes training rows at random (flip, crop). The split depends on `name` and `val`, never on
+    a run's seeds. `root` is a folder in torchvision's layout (default: harness/data in the user's cache folder).
+    Missing files are downloaded, or for fashion_mnist read from Debian's package dataset-fashion-mnist if it is
+    installed. Decoded data is cached.
     Raises ValueError for a bad argument, DataError for missing or corrupt data.
 
     >>> data = load("digits")
@@ -64,8 +65,9 @@ def load(
         close = get_close_matches(str(name), SPECS, n=1)
         hint = f"did you mean {close[0]}?" if close else "`python -m harness ls datasets` lists them"
         raise ValueError(f"dataset={name}: unknown data set; {hint}")
-    how = Preparation(val, normalise=normalise, pad=pad, size=size, features=features, augment=augment)
     spec = SPECS[name]
+    scaling = spec.normalise if normalise is None else normalise
+    how = Preparation(val, normalise=scaling, pad=pad, size=size, features=features, augment=augment)
     raw = read(name, root, None if spec.uniform else size or (SIDE if features else None))
     return finish(name, raw, spec.classes, how, (spec.mean, spec.std) if spec.mean else None, spec.top)
 

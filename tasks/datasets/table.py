@@ -26,6 +26,7 @@ class Spec(NamedTuple):
     transposed: bool = False  # stored column by column
     fetched: bool = True  # torchvision can download it
     uniform: bool = True  # all images have this size
+    normalise: str = "standard"  # unless `load` is given another, as in conf/dataset
 
 
 _IDX = tuple(f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1"))
@@ -54,7 +55,7 @@ _WHOLE: dict[str, Any] = {"train": ({},), "test": ()}
 SPECS = {
     "digits": Spec(
         "handwritten digits, 10 classes, 1x8x8, 1,438 + 359, no download (Alpaydin & Kaynak 1998)",
-        (1, 8, 8), 10, top=16, mean=(0.3047,), std=(0.3756,),
+        (1, 8, 8), 10, top=16, mean=(0.3047,), std=(0.3756,), normalise="unit",
     ),
     "mnist": Spec(
         "handwritten digits, 10 classes, 1x28x28, 60,000 + 10,000 (LeCun et al. 1998)",
