@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from harness.cli import help
-from harness.cli.errors import code_of, say
+from harness.cli.errors import code_of, each, say
 from harness.config.catalogue import CONF
 from harness.finished.atlas_options import HELP as ATLAS
 from harness.finished.atlas_options import AtlasOptions
+from harness.wording import printable
 
 Argument = tuple[tuple[str, ...], dict[str, Any]]  # of ArgumentParser.add_argument
 
@@ -85,6 +86,7 @@ def leaderboard(args: argparse.Namespace) -> int:
 
     found = leaderboard(folders, by=args.by, baseline=args.baseline)
     if not found.boards:
+        print("".join(printable(f"note: {note}") + "\n" for note in found.notes), end="")
         return _no_run(folders)
     print("\n".join(text(found)), flush=True)
     with reporting(out, "--out FOLDER"):
@@ -105,7 +107,7 @@ def tune(args: argparse.Namespace) -> int:
     from harness.tuning import tune
     from harness.tuning.files import text, write
 
-    settings = tune(folders, args.config_dir)
+    settings = tune(folders, args.config_dir, args.trust)
     if not settings:
         print(f"no finished trial in {', '.join(map(str, folders))}")
         return 0
@@ -172,9 +174,9 @@ def show(args: argparse.Namespace) -> int:
     from harness.finished.show import show
     from harness.store import find_run
 
-    for path in [find_run(name) for name in args.runs]:
-        show(path)
-    return 0
+    paths = [find_run(name) for name in args.runs]
+    failed = each(paths, show)
+    return 2 if failed == len(paths) else 0
 
 
 TRACKER = ("project", "entity", "group", "tags", "init_timeout", "finish_timeout")  # what `sync` may change
@@ -187,7 +189,7 @@ def sync(args: argparse.Namespace) -> int:
 
     found = chosen(names or ["results"])
     for note in found.notes:
-        print(f"note: {note}")
+        print(printable(f"note: {note}"))
     if not found.runs:
         return _no_run(names or ["results"])
     count = {"sent": 0, "FAILED": 0}
@@ -195,12 +197,12 @@ def sync(args: argparse.Namespace) -> int:
         for run in sync(found.runs, changes):
             kind = "FAILED" if run.error else "sent"
             count[kind] += 1
-            print(f"{kind:<7} {run.path}  {run.error or run.url}", flush=True)
+            print(printable(f"{kind:<7} {run.path}  {run.error or run.url}"), flush=True)
     except KeyboardInterrupt as stop:
         say(f"interrupted: {count['sent']} of {len(found.runs)} runs were sent; repeat the command to send all of them")
         os._exit(code_of(stop))  # at the interpreter's exit W&B would wait for the server that keeps us waiting
     for run in found.skipped:
-        print(f"skipped {run.path}  {run.error}")
+        print(printable(f"skipped {run.path}  {run.error}"))
     return 1 if count["FAILED"] else 0
 
 
@@ -235,13 +237,15 @@ def measure(args: argparse.Namespace) -> int:
     paths = [find_run(name, command="measure") for name in names]
     from harness.finished.measure import measure
 
-    for path in paths:
+    def one(path: Path) -> None:
+        how = {"every": values["metrics_every"], "trust": args.trust, "config_dir": args.config_dir}
         try:
-            print(measure(path, values["metrics"], every=values["metrics_every"], changes=changes), flush=True)
+            print(measure(path, values["metrics"], changes=changes, **how), flush=True)
         except KeyboardInterrupt as stop:
-            say(f"interrupted: {path} is unchanged")
-            return code_of(stop)
-    return 0
+            stop.args = (f"interrupted: {path} is unchanged",)
+            raise
+
+    return 2 if each(paths, one) else 0
 
 
 def atlas(args: argparse.Namespace) -> int:
@@ -252,17 +256,18 @@ def atlas(args: argparse.Namespace) -> int:
     from harness.finished.atlas import atlas
     from harness.finished.atlas_figures import draw
 
-    for path in paths:
+    def one(path: Path) -> None:
         try:
-            parts, remarks = atlas(path, options, force=args.force)
+            parts, remarks = atlas(path, options, force=args.force, trust=args.trust)
         except KeyboardInterrupt as stop:
-            say("interrupted: repeat the command to continue after the last finished part")
-            return code_of(stop)
+            stop.args = ("interrupted: repeat the command to continue after the last finished part",)
+            raise
         figures = draw(path / "atlas")
         print(f"{len(parts)} tables ({', '.join(parts)}) and {len(figures)} figures in {path / 'atlas'}", flush=True)
         for line in remarks:
             print(line)
-    return 0
+
+    return 2 if each(paths, one) else 0
 
 
 def card(args: argparse.Namespace) -> int:
@@ -330,6 +335,13 @@ BY = _argument("--by", default="average_accuracy", metavar="SCORE", help="score 
 BASELINE = _argument(
     "--baseline", default="naive", metavar="STRATEGY", help="strategy to compare with (default: %(default)s)"
 )
+TRUST = _argument(
+    "--trust",
+    action="append",
+    default=[],
+    metavar="MODULE",
+    help="allow the runs to name classes and functions of this module, which must be safe to run; repeatable",
+)
 CONFIG_DIR = _argument("--config-dir", metavar="FOLDER", help="also read your own options from FOLDER")
 
 
@@ -356,6 +368,7 @@ COMMANDS: dict[str, Command] = {
             _out("conf/experiment"),
             _argument("--tables", metavar="FOLDER", help="where tables go (default: sensitivity in the first FOLDER)"),
             CONFIG_DIR,
+            TRUST,
         ),
         "Trials are run with `python -m harness -m experiment=tune`.",
     ),
@@ -387,7 +400,11 @@ COMMANDS: dict[str, Command] = {
     "measure": Command(
         measure,
         "take more metrics of a finished run, from the nets that it kept",
-        (_argument("runs", nargs="*", metavar="RUN|key=value", help="runs (folder or id), and settings"), CONFIG_DIR),
+        (
+            _argument("runs", nargs="*", metavar="RUN|key=value", help="runs (folder or id), and settings"),
+            CONFIG_DIR,
+            TRUST,
+        ),
         f"Settings: {', '.join(f'{key}=...' for key in MEASURE)}, and any metrics.NAME.KEY=VALUE.",
     ),
     "atlas": Command(
@@ -400,6 +417,7 @@ COMMANDS: dict[str, Command] = {
                 for key, n in asdict(AtlasOptions()).items()
             ),
             _argument("--force", action="store_true", help="redo parts that exist"),
+            TRUST,
         ),
     ),
     "card": Command(

@@ -12,7 +12,17 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NoReturn
 
 from harness.cli.commands import COMMANDS, execute
-from harness.cli.errors import Reported, catch_sigterm, code_of, refused, report, say, sentence
+from harness.cli.errors import (
+    Reported,
+    catch_sigterm,
+    code_of,
+    discard_output,
+    refused,
+    report,
+    say,
+    sentence,
+    usable_streams,
+)
 from harness.cli.help import show_help, show_version
 from harness.config import catalogue
 from harness.config.catalogue import CONF, nearest
@@ -26,6 +36,7 @@ def main() -> int:
 
     A sweep returns 1 if a job failed, 2 if none failed but some were refused.
     """
+    usable_streams()
     catch_sigterm()
     if not sys.flags.safe_path and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # a console script lacks it, and users' own strategies are there
@@ -34,9 +45,8 @@ def main() -> int:
         sys.stdout.flush()
         return code
     except BrokenPipeError:
-        # the reader closed the pipe; the interpreter would flush once more at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141  # like a program killed by SIGPIPE
+        discard_output()
+        return 141  # the reader closed the pipe: like a program killed by SIGPIPE
     except KeyboardInterrupt as stop:
         training = sys.argv[1:2] == [] or sys.argv[1] not in COMMANDS
         resumes = ": repeat the command to resume the run after its last finished task"
@@ -51,6 +61,10 @@ def main() -> int:
         if line is None or os.environ.get("HARNESS_TRACEBACK"):
             raise
         say(line)
+        try:
+            sys.stdout.flush()
+        except OSError:  # the disk is full
+            discard_output()
         return 2
 
 
