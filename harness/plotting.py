@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -77,10 +76,3 @@ def log_ticks(low: float, high: float) -> list[float]:
     if len(ticks) < 3:
         ticks = [float(t) for t in MaxNLocator(5).tick_values(low, high) if low <= t <= high]
     return [float(f"{t:.6g}") for t in ticks]
-
-
-def save(figure: Figure, path: Path) -> None:
-    """Write a figure atomically and without a date."""
-    part = path.with_name(f".{path.name}.tmp")
-    figure.savefig(part, format=path.suffix[1:], dpi=160, metadata={"Date": None} if path.suffix == ".svg" else None)
-    part.replace(path)

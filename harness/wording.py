@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")  # as OWASP lists them
+UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def first_line(error: BaseException, limit: int | None = None) -> str:
@@ -19,9 +24,41 @@ def first_line(error: BaseException, limit: int | None = None) -> str:
     return line[:limit]
 
 
+def printable(text: str, limit: int | None = None) -> str:
+    """Text for a terminal: control characters, line ends and changes of direction as escapes; cut to `limit`.
+
+    >>> print(printable("a\\x1b[2J b\\n"), printable("ewc", limit=2))
+    a\\x1b[2J b\\n ew...
+    """
+    shown = UNPRINTABLE.sub(lambda found: repr(found[0])[1:-1], text)
+    return shown if limit is None or len(shown) <= limit else f"{shown[:limit]}..."
+
+
+def markdown(text: str) -> str:
+    """Text as Markdown that shows it: one line, without links, images, HTML, code or the end of a table's cell.
+
+    >>> print(markdown("ewc (a|b <script>)"), markdown("![x](http://y)"), markdown("[0, 1]"))
+    ewc (a\\|b &lt;script>) ![x\\](http&#58;//y) [0, 1]
+    """
+    plain = printable(" ".join(text.split())).replace("\\", "\\\\")
+    plain = re.sub(r"\](?=[(\[:])", r"\\]", plain)
+    plain = re.sub(r"(?i)\b(https?|ftp)://", r"\1&#58;//", plain)
+    plain = re.sub(r"(?i)\b(www)\.", r"\1&#46;", plain)
+    return plain.replace("<", "&lt;").replace("|", "\\|").replace("`", "'")
+
+
+def spreadsheet(value: Any) -> Any:
+    """A cell of a CSV file that no spreadsheet takes for a formula: text that begins like one gets an apostrophe.
+
+    >>> [spreadsheet(v) for v in ("=1+1", "@x", "ewc", -0.5)]
+    ["'=1+1", "'@x", 'ewc', -0.5]
+    """
+    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
+
+
 def warn(line: str) -> None:
     """Print a warning, one line on standard error."""
-    print(f"warning: {line}", file=sys.stderr)
+    print(f"warning: {printable(line)}", file=sys.stderr)
 
 
 @contextmanager

@@ -1,86 +1,24 @@
 """The commands behind `python -m harness`: what each accepts, and what it calls.
 
-Options have one spelling, `--out FOLDER`. What configures a run is typed as for training, `metrics=standard`. The
-older spelling of an option, `out=FOLDER`, is still understood.
+What configures a run is typed as for training, `metrics=standard`.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from harness.cli import help
-from harness.cli.errors import code_of, say
-from harness.config.catalogue import CONF, nearest
+from harness.cli.errors import code_of, each, say
+from harness.cli.parsing import Argument, Command, argument
+from harness.config.catalogue import CONF
 from harness.finished.atlas_options import HELP as ATLAS
 from harness.finished.atlas_options import AtlasOptions
-from harness.wording import exits_refused
-
-Argument = tuple[tuple[str, ...], dict[str, Any]]  # of ArgumentParser.add_argument
-
-
-@dataclass(frozen=True)
-class Command:
-    """A word that may follow `python -m harness`."""
-
-    run: Callable[[argparse.Namespace], int]
-    summary: str  # one line, for the general help
-    arguments: tuple[Argument, ...]
-    about: str = ""  # further sentences, for its own help
-    settings: bool = False  # whether it also takes key=value
-
-
-class Parser(argparse.ArgumentParser):
-    """Raises instead of exiting: every error is one line."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(f"{message}; see {self.prog} --help")
-
-
-def execute(name: str, argv: Sequence[str]) -> int:
-    """Parse the arguments of a command, and run it; returns the exit code."""
-    command = COMMANDS[name]
-    parser = Parser(
-        prog=f"{help.program()} {name}",
-        description=f"{command.summary[0].upper()}{command.summary[1:]}. {command.about}",
-        allow_abbrev=False,
-    )
-    for names, options in command.arguments:
-        parser.add_argument(*names, **options)
-    args = parser.parse_intermixed_args(_respelled(argv, parser, command.settings))
-    with exits_refused():
-        return command.run(args)
-
-
-def _respelled(argv: Sequence[str], parser: Parser, settings: bool) -> list[str]:
-    """`out=F` as `--out F`, `force=true` as `--force`. ValueError for an unknown key, unless it may be a setting."""
-    made: list[str] = []
-    for word in argv:
-        key, equals, value = word.partition("=")
-        option = parser._option_string_actions.get(f"--{key}")
-        if equals and option is None and not settings and re.fullmatch(r"\w+", key) and not Path(word).exists():
-            close = nearest(f"--{key}", parser._option_string_actions)
-            hint = f"did you mean {close}?" if close else f"see {parser.prog} --help"
-            raise ValueError(f"{parser.prog.split()[-1]} {word}: unknown option; {hint}")
-        if not equals or option is None:
-            made.append(word)
-        elif option.nargs != 0:
-            made += [f"--{key}", value]
-        elif value in ("true", "false"):
-            made += [f"--{key}"] * (value == "true")
-        else:
-            raise ValueError(f"{parser.prog.split()[-1]} {word}: must be true or false")
-    return made
-
-
-def _argument(*names: str, **options: Any) -> Argument:
-    return names, options
-
+from harness.wording import printable
 
 # --- what many runs say -------------------------------------------------------------------------------
 
@@ -94,6 +32,7 @@ def leaderboard(args: argparse.Namespace) -> int:
 
     found = leaderboard(folders, by=args.by, baseline=args.baseline)
     if not found.boards:
+        print("".join(printable(f"note: {note}") + "\n" for note in found.notes), end="")
         return _no_run(folders)
     print("\n".join(text(found)), flush=True)
     with reporting(out, "--out FOLDER"):
@@ -114,7 +53,7 @@ def tune(args: argparse.Namespace) -> int:
     from harness.tuning import tune
     from harness.tuning.files import text, write
 
-    settings = tune(folders, args.config_dir)
+    settings = tune(folders, args.config_dir, args.trust)
     if not settings:
         print(f"no finished trial in {', '.join(map(str, folders))}")
         return 0
@@ -181,9 +120,9 @@ def show(args: argparse.Namespace) -> int:
     from harness.finished.show import show
     from harness.store import find_run
 
-    for path in [find_run(name) for name in args.runs]:
-        show(path)
-    return 0
+    paths = [find_run(name) for name in args.runs]
+    failed = each(paths, show)
+    return 2 if failed == len(paths) else 0
 
 
 TRACKER = ("project", "entity", "group", "tags", "init_timeout", "finish_timeout")  # what `sync` may change
@@ -196,7 +135,7 @@ def sync(args: argparse.Namespace) -> int:
 
     found = chosen(names or ["results"])
     for note in found.notes:
-        print(f"note: {note}")
+        print(printable(f"note: {note}"))
     if not found.runs:
         return _no_run(names or ["results"])
     count = {"sent": 0, "FAILED": 0}
@@ -204,12 +143,12 @@ def sync(args: argparse.Namespace) -> int:
         for run in sync(found.runs, changes):
             kind = "FAILED" if run.error else "sent"
             count[kind] += 1
-            print(f"{kind:<7} {run.path}  {run.error or run.url}", flush=True)
+            print(printable(f"{kind:<7} {run.path}  {run.error or run.url}"), flush=True)
     except KeyboardInterrupt as stop:
         say(f"interrupted: {count['sent']} of {len(found.runs)} runs were sent; repeat the command to send all of them")
         os._exit(code_of(stop))  # at the interpreter's exit W&B would wait for the server that keeps us waiting
     for run in found.skipped:
-        print(f"skipped {run.path}  {run.error}")
+        print(printable(f"skipped {run.path}  {run.error}"))
     return 1 if count["FAILED"] else 0
 
 
@@ -244,13 +183,15 @@ def measure(args: argparse.Namespace) -> int:
     paths = [find_run(name, command="measure") for name in names]
     from harness.finished.measure import measure
 
-    for path in paths:
+    def one(path: Path) -> None:
+        how = {"every": values["metrics_every"], "trust": args.trust, "config_dir": args.config_dir}
         try:
-            print(measure(path, values["metrics"], every=values["metrics_every"], changes=changes), flush=True)
+            print(measure(path, values["metrics"], changes=changes, **how), flush=True)
         except KeyboardInterrupt as stop:
-            say(f"interrupted: {path} is unchanged")
-            return code_of(stop)
-    return 0
+            stop.args = (f"interrupted: {path} is unchanged",)
+            raise
+
+    return 2 if each(paths, one) else 0
 
 
 def atlas(args: argparse.Namespace) -> int:
@@ -261,17 +202,18 @@ def atlas(args: argparse.Namespace) -> int:
     from harness.finished.atlas import atlas
     from harness.finished.atlas_figures import draw
 
-    for path in paths:
+    def one(path: Path) -> None:
         try:
-            parts, remarks = atlas(path, options, force=args.force)
+            parts, remarks = atlas(path, options, force=args.force, trust=args.trust)
         except KeyboardInterrupt as stop:
-            say("interrupted: repeat the command to continue after the last finished part")
-            return code_of(stop)
+            stop.args = ("interrupted: repeat the command to continue after the last finished part",)
+            raise
         figures = draw(path / "atlas")
         print(f"{len(parts)} tables ({', '.join(parts)}) and {len(figures)} figures in {path / 'atlas'}", flush=True)
         for line in remarks:
             print(line)
-    return 0
+
+    return 2 if each(paths, one) else 0
 
 
 def card(args: argparse.Namespace) -> int:
@@ -333,24 +275,31 @@ def _whole(text: str) -> int:
     return int(text)
 
 
-FOLDERS = _argument("folders", nargs="*", metavar="FOLDER", help="results folders (default: results)")
-RUNS = _argument("runs", nargs="+", metavar="RUN", help="a run folder, or the beginning of a run id in results")
-BY = _argument("--by", default="average_accuracy", metavar="SCORE", help="score to sort by (default: %(default)s)")
-BASELINE = _argument(
+FOLDERS = argument("folders", nargs="*", metavar="FOLDER", help="results folders (default: results)")
+RUNS = argument("runs", nargs="+", metavar="RUN", help="a run folder, or the beginning of a run id in results")
+BY = argument("--by", default="average_accuracy", metavar="SCORE", help="score to sort by (default: %(default)s)")
+BASELINE = argument(
     "--baseline", default="naive", metavar="STRATEGY", help="strategy to compare with (default: %(default)s)"
 )
-CONFIG_DIR = _argument("--config-dir", metavar="FOLDER", help="also read your own options from FOLDER")
+TRUST = argument(
+    "--trust",
+    action="append",
+    default=[],
+    metavar="MODULE",
+    help="allow the runs to name classes and functions of this module, which must be safe to run; repeatable",
+)
+CONFIG_DIR = argument("--config-dir", metavar="FOLDER", help="also read your own options from FOLDER")
 
 
 def _out(default: str, metavar: str = "FOLDER") -> Argument:
-    return _argument("--out", metavar=metavar, help=f"where to write (default: {default})")
+    return argument("--out", metavar=metavar, help=f"where to write (default: {default})")
 
 
 COMMANDS: dict[str, Command] = {
     "ls": Command(
         ls,
         "list strategies, tasks, datasets, models, metrics or experiments",
-        (_argument("what", nargs="*", metavar="WHAT", help="what to list (default: everything)"), CONFIG_DIR),
+        (argument("what", nargs="*", metavar="WHAT", help="what to list (default: everything)"), CONFIG_DIR),
     ),
     "leaderboard": Command(
         leaderboard,
@@ -361,10 +310,11 @@ COMMANDS: dict[str, Command] = {
         tune,
         "choose each strategy's values by its trials, and write them as a preset",
         (
-            _argument("folders", nargs="*", metavar="FOLDER", help="folders of trials (default: results/tuning)"),
+            argument("folders", nargs="*", metavar="FOLDER", help="folders of trials (default: results/tuning)"),
             _out("conf/experiment"),
-            _argument("--tables", metavar="FOLDER", help="where tables go (default: sensitivity in the first FOLDER)"),
+            argument("--tables", metavar="FOLDER", help="where tables go (default: sensitivity in the first FOLDER)"),
             CONFIG_DIR,
+            TRUST,
         ),
         "Trials are run with `python -m harness -m experiment=tune`.",
     ),
@@ -378,11 +328,11 @@ COMMANDS: dict[str, Command] = {
         report,
         "write all figures as one HTML file, or as a report on Weights & Biases",
         (
-            _argument("runs", nargs="*", metavar="RUN|FOLDER", help="runs or results folders (default: results)"),
+            argument("runs", nargs="*", metavar="RUN|FOLDER", help="runs or results folders (default: results)"),
             BY,
             BASELINE,
             _out("report.html", "FILE"),
-            _argument("--wandb", action="store_true", help="write a report on a Weights & Biases server instead"),
+            argument("--wandb", action="store_true", help="write a report on a Weights & Biases server instead"),
         ),
         f"With --wandb, the server is chosen as in training: {', '.join(f'tracker.{key}=...' for key in TRACKER)}.",
         settings=True,
@@ -391,14 +341,18 @@ COMMANDS: dict[str, Command] = {
     "sync": Command(
         sync,
         "send finished runs to a Weights & Biases server",
-        (_argument("runs", nargs="*", metavar="RUN|FOLDER|key=value", help="runs, results folders, settings"),),
+        (argument("runs", nargs="*", metavar="RUN|FOLDER|key=value", help="runs, results folders, settings"),),
         f"Settings: {', '.join(f'tracker.{key}=...' for key in TRACKER)}.",
         settings=True,
     ),
     "measure": Command(
         measure,
         "take more metrics of a finished run, from the nets that it kept",
-        (_argument("runs", nargs="*", metavar="RUN|key=value", help="runs (folder or id), and settings"), CONFIG_DIR),
+        (
+            argument("runs", nargs="*", metavar="RUN|key=value", help="runs (folder or id), and settings"),
+            CONFIG_DIR,
+            TRUST,
+        ),
         f"Settings: {', '.join(f'{key}=...' for key in MEASURE)}, and any metrics.NAME.KEY=VALUE.",
         settings=True,
     ),
@@ -408,17 +362,18 @@ COMMANDS: dict[str, Command] = {
         (
             RUNS,
             *(
-                _argument(f"--{key}", type=_whole, default=n, metavar="N", help=f"{ATLAS[key][1]} (default: {n})")
+                argument(f"--{key}", type=_whole, default=n, metavar="N", help=f"{ATLAS[key][1]} (default: {n})")
                 for key, n in asdict(AtlasOptions()).items()
             ),
-            _argument("--force", action="store_true", help="redo parts that exist"),
+            argument("--force", action="store_true", help="redo parts that exist"),
+            TRUST,
         ),
     ),
     "card": Command(
         card,
         "forgetting ledger, path card and sharpness of a finished run",
         (
-            _argument("run_name", metavar="RUN", help="a run folder, or the beginning of a run id"),
+            argument("run_name", metavar="RUN", help="a run folder, or the beginning of a run id"),
             _out("the run's folder"),
         ),
     ),
@@ -426,7 +381,7 @@ COMMANDS: dict[str, Command] = {
         catalogue,
         "print the page about all strategies, metrics or tasks",
         (
-            _argument(
+            argument(
                 "what",
                 nargs="*",
                 metavar="metrics|tasks|FOLDER",

@@ -11,9 +11,20 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NoReturn
 
-from harness.cli.commands import COMMANDS, execute
-from harness.cli.errors import Reported, catch_sigterm, code_of, refused, report, say, sentence
+from harness.cli.commands import COMMANDS
+from harness.cli.errors import (
+    Reported,
+    catch_sigterm,
+    code_of,
+    discard_output,
+    refused,
+    report,
+    say,
+    sentence,
+    usable_streams,
+)
 from harness.cli.help import show_help, show_version
+from harness.cli.parsing import execute
 from harness.config import catalogue
 from harness.config.catalogue import CONF, nearest
 from harness.wording import exits_refused
@@ -27,6 +38,7 @@ def main() -> int:
 
     A sweep returns 1 if a job failed, 2 if none failed but some were refused.
     """
+    usable_streams()
     catch_sigterm()
     if not sys.flags.safe_path and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # a console script lacks it, and users' own strategies are there
@@ -35,9 +47,8 @@ def main() -> int:
         sys.stdout.flush()
         return code
     except BrokenPipeError:
-        # the reader closed the pipe; the interpreter would flush once more at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141  # like a program killed by SIGPIPE
+        discard_output()
+        return 141  # the reader closed the pipe: like a program killed by SIGPIPE
     except KeyboardInterrupt as stop:
         training = sys.argv[1:2] == [] or sys.argv[1] not in COMMANDS
         resumes = ": repeat the command to resume the run after its last finished task"
@@ -52,19 +63,23 @@ def main() -> int:
         if line is None or os.environ.get("HARNESS_TRACEBACK"):
             raise
         say(line)
+        try:
+            sys.stdout.flush()
+        except OSError:  # the disk is full
+            discard_output()
         return 2
 
 
 def _dispatch(argv: Sequence[str]) -> int:
     word = argv[0] if argv and re.fullmatch(r"[A-Za-z][\w-]*", argv[0]) else None
     if word == "help" and argv[1:2] and argv[1] in COMMANDS:
-        return execute(argv[1], ["--help"])
+        return execute(argv[1], COMMANDS[argv[1]], ["--help"])
     if word == "help" or (word not in COMMANDS and any(a in ("-h", "--help") for a in argv)):
         return show_help([(name, command.summary) for name, command in COMMANDS.items()])
     if list(argv) == ["--version"]:
         return show_version()
     if word in COMMANDS:
-        return execute(word, argv[1:])
+        return execute(word, COMMANDS[word], argv[1:])
     if word is not None:
         raise ValueError(f"{word}: unknown command; {_meant(word)}")
     return _train(argv)

@@ -8,11 +8,12 @@ import signal
 import sys
 import sysconfig
 import traceback
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from harness import ROOT
-from harness.wording import first_line
+from harness.wording import first_line, printable
 
 
 class Terminated(KeyboardInterrupt):
@@ -25,6 +26,21 @@ class Reported(Exception):
     def __init__(self, code: int) -> None:
         super().__init__(code)
         self.code = code
+
+
+def usable_streams() -> None:
+    """Open the standard streams that were closed, and escape the characters that their encodings lack."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        stream = getattr(sys, name)
+        if stream is None:  # in this order, the number of the closed one is the next that is free
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
+        elif mode == "w" and hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def discard_output() -> None:
+    """Send what was not printed to the null device: the interpreter would try again at its exit, and fail."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def catch_sigterm() -> None:
@@ -43,7 +59,7 @@ def code_of(stop: KeyboardInterrupt) -> int:
 
 def say(line: str) -> None:
     """One line on standard error."""
-    print(f"harness: {line}", file=sys.stderr)
+    print(f"harness: {printable(line)}", file=sys.stderr)
 
 
 def report(error: Exception, cfg: Any = None) -> int:
@@ -54,6 +70,21 @@ def report(error: Exception, cfg: Any = None) -> int:
         return 1
     say(line)
     return 2
+
+
+def each(paths: Sequence[Path], work: Callable[[Path], None]) -> int:
+    """Work on every run; a run that fails is said in one line and does not stop the others. Returns their number."""
+    failed = 0
+    for path in paths:
+        try:
+            work(path)
+        except Exception as error:
+            line = sentence(error)
+            if len(paths) == 1 or line is None:
+                raise
+            say(line)
+            failed += 1
+    return failed
 
 
 def refused(error: Exception) -> bool:

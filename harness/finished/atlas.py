@@ -67,10 +67,13 @@ Tick = Callable[[], None]
 Part = Callable[[View, Tick], LongTable]
 
 
-def atlas(path: Path, options: AtlasOptions, *, force: bool = False) -> tuple[list[str], list[str]]:
+def atlas(
+    path: Path, options: AtlasOptions, *, force: bool = False, trust: Sequence[str] = ()
+) -> tuple[list[str], list[str]]:
     """Compute the missing tables of the run at `path`; returns the names of all its parts, and remarks, a line each.
 
-    ValueError if the run is not finished, did not keep its nets, or needs state that was not kept to evaluate them.
+    ValueError if the run is not finished, did not keep its nets, needs state that was not kept to evaluate them, or
+    names code that is not allowed (`trust.safe`).
     """
     remarks: list[str] = []
     with store.RunFolder.reopen(path) as folder:
@@ -81,7 +84,7 @@ def atlas(path: Path, options: AtlasOptions, *, force: bool = False) -> tuple[li
             inputs["joint"] = {**about, "joint": other.manifest["run_id"], "joint_ended": other.manifest["ended_at"]}
         todo = [name for name in PARTS if force or store.read_about(path / "atlas" / f"{name}.parquet") != inputs[name]]
         if todo:
-            run = opened(folder, {})
+            run = opened(folder, {}, trust)
             if run.learner.apply != run.learner.model.__call__:
                 raise ValueError(f"{path}: its nets need state of the strategy that was not kept")
             view = View(run, options)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from harness.plotting import COLOURS, DASHES, STYLE, band, band_of, below, log_ticks, over_seeds, save, sheet
+from harness import store
+from harness.plotting import COLOURS, DASHES, STYLE, band, band_of, below, log_ticks, over_seeds, sheet
 from harness.stats import student
 
 if TYPE_CHECKING:
@@ -243,6 +244,6 @@ def draw(folder: Path, unit: str = "nat") -> list[Path]:
             figure = function(frame, unit=unit)
             for kind in ("png", "svg"):
                 path = folder / f"{name}.{kind}"
-                save(figure, path)
+                store.save_figure(figure, path)
                 written.append(path)
     return written

@@ -14,6 +14,7 @@ import numpy as np
 
 from harness import store
 from harness.stats import student
+from harness.wording import markdown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -79,11 +80,11 @@ def card(path: Path, out: Path | None = None) -> list[Path]:
     from matplotlib import rc_context
 
     from harness.finished.atlas_figures import path_card
-    from harness.plotting import STYLE, save
+    from harness.plotting import STYLE
 
     with store.RunFolder.reopen(path) as folder:
         manifest = folder.manifest
-        frame = store.read_table(folder, "metrics").to_pandas()
+        frame = store.read_rows(folder, "metrics").to_pandas()
     found = set(frame.metric)
     wanted = {"ledger": "ledger_loss", "connectivity": "path_loss_old", "sharpness": "lambda_max_joint"}
     if lacking := [name for name, metric in wanted.items() if metric not in found]:
@@ -94,9 +95,7 @@ def card(path: Path, out: Path | None = None) -> list[Path]:
     old = frame[(frame.boundary == last) & (frame.task >= 0)]
     each = frame[(frame.axis.isin(["", "rho"])) & (frame.task < 0)]
     text = TEXT.format(
-        strategy=manifest["strategy"],
-        stream=manifest["stream"],
-        run_id=manifest["run_id"],
+        **{key: markdown(manifest[key]) for key in ("strategy", "stream", "run_id")},
         seeds=len(manifest["seeds"]),
         tasks=last + 1,
         bound=BOUND if old[old.metric == "ledger_bound"].value.notna().any() else "",
@@ -108,7 +107,7 @@ def card(path: Path, out: Path | None = None) -> list[Path]:
         out.mkdir(parents=True, exist_ok=True)
         figure = path_card(frame)
         for kind in ("png", "svg"):
-            save(figure, out / f"card.{kind}")
+            store.save_figure(figure, out / f"card.{kind}")
         store.write_text(out / "card.md", text)
     return [out / f"card.{kind}" for kind in ("md", "png", "svg")]
 

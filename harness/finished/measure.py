@@ -9,7 +9,7 @@ a strategy prepares before a task; and, except at the last boundary, the optimiz
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,7 @@ from torch import Tensor
 from harness import loop, store, tree
 from harness.boundary import Boundary, Metric
 from harness.config.catalogue import CONF, targets
+from harness.finished.trust import safe
 from harness.jobs.setting import Setting, build, build_strategies, chosen_device, chosen_metrics
 from harness.learner import Learner
 from harness.record.clock import Clock
@@ -32,7 +33,7 @@ from harness.store import sources
 from harness.strategy import Chain
 from harness.trackers.bar import bar
 from harness.types import Net, Reading, Stream, Task
-from harness.wording import warn
+from harness.wording import first_line, warn
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -45,17 +46,26 @@ class Missing(Exception):
     """A metric needs something that the run's folder does not have."""
 
 
-def measure(path: Path, metrics: Mapping[str, Any], *, every: int = 1, changes: Mapping[str, Any] | None = None) -> str:
+def measure(
+    path: Path,
+    metrics: Mapping[str, Any],
+    *,
+    every: int = 1,
+    changes: Mapping[str, Any] | None = None,
+    trust: Sequence[str] = (),
+    config_dir: str | None = None,
+) -> str:
     """Compute metrics (name -> configuration) of the finished run at `path` and write them into its tables.
 
     Rows of the same metric, boundary and phase are replaced, except values that only the run itself could compute; all
     other rows remain. Writes only after everything is measured: an interrupted call leaves the run unchanged. `changes`
-    to the run's configuration: device, dataset.root. Returns what was done and what is missing, a line each. ValueError
-    if the run is not finished, did not keep its nets, or its stream cannot be reproduced.
+    to the run's configuration: device, dataset.root. `trust` and `config_dir` as in `trust.safe`. Returns what was done
+    and what is missing, a line each. ValueError if the run is not finished, did not keep its nets, names code that is
+    not allowed, or its stream cannot be reproduced.
     """
     with store.RunFolder.reopen(path) as folder:
         folder.needs_nets()
-        run = opened(folder, changes or {})
+        run = opened(folder, changes or {}, trust, config_dir)
         replay = Replay(run, chosen_metrics(dict(metrics)))
         tasks = [t for t in run.stream.tasks if measured(t.index, len(run.stream.tasks), every)]
         with bar("measure", len(tasks)) as part:
@@ -89,25 +99,43 @@ class Opened:
         return self.loaded(self.folder.net(t))
 
     def loaded(self, kept: Mapping[str, Any]) -> Net:
-        """A net from its saved form."""
+        """A net from its saved form. StoreError if the model has other parameters."""
+        for name, value in self.learner.params.items():
+            there = kept.get("params", {}).get(name)
+            if not isinstance(there, Tensor) or there.shape != value.shape or not isinstance(kept.get("buffers"), dict):
+                raise store.StoreError(
+                    f"{self.folder.path}: damaged (a net that it kept does not fit the model at {name}); rerun with"
+                    " force=true, or delete the run"
+                )
         params, buffers = ({k: v.to(self.learner.device) for k, v in kept[p].items()} for p in ("params", "buffers"))
         return Net(params, buffers, self.learner.apply)
 
 
-def opened(folder: store.RunFolder, changes: Mapping[str, Any]) -> Opened:
-    """Rebuild the stream, learner and strategy from the run's configuration. ValueError if the stream differs."""
+def opened(
+    folder: store.RunFolder, changes: Mapping[str, Any], trust: Sequence[str] = (), config_dir: str | None = None
+) -> Opened:
+    """Rebuild the stream, learner and strategy from the run's configuration.
+
+    ValueError if the stream differs, or the configuration is not `safe`.
+    """
     from omegaconf import OmegaConf
 
     path, manifest = folder.path, folder.manifest
     known: Any = OmegaConf.load(CONF / "config.yaml")
     known = OmegaConf.masked_copy(known, [str(k) for k in known if k not in ("defaults", "hydra")])
-    config = OmegaConf.merge(known, manifest["config"])  # keys added since the run have their defaults
+    config = OmegaConf.merge(
+        known, safe(path, manifest["config"], trust, config_dir)
+    )  # keys added since the run have their defaults
     for key, value in changes.items():
         OmegaConf.update(config, key, value)
     cfg: Any = OmegaConf.to_container(config)
     torch.set_num_threads(manifest["threads"])
-    setting = Setting(cfg, build(cfg["dataset"]), chosen_device(cfg["device"]), manifest["threads"])
-    stream = setting.stream(manifest["seeds"])
+    try:
+        setting = Setting(cfg, build(cfg["dataset"]), chosen_device(cfg["device"]), manifest["threads"])
+        stream = setting.stream(manifest["seeds"])
+    except (KeyError, TypeError, AttributeError) as error:
+        why = f"config: {type(error).__name__}: {first_line(error, 200)}"
+        raise store.Damaged(path / "manifest.json", why) from error
     if stream.hash != manifest["stream_hash"]:
         raise ValueError(
             f"{path}: the data stream can no longer be reproduced (hash differs), so new metrics would not match this"
@@ -177,7 +205,7 @@ class Replay:
         self.run, self.names, self.missing = run, set(metrics), set[str]()
         self.sink = _Rows(folder=run.folder)
         self.accuracy, self.online = accuracy(run), online(run)
-        frame = store.read_table(run.folder, "metrics").to_pandas()
+        frame = store.read_rows(run.folder, "metrics").to_pandas()
         self.fresh, self.plain = (controls(frame, name, run) for name in ("fresh_score", "plain_score"))
         self.is_control = run.folder.manifest["strategy"] == "reset"
         self.random = run.learner.random("probe")
@@ -273,14 +301,14 @@ def accuracy(run: Opened) -> Tensor:
     """The matrix R [S, T + 1, T] of the run's table; NaN if not tested."""
     seeds, total = run.stream.seeds, len(run.stream.tasks)
     matrix = torch.full((len(seeds), total + 1, total), torch.nan, dtype=torch.float64)
-    for row in store.read_table(run.folder, "accuracy").to_pylist():
+    for row in store.read_rows(run.folder, "accuracy").to_pylist():
         matrix[seeds.index(row["seed"]), row["boundary"] + 1, row["task"]] = row["accuracy"]
     return matrix
 
 
 def online(run: Opened) -> dict[int, Tensor]:
     """Accuracy before each step of each task [S, steps] from its curve, which has means over stretches of steps."""
-    frame = store.read_table(run.folder, "curves").to_pandas()
+    frame = store.read_rows(run.folder, "curves").to_pandas()
     found = {}
     for t, rows in frame.groupby("boundary"):
         table = rows.pivot_table("online_accuracy", "seed", "step", dropna=False).loc[list(run.stream.seeds)]
@@ -305,12 +333,15 @@ def amend(folder: store.RunFolder, sink: InMemory) -> None:
     """Replace the old rows by the new ones, one table at a time."""
     import pandas as pd
 
+    made: dict[str, dict[str, list[Any]]] = {}
     for name, merge in (("metrics", merged), ("timing", retimed)):
         if name in sink.tables:
             old = store.read_table(folder, name).to_pandas()
             frame = merge(old, folder.filled(name, sink.tables[name]).to_pandas())
             assert isinstance(frame, pd.DataFrame)
-            folder.replace(name, {column: frame[column].tolist() for column in old.columns})
+            made[name] = {column: frame[column].tolist() for column in old.columns}
+    for name, columns in made.items():  # written only when all could be read
+        folder.replace(name, columns)
 
 
 def merged(old: pd.DataFrame, new: pd.DataFrame) -> pd.DataFrame:

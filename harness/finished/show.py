@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,20 +11,20 @@ from harness import store
 from harness.leaderboard import setting_in_words, size
 from harness.trackers import About, summaries
 from harness.trackers.console import Console
+from harness.wording import printable
 
 
 def show(path: Path) -> None:
     """Print a run, finished or not, as `python -m harness strategy=...` does at its end, with its origin and costs."""
-    facts = json.loads((path / "manifest.json").read_text("utf-8"))
-    store.check_version(path, facts.get("schema_version"))
-    seeds, metrics = tuple(facts["seeds"]), store.read_table(path, "metrics")
-    accuracy = store.read_table(path, "accuracy")
+    facts = store.read_manifest(path)
+    run, seeds = store.Run(path, facts), tuple(facts["seeds"])
+    metrics, accuracy = store.read_rows(run, "metrics"), store.read_rows(run, "accuracy")
     tasks = 1 + max([*accuracy["task"].to_pylist(), *accuracy["boundary"].to_pylist(), 0])
-    title = f"{facts['strategy']} on {facts['stream']}: {setting_in_words(facts)}, seeds {list(seeds)}"
+    title = printable(f"{facts['strategy']} on {facts['stream']}: {setting_in_words(facts)}, seeds {list(seeds)}")
     if not (path / "DONE").exists():
-        title += f"\n{facts['status']}: results so far"
-    timing = store.read_table(path, "timing").to_pylist()
-    console = Console(title, closing=[*origin(facts), *costs(timing, metrics)])
+        title += f"\n{printable(facts['status'])}: results so far"
+    timing = store.read_rows(run, "timing").to_pylist()
+    console = Console(title, closing=[printable(line) for line in (*origin(facts), *costs(timing, metrics))])
     console.start(About(facts["config"], facts, path, seeds, tasks), ())
     console.history.extend(summaries(metrics, accuracy, seeds, tasks))
     console.finish([])

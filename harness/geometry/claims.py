@@ -120,7 +120,12 @@ def explain(folders: Sequence[Path]) -> Explained:
     read = snapshot(folders, {"metrics": Wanted(columns, ds.field("metric").isin(METRICS))}, purpose="run")
     where = " ".join(map(str, folders))
     runs = [run for run in read.runs if run.manifest["strategy"] != "reset"]  # a control that was run by name
-    plan = design(runs, where)
+    try:
+        plan = design(runs, where)
+    except ValueError as error:
+        if read.notes:  # the missing run may be one that cannot be read
+            raise ValueError(f"{error}; left out: {read.notes[0]}") from error
+        raise
     rows = grid_rows(runs, read.tables["metrics"], where)
     return Explained(plan, judge(rows), rows, [*read.notes, *caveats(runs, rows)])
 

@@ -214,7 +214,11 @@ def _known_control(setting: Setting) -> dict[int, Tensor]:
     for found in store.find_runs(setting.cfg["results"], strategy="reset", setting=store.identity(setting.identity)):
         if sources.edited(found.manifest):
             continue
-        table = store.read_table(found, "accuracy").to_pylist()
+        try:
+            table = store.read_rows(found, "accuracy").to_pylist()
+        except store.StoreError as error:  # another control may have these seeds, or it is trained again
+            warn(str(error))
+            continue
         tasks = 1 + max(row["boundary"] for row in table)
         for row in table:
             if row["boundary"] == row["task"]:

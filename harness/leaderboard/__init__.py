@@ -51,7 +51,7 @@ def leaderboard(folders: Sequence[Path], *, by: str = "average_accuracy", baseli
         ranked = ", ".join(s.name for s in SCORES if s.better)
         raise ValueError(f"--by {by}: has no better direction, so it cannot rank; choose from {ranked}")
     groups, notes = finished(folders)
-    interrupted = started(folders)
+    interrupted = started(folders, notes)
     boards = [
         board(place, groups.get(place, []), interrupted.get(place, []), BY_NAME[by], baseline)
         for place in sorted({*groups, *interrupted}, key=lambda place: tuple(map(str, place)))

@@ -132,10 +132,10 @@ def _entry(
     )
 
 
-def started(folders: Sequence[Path]) -> dict[Place, list[store.Run]]:
-    """The runs of every setting that did not finish."""
+def started(folders: Sequence[Path], notes: list[str]) -> dict[Place, list[store.Run]]:
+    """The runs of every setting that did not finish; damaged ones are added to `notes`."""
     made: dict[Place, list[store.Run]] = {}
-    for run in unfinished(folders):
+    for run in unfinished(folders, notes):
         if "setting" in run.manifest and run.manifest.get("purpose", "run") == "run":
             made.setdefault(place_of(run), []).append(run)
     return made

@@ -14,6 +14,7 @@ from harness import ROOT
 from harness.config import catalogue
 from harness.leaderboard import SCORES, Board, heading, leaderboard, piped, table
 from harness.strategy import HOOKS, Strategy
+from harness.wording import markdown
 
 HEAD = """\
 # Strategies
@@ -60,7 +61,8 @@ def boards(folders: Sequence[Path]) -> Iterator[str]:
 
 def _table(board: Board) -> str:
     shown = table(board, (*(score.title for score in SCORES), "step", "memory"))
-    return "\n".join([f"### {board.stream}", "", f"Setting {board.setting}: {heading(board)}", "", *piped(*shown), ""])
+    where = markdown(f"Setting {board.setting}: {heading(board)}")
+    return "\n".join([f"### {markdown(board.stream)}", "", where, "", *piped(*shown), ""])
 
 
 def methods() -> str:

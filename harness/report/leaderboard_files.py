@@ -8,6 +8,7 @@ from typing import Any
 from harness import store
 from harness.leaderboard.records import FRONTS, SCORES, Board, Leaderboard, Row
 from harness.leaderboard.texts import markdown
+from harness.wording import spreadsheet
 
 
 def records(found: Leaderboard) -> list[dict[str, Any]]:
@@ -72,12 +73,13 @@ def write(found: Leaderboard, out: Path) -> None:
     from harness.report import html
 
     tables = {"leaderboard": pd.DataFrame(records(found)), "leaderboard_seeds": pd.DataFrame(seed_records(found))}
-    texts = {"leaderboard.md": markdown(found), "leaderboard.html": html(found)}
+    pages = {"leaderboard.md": markdown(found), "leaderboard.html": html(found)}
     out.mkdir(parents=True, exist_ok=True)
-    for name, content in texts.items():
+    for name, content in pages.items():
         store.write_text(out / name, content)
     for name, frame in tables.items():
         with store.replacing(out / f"{name}.csv") as tmp:
-            frame.to_csv(tmp, index=False)
+            texts = [c for c in frame if not pd.api.types.is_numeric_dtype(frame[c])]
+            frame.assign(**{str(c): frame[c].map(spreadsheet) for c in texts}).to_csv(tmp, index=False)
         with store.replacing(out / f"{name}.parquet") as tmp:
             frame.to_parquet(tmp, index=False)

@@ -29,7 +29,7 @@ from harness.leaderboard import (
 from harness.leaderboard.naming import leaves
 from harness.trackers.sync import target_of
 from harness.trackers.wandb import AXIS, Target, environment, require_server
-from harness.wording import first_line
+from harness.wording import first_line, markdown
 
 WIDTH, HEIGHT, ACROSS = 8, 6, 3  # of a panel, in W&B's units; panels in a row
 
@@ -88,11 +88,11 @@ def blocks(wr: Any, found: Leaderboard, entity: str, project: str) -> list[Any]:
 
     made: list[Any] = [wr.TableOfContents()]
     if found.overall:
-        text = [overall_heading(found), "", *piped(*overall_table(found))]
+        text = [markdown(overall_heading(found)), "", *piped(*overall_table(found))]
         made += [wr.H1("All settings"), wr.MarkdownBlock("\n".join(text))]
     for board in found.boards:
-        notes = [f"* {note}" for note in board.notes]
-        text = [f"Setting {board.setting}: {heading(board)}", "", *piped(*table(board)), "", *notes]
+        notes = [f"* {markdown(note)}" for note in board.notes]
+        text = [markdown(f"Setting {board.setting}: {heading(board)}"), "", *piped(*table(board)), "", *notes]
         made += [wr.H1(board.stream), wr.MarkdownBlock("\n".join(text))]
         if runs := _runs([board]):
             runset = wr.Runset(
@@ -103,8 +103,8 @@ def blocks(wr: Any, found: Leaderboard, entity: str, project: str) -> list[Any]:
                 groupby=["config.manifest.strategy", *differing(runs)],
             )
             made.append(wr.PanelGrid(runsets=[runset], panels=panels(wr, board)))
-    notes = [f"* {note}" for note in found.notes]
-    meaning = MEANING.format(baseline=found.baseline)
+    notes = [f"* {markdown(note)}" for note in found.notes]
+    meaning = MEANING.format(baseline=markdown(found.baseline))
     return [*made, wr.H1("Columns"), wr.MarkdownBlock("\n".join([*notes, "", meaning]))]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +23,32 @@ class RunLocked(StoreError):
 
 class SchemaError(StoreError):
     """The run was written under another schema version."""
+
+
+class Damaged(StoreError):
+    """A file of a run cannot be read, or does not contain what it should."""
+
+    def __init__(self, path: Path, why: str) -> None:
+        super().__init__(f"{path}: damaged ({why}); rerun with force=true, or delete the run")
+        self.path = path
+
+
+SPECIAL = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device",
+           stat.S_IFBLK: "a device"}  # fmt: skip
+
+
+def kind_of(path: Path) -> str:
+    """What a path is if it is not a regular file; empty if it is, or nothing is there."""
+    try:
+        return SPECIAL.get(stat.S_IFMT(os.stat(path).st_mode), "")
+    except OSError:
+        return ""
+
+
+def regular(path: Path) -> None:
+    """Damaged unless `path` is a regular file or missing: to read a pipe would wait for ever."""
+    if kind := kind_of(path):
+        raise Damaged(path, f"{kind}, not a file")
 
 
 def check_version(folder: Path, version: object) -> None:

@@ -9,9 +9,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from harness.store.errors import check_version
+from harness.store.errors import Damaged, StoreError, check_version, kind_of, regular
+from harness.wording import first_line
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def now() -> str:
@@ -21,7 +25,12 @@ def now() -> str:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path; on success it is flushed to disk and renamed to `path`."""
+    """A temporary path; on success it is flushed to disk and renamed to `path`.
+
+    StoreError if `path` is a folder, a device or a pipe: these are not replaced.
+    """
+    if kind := kind_of(path):
+        raise StoreError(f"{path}: is {kind}, and only files are replaced; choose another name")
     # never ends in .parquet: DuckDB's wildcard reads dot files too
     tmp = path.parent / f".{path.name}.{os.getpid()}.tmp"
     try:
@@ -48,6 +57,13 @@ def write_text(path: Path, text: str) -> None:
         tmp.write_text(text, "utf-8")
 
 
+def save_figure(figure: Figure, path: Path) -> None:
+    """Replace a figure atomically, and without a date."""
+    with replacing(path) as tmp:
+        date = {"metadata": {"Date": None}} if path.suffix == ".svg" else {}
+        figure.savefig(tmp, format=path.suffix[1:], dpi=160, **date)  # type: ignore[arg-type]
+
+
 def save(path: Path, value: Mapping[str, Any], previous: Path | None = None) -> None:
     """Write tensors and primitives; the file that was at `path` becomes `previous`."""
     import torch
@@ -66,15 +82,46 @@ def save(path: Path, value: Mapping[str, Any], previous: Path | None = None) -> 
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Read a file of tensors and primitives onto the CPU; no code in the file is run. SchemaError."""
+    """Read a file of tensors and primitives onto the CPU; no code in the file is run. Raises Damaged, SchemaError."""
     import torch
 
-    with zipfile.ZipFile(path) as file:  # torch.load compares no checksums: a flipped bit would load
-        if damaged := file.testzip():
-            raise ValueError(f"{damaged} is damaged")
-    loaded: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    check_version(path.parent, loaded["schema_version"])
+    regular(path)
+    try:
+        with zipfile.ZipFile(path) as file:
+            _check_members(file, path.stat().st_size)
+        loaded: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        version = loaded["schema_version"]
+        _check_tensors(loaded)
+    except OSError:
+        raise
+    except Exception as error:  # a damaged file may fail anywhere in zip, pickle or torch
+        raise Damaged(path, first_line(error, 200)) from error
+    check_version(path.parent, version)
     return loaded
+
+
+def _check_members(file: zipfile.ZipFile, size: int) -> None:
+    """ValueError for an archive that needs more memory than its size, or whose checksums differ."""
+    members = file.infolist()
+    if any(m.compress_type != zipfile.ZIP_STORED for m in members) or sum(m.file_size for m in members) > size:
+        raise ValueError("its contents are larger than the file")
+    if damaged := file.testzip():  # torch.load compares no checksums: a flipped bit would load
+        raise ValueError(f"the checksum of {damaged} differs")
+
+
+def _check_tensors(value: Any) -> None:
+    """ValueError for a tensor that is larger than its storage, as a stride of 0 makes it."""
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        if value.is_sparse or value.untyped_storage().nbytes() < value.numel() * value.element_size():
+            raise ValueError("a tensor is larger than what is stored of it")
+    elif isinstance(value, Mapping):
+        for part in value.values():
+            _check_tensors(part)
+    elif isinstance(value, (list, tuple)):
+        for part in value:
+            _check_tensors(part)
 
 
 def portable(value: Any, key: str) -> Any:

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from harness.store.errors import StoreError, check_version
+from harness.store.errors import Damaged, StoreError, regular
 from harness.store.files import jsonable
-from harness.store.tables import read_table, schema
-from harness.wording import first_line
+from harness.store.manifest import read_manifest
+from harness.store.tables import MOST, UNREADABLE, check_file, read_table, schema
+from harness.wording import first_line, warn
 
 if TYPE_CHECKING:
     import pandas as pd
 
+TASKS = 1_000_000  # no stream is longer; a larger number would fill the memory
 Mark = tuple[int, int]  # identifies a DONE file: a rerun writes another one
 
 
@@ -30,46 +31,58 @@ class Run:
 
 
 def find_runs(root: Path | str, **filters: object) -> Iterator[Run]:
-    """Finished runs under `root`, in order of their paths, whose manifest has these values.
+    """Finished runs under `root`, in order of their paths, whose manifest has these values; warns of damaged ones.
 
     >>> list(find_runs("no/such/folder", strategy="reset"))
     []
     """
-    return finished([Path(root)], filters)
+    notes: list[str] = []
+    yield from finished([Path(root)], filters, notes, whole=False)
+    if notes:
+        more = f" (and {len(notes) - 1} other damaged runs)" if len(notes) > 1 else ""
+        warn(f"left out: {notes[0]}{more}")
 
 
-def finished(folders: Sequence[Path], filters: Mapping[str, object], *, check: bool = False) -> Iterator[Run]:
+def finished(
+    folders: Sequence[Path], filters: Mapping[str, object], notes: list[str], *, whole: bool = True
+) -> Iterator[Run]:
     """Finished runs in results folders, or single run folders, whose manifest has these values.
 
-    StoreError for a manifest that cannot be read; with `check`, SchemaError for one of another schema version.
+    A run that cannot be read is left out and added to `notes`; `whole` as in `read_manifest`.
     """
     wanted = jsonable(filters)
     for folder in folders:
         for done in _files(folder, "DONE"):
             mark = _mark(done.parent)
             try:
-                manifest = json.loads((done.parent / "manifest.json").read_bytes())
-            except FileNotFoundError:
-                continue  # a rerun with force=true is starting
-            except (OSError, ValueError) as error:
-                raise StoreError(
-                    f"{done.parent / 'manifest.json'}: not readable ({first_line(error, 200)}); rerun with force=true"
-                ) from error
-            if check:
-                check_version(done.parent, manifest.get("schema_version"))
+                manifest = read_manifest(done.parent, whole=whole)
+            except (FileNotFoundError, StoreError) as error:
+                if mark is not None and _mark(done.parent) == mark:  # else a rerun with force=true is starting
+                    known = isinstance(error, StoreError)
+                    notes.append(str(error if known else Damaged(done.parent / "manifest.json", "missing")))
+                continue
             if mark is not None and all(key in manifest and manifest[key] == value for key, value in wanted.items()):
                 yield Run(done.parent, manifest, mark)
 
 
-def unfinished(folders: Sequence[Path]) -> list[Run]:
-    """Runs that are running, interrupted or failed, in results folders or single run folders."""
+def unfinished(folders: Sequence[Path], notes: list[str] | None = None) -> list[Run]:
+    """Runs that are running, interrupted or failed, in results folders or single run folders.
+
+    A run that cannot be read is left out and added to `notes`, and so is one that has recorded nothing yet.
+    """
     found = []
     for path in (path for folder in folders for path in _files(folder, "manifest.json")):
         if not (path.parent / "DONE").exists():
             try:
-                found.append(Run(path.parent, json.loads(path.read_bytes())))
-            except (OSError, ValueError):
-                continue  # an unfinished run without a readable manifest has no result
+                manifest = read_manifest(path.parent, whole=False)
+                if "setting" in manifest:
+                    manifest = read_manifest(path.parent)
+                found.append(Run(path.parent, manifest))
+            except FileNotFoundError:
+                continue
+            except StoreError as error:
+                if notes is not None:
+                    notes.append(str(error))
     return found
 
 
@@ -97,6 +110,21 @@ def read_all(root: Path | str, name: str = "metrics", **filters: object) -> Any:
     return pa.concat_tables([schema(name).empty_table(), *tables])
 
 
+def read_rows(run: Any, name: str) -> Any:
+    """A table of a Run or RunFolder. Damaged if its seeds, tasks or boundaries cannot be the run's."""
+    import pyarrow.compute as pc
+
+    table, path = read_table(run, name), run.path / f"{name}.parquet"
+    if "seed" in table.column_names and not {*table["seed"].unique().to_pylist()} <= {*run.manifest["seeds"]}:
+        raise Damaged(path, "has seeds that the run does not have")
+    for column in ("boundary", "task"):
+        if len(table) and column in table.column_names:
+            found = pc.min_max(table[column]).as_py()
+            if found["min"] < -1 or found["max"] >= TASKS:
+                raise Damaged(path, f"{column} outside -1 to {TASKS - 1}")
+    return table
+
+
 class Wanted(NamedTuple):
     """What to read of a table: these columns, of the rows for which `keep` (a pyarrow.dataset expression) is true."""
 
@@ -115,26 +143,32 @@ def snapshot(folders: Sequence[Path], wanted: Mapping[str, Wanted], **filters: o
 
     `filters` are values of the manifest. Other processes may be writing: a rerun deletes DONE first and writes it last,
     so a DONE that is unchanged after the read proves that the tables were complete. A run that changed during the read
-    is left out, with a note. A run that is in several folders counts once: the one that ended last. Raises StoreError,
-    SchemaError.
+    is left out, with a note, and so is a damaged one. A run that is in several folders counts once: the one that ended
+    last.
     """
-    runs, notes = _distinct(finished(folders, filters, check=True))
+    notes: list[str] = []
+    runs = _distinct(finished(folders, filters, notes), notes)
     while True:
+        tables: dict[str, pd.DataFrame] = {}
         try:
-            tables = {name: read(runs, name, *what) for name, what in wanted.items()}
-        except FileNotFoundError:
-            tables = {}
-        except (OSError, ValueError) as error:  # pyarrow's errors derive from these
-            if all(_mark(run.path) == run.mark for run in runs):
-                raise _unreadable(runs, wanted) from error
-            tables = {}
-        still = [run for run in runs if _mark(run.path) == run.mark]
-        if len(still) == len(runs):
-            if len(tables) < len(wanted):
-                raise _unreadable(runs, wanted)
+            for name, what in wanted.items():
+                tables[name] = read(runs, name, *what)
+        except UNREADABLE as error:
+            problem: BaseException | None = error
+        else:
+            problem = None
+        changed = {run.path for run in runs if _mark(run.path) != run.mark}
+        if problem is None and not changed:
             return Snapshot(runs, tables, notes)
-        notes += [f"{run.path} is being rerun, and is left out" for run in runs if _mark(run.path) != run.mark]
-        runs = still
+        notes += [f"{run.path} is being rerun, and is left out" for run in runs if run.path in changed]
+        left = [run for run in runs if run.path not in changed]
+        if not changed:
+            damaged = {run.path: found for run in runs if (found := _damage(run, wanted))}
+            if not damaged:
+                raise StoreError(f"the tables of {len(runs)} runs: not readable together ({problem})") from problem
+            notes += damaged.values()
+            left = [run for run in runs if run.path not in damaged]
+        runs = left
 
 
 def read(runs: Sequence[Run], name: str, columns: Sequence[str], keep: Any = None) -> pd.DataFrame:
@@ -142,9 +176,24 @@ def read(runs: Sequence[Run], name: str, columns: Sequence[str], keep: Any = Non
     import pyarrow.dataset as ds
 
     scan = ds.ParquetFragmentScanOptions(page_checksum_verification=True, pre_buffer=False)
-    paths = [str(run.path / f"{name}.parquet") for run in runs]
-    data = ds.dataset(paths, schema=schema(name), format=ds.ParquetFileFormat(default_fragment_scan_options=scan))
-    frame: pd.DataFrame = data.to_table(columns=["run_id", *columns], filter=keep).to_pandas()
+    paths = [run.path / f"{name}.parquet" for run in runs]
+    for path in paths:
+        regular(path)
+    form = ds.ParquetFileFormat(default_fragment_scan_options=scan)
+    data = ds.dataset([str(path) for path in paths], schema=schema(name), format=form)
+    if runs and (rows := data.count_rows()) > MOST:
+        raise ValueError(f"{rows:,} rows, more than {MOST:,}")
+    table = data.to_table(columns=["run_id", *columns], filter=keep)
+    if lacking := [column for column in table.column_names if table[column].null_count]:
+        raise ValueError(f"{lacking[0]}: values are missing")  # of a file without this column
+    found = set(table["run_id"].unique().to_pylist())
+    if not found <= {run.manifest["run_id"] for run in runs}:
+        raise ValueError("has rows of another run")
+    for run in (run for run in runs if run.manifest["run_id"] not in found):
+        if len(runs) > 1:
+            read([run], name, columns, keep)
+        check_file(run.path / f"{name}.parquet", name)
+    frame: pd.DataFrame = table.to_pandas()
     return frame
 
 
@@ -162,9 +211,8 @@ def _mark(path: Path) -> Mark | None:
     return stat.st_ino, stat.st_mtime_ns
 
 
-def _distinct(found: Iterator[Run]) -> tuple[list[Run], list[str]]:
+def _distinct(found: Iterator[Run], notes: list[str]) -> list[Run]:
     last: dict[str, Run] = {}
-    notes = []
     for run in found:
         key = run.manifest["run_id"]
         if key in last and last[key].path.resolve() != run.path.resolve():
@@ -173,16 +221,18 @@ def _distinct(found: Iterator[Run]) -> tuple[list[Run], list[str]]:
             last[key] = second
         else:
             last[key] = run
-    return list(last.values()), notes
+    return list(last.values())
 
 
-def _unreadable(runs: Sequence[Run], wanted: Mapping[str, Wanted]) -> StoreError:
-    """Names the first file that cannot be read."""
-    path = runs[0].path
-    for run, (name, what) in ((run, item) for run in runs for item in wanted.items()):
+def _damage(run: Run, wanted: Mapping[str, Wanted]) -> str:
+    """Why the tables of a run cannot be read; empty if they can."""
+    for name, what in wanted.items():
         try:
             read([run], name, *what)
-        except (OSError, ValueError):
+        except Damaged as error:
+            return str(error)
+        except UNREADABLE as error:
+            missing = isinstance(error, FileNotFoundError)
             path = run.path / f"{name}.parquet"
-            break
-    return StoreError(f"{path}: not readable; rerun with force=true")
+            return str(Damaged(path, "missing" if missing else first_line(error, 200)))
+    return ""

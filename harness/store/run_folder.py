@@ -25,10 +25,21 @@ from types import TracebackType
 from typing import Any, Self
 
 from harness.store import sources
-from harness.store.errors import SCHEMA_VERSION, RunLocked, SchemaError, StoreError, check_version, reporting
+from harness.store.checks import check_finished
+from harness.store.errors import SCHEMA_VERSION, Damaged, RunLocked, StoreError, reporting
 from harness.store.files import jsonable, load, now, portable, save, write_text
+from harness.store.manifest import read_manifest
 from harness.store.names import slug
-from harness.store.tables import SCHEMAS, TableRows, as_table, concat, read_file, read_parts, read_table, write_table
+from harness.store.tables import (
+    SCHEMAS,
+    TableRows,
+    as_table,
+    concat,
+    read_file,
+    read_parts,
+    read_table,
+    write_table,
+)
 from harness.wording import first_line
 
 INITIAL = -1  # the boundary before the first task
@@ -85,6 +96,8 @@ class RunFolder:
             with reporting(path):
                 if force:
                     _wipe(path)
+                elif (path / "DONE").exists():
+                    check_finished(path)
                 return cls(path, lock, names, keep)
         except BaseException:
             os.close(lock)
@@ -92,12 +105,12 @@ class RunFolder:
 
     @classmethod
     def reopen(cls, path: Path, *, wait: float = 0.0) -> Self:
-        """Lock a finished run, to add files computed from it. StoreError if it is not a finished run."""
-        manifest = path / "manifest.json"
-        if not manifest.is_file():
+        """Lock a finished run, to add files computed from it. StoreError if it is not a finished run, or damaged."""
+        if not (path / "manifest.json").exists():
             raise StoreError(f"{path}: not a run; name a run folder, as printed at the end of a run")
         if not (path / "DONE").exists():
             raise StoreError(f"{path}: the run is not finished; repeat its command to resume it")
+        check_finished(path)
         with reporting(path):
             lock = _acquire(path, wait)
         try:
@@ -135,8 +148,7 @@ class RunFolder:
     def checkpoint(self) -> dict[str, Any]:
         """The state of a finished run at its last boundary."""
         with reporting(self.path):
-            state: dict[str, Any] = load(self.path / "checkpoint.pt")["state"]
-        return state
+            return _part(self.path / "checkpoint.pt", "state")
 
     def _begin(self) -> None:
         self._kept: dict[str, list[Any]] = {name: [] for name in SCHEMAS}  # committed rows
@@ -146,16 +158,15 @@ class RunFolder:
         self._ready = not any(self.path.glob("checkpoint*.pt"))  # else `resume` comes before new rows
         for stale in [*self.path.glob(".*.tmp"), *self.path.glob("*/.*.tmp")]:
             stale.unlink(missing_ok=True)
-        manifest = self.path / "manifest.json"
-        if manifest.exists():
-            try:
-                self.manifest = json.loads(manifest.read_text("utf-8"))
-            except ValueError:
-                self._set_aside(manifest)
-            else:
-                check_version(self.path, self.manifest.get("schema_version"))
         if self.done:
+            self.manifest = read_manifest(self.path)
             return
+        try:
+            self.manifest = read_manifest(self.path, whole=False)
+        except FileNotFoundError:
+            pass
+        except Damaged as error:
+            self._set_aside(error.path)
         self.update_manifest(
             schema_version=SCHEMA_VERSION,
             **self._names,
@@ -257,8 +268,7 @@ class RunFolder:
         if not path.exists():
             raise StoreError(f"{path}: this net was not kept; rerun with keep=all")
         with reporting(self.path):
-            net: dict[str, Any] = load(path)["net"]
-        return net
+            return _part(path, "net")
 
     def has_net(self, t: int) -> bool:
         return self._net_path(t).exists()
@@ -330,9 +340,7 @@ class RunFolder:
             return None
         try:
             return load(path)
-        except SchemaError:
-            raise
-        except Exception:  # a damaged file may fail anywhere in zip, pickle or torch
+        except Damaged:
             self._set_aside(path)
             return None
 
@@ -398,6 +406,13 @@ class RunFolder:
                     )
         finally:
             self.close()
+
+
+def _part(path: Path, key: str) -> dict[str, Any]:
+    part = load(path).get(key)
+    if not isinstance(part, dict):
+        raise Damaged(path, f"{key}: missing")
+    return part
 
 
 def _acquire(path: Path, wait: float) -> int:

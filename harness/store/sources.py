@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import ast
 import hashlib
-import importlib.util
 import sys
 import sysconfig
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
@@ -87,15 +87,18 @@ def _module(target: str) -> str:
 
 
 def _file(name: str) -> Path | None:
-    """The source file of a module, without importing the module itself; None for packages and modules without one."""
-    loaded = getattr(sys.modules.get(name), "__file__", None)
-    if loaded is None:
-        try:
-            spec = importlib.util.find_spec(name)
-        except (ImportError, AttributeError, ValueError):
+    """The source file of a module, found without importing anything: a foreign manifest may name any module."""
+    parts = name.split(".")
+    path: Sequence[str] | None = [str(ROOT)] if parts[0] in OURS else sys.path
+    origin = None
+    for i in range(len(parts)):
+        if path is None:  # a module has no submodules
             return None
-        loaded = spec.origin if spec is not None else None
-    return Path(loaded) if loaded and loaded.endswith(".py") and Path(loaded).is_file() else None
+        spec = PathFinder.find_spec(".".join(parts[: i + 1]), list(path))
+        if spec is None:
+            return None
+        origin, path = spec.origin, spec.submodule_search_locations
+    return Path(origin) if origin and origin.endswith(".py") and Path(origin).is_file() else None
 
 
 def _sha(path: Path) -> str:

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.store.errors import SCHEMA_VERSION, SchemaError, StoreError, check_version, reporting
+from harness.store.errors import SCHEMA_VERSION, Damaged, SchemaError, StoreError, check_version, regular, reporting
 from harness.store.files import jsonable, replacing
 from harness.wording import first_line
 
@@ -39,6 +40,19 @@ SCHEMAS: dict[str, dict[str, str]] = {
 DEFAULTS: dict[str, Any] = {  # of columns that a row may omit; every float may be omitted, and is then NaN
     "net": "trained", "task": -1, "axis": "", "coord": "", "better": "", "split": "test",
 }  # fmt: skip
+
+MOST = 50_000_000  # rows of a table; more would fill the memory
+# a damaged table may fail anywhere; pyarrow's errors derive from these
+UNREADABLE = (
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    NotImplementedError,
+    MemoryError,
+    RecursionError,
+)
 
 TableRows = Sequence[Mapping[str, Any]] | Mapping[str, Any]  # dicts, or columns (arrays; scalars broadcast)
 
@@ -165,11 +179,45 @@ def read_file(path: Path, name: str) -> tuple[Any, dict[str, Any]]:
     """One file's table, and the state in its metadata. SchemaError under another version."""
     import pyarrow.parquet as pq
 
+    regular(path)
     # not pq.read_table: it reads "key=value" folders above the file as columns
     with pq.ParquetFile(path, page_checksum_verification=True) as file:
-        state = json.loads((file.schema_arrow.metadata or {}).get(b"harness", b"{}"))
-        check_version(path.parent, state.get("schema_version"))
+        state = _state(path, file)
+        if file.metadata.num_rows > MOST:
+            raise ValueError(f"{file.metadata.num_rows:,} rows, more than {MOST:,}")
         return file.read().cast(schema(name)), state
+
+
+def check_file(path: Path, name: str) -> None:
+    """Damaged unless `path` is a table of this name that is complete, by its first and last bytes. SchemaError."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    regular(path)
+    try:
+        with pq.ParquetFile(path) as file:
+            _state(path, file)
+            types = pa.types
+            tests = {
+                "string": lambda t: types.is_string(t) or types.is_large_string(t),
+                "int64": types.is_integer,
+                "float64": types.is_floating,
+            }
+            for column, kind in SCHEMAS[name].items():
+                if not tests[kind](found := file.schema_arrow.field(column).type):
+                    raise ValueError(f"{column} is {found}, not {kind}")
+    except SchemaError:
+        raise
+    except UNREADABLE as error:
+        raise Damaged(path, first_line(error, 200)) from error
+
+
+def _state(path: Path, file: Any) -> dict[str, Any]:
+    state: dict[str, Any] = json.loads((file.schema_arrow.metadata or {}).get(b"harness", b"{}"))
+    check_version(path.parent, state.get("schema_version"))
+    if not isinstance(state["boundary"], int):
+        raise ValueError("its last boundary is missing")
+    return state
 
 
 def read_parts(folder: Path, name: str, broken: list[Path] | None = None) -> tuple[Any, int | None]:
@@ -178,7 +226,8 @@ def read_parts(folder: Path, name: str, broken: list[Path] | None = None) -> tup
     An unreadable file is added to `broken`, and ends the table; StoreError if `broken` is None.
     """
     main = folder / f"{name}.parquet"
-    paths = [main, *sorted((folder / "parts").glob(f"{name}.*"), key=lambda p: int(p.suffix[1:]))]
+    parts = {int(p.suffix[1:]): p for p in (folder / "parts").glob(f"{name}.*") if re.fullmatch(r"\.-?\d+", p.suffix)}
+    paths = [main, *(parts[t] for t in sorted(parts))]
     tables: list[Any] = []
     complete: int | None = None
     for path in paths:
@@ -190,12 +239,12 @@ def read_parts(folder: Path, name: str, broken: list[Path] | None = None) -> tup
             break
         except SchemaError:
             raise
-        except (OSError, ValueError, KeyError) as error:  # pyarrow's errors derive from these
+        except UNREADABLE as error:
             if broken is None:
-                raise StoreError(f"{path}: not readable ({first_line(error, 200)}); rerun with force=true") from error
+                raise error if isinstance(error, Damaged) else Damaged(path, first_line(error, 200)) from error
             broken.append(path)
             break
-        if path != main and state["after"] != complete:
+        if path != main and state.get("after") != complete:
             break  # a part in between is missing
         tables.append(table)
         complete = state["boundary"]
@@ -231,6 +280,6 @@ def read_about(path: Path) -> dict[str, Any] | None:
 
     try:
         about: dict[str, Any] = json.loads((pq.read_schema(path).metadata or {})[b"about"])
-    except (OSError, ValueError, KeyError):  # pyarrow's errors derive from these
+    except UNREADABLE:
         return None
-    return about
+    return about if isinstance(about, dict) else None

@@ -46,9 +46,10 @@ def chosen(names: Sequence[str]) -> Chosen:
         raise ValueError(f"sync {run.path}: {_state(run)}")
     parts = [snapshot(folders, {}, purpose="run"), snapshot(single, {})]
     runs = {run.manifest["run_id"]: run for part in parts for run in part.runs}
-    left = [run for run in unfinished(folders) if run.manifest.get("purpose", "run") == "run"]
+    notes = [note for part in parts for note in part.notes]
+    left = [run for run in unfinished(folders, notes) if run.manifest.get("purpose", "run") == "run"]
     skipped = [Sent(run.path, error=_state(run)) for run in left]
-    return Chosen(list(runs.values()), skipped, [note for part in parts for note in part.notes])
+    return Chosen(list(runs.values()), skipped, notes)
 
 
 def _state(run: store.Run) -> str:
@@ -64,7 +65,7 @@ def target_of(run: store.Run, changes: Mapping[str, Any]) -> Target:
 
 def recorded(run: store.Run) -> tuple[About, list[Summary]]:
     """What a tracker receives during a run, read from its folder. StoreError."""
-    metrics, accuracy = store.read_table(run, "metrics"), store.read_table(run, "accuracy")
+    metrics, accuracy = store.read_rows(run, "metrics"), store.read_rows(run, "accuracy")
     tasks = 1 + max([*accuracy["task"].to_pylist(), *accuracy["boundary"].to_pylist()])
     facts, seeds = run.manifest, tuple(run.manifest["seeds"])
     return About(facts["config"], facts, run.path, seeds, tasks), summaries(metrics, accuracy, seeds, tasks)

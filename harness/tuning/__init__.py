@@ -10,11 +10,14 @@ from typing import Any
 import numpy as np
 
 from harness import store
+from harness.config.catalogue import CONF, options
+from harness.finished.trust import safe
 from harness.leaderboard.entries import finished
 from harness.leaderboard.naming import leaves, listed, setting_in_words
 from harness.leaderboard.records import Entry
 from harness.tuning.choice import Trial, Tried, Values, place
 from harness.tuning.preset import option, preset
+from harness.wording import printable
 
 SCORE = "average_accuracy"
 AGAIN = "run trials with python -m harness -m experiment=tune"
@@ -31,10 +34,11 @@ class Tuned:
     notes: tuple[str, ...]
 
 
-def tune(folders: Sequence[Path], config_dir: str | None = None) -> list[Tuned]:
+def tune(folders: Sequence[Path], config_dir: str | None = None, trust: Sequence[str] = ()) -> list[Tuned]:
     """The trials in results folders by setting, sorted by name.
 
-    Raises ValueError for a run that is not a trial: scored on test rows, or trained with reported seeds.
+    Raises ValueError for a run that is not a trial (scored on test rows, or trained with reported seeds) and for one
+    whose configuration is not `trust.safe`: its values are copied into presets.
     """
     from harness.config.preflight import composed
 
@@ -42,8 +46,11 @@ def tune(folders: Sequence[Path], config_dir: str | None = None) -> list[Tuned]:
     entries = {where: [e for e in found if e.runs] for where, found in places.items()}
     reported = set(composed([], config_dir)["seeds"])
     runs = [run for found in entries.values() for entry in found for run in entry.runs]
+    if notes and not runs:
+        raise ValueError(f"tune: no trial that can be read; {notes[0]}")
     for run in runs:
         _refuse(run, reported)
+        _safe(run, config_dir, trust)
     parts = sorted({part for run in runs for part in run.manifest["config"]["strategy"]})
     plain = dict(leaves(composed([f"strategy=[{','.join(parts)}]"], config_dir)["strategy"])) if parts else {}
     names = {where: _name(found[0].runs[0].manifest["config"], config_dir) for where, found in entries.items()}
@@ -62,6 +69,18 @@ def _refuse(run: store.Run, reported: set[int]) -> None:
         raise ValueError(f"tune {run.path}: scored on {facts['split']} rows, which must not choose values; {AGAIN}")
     if shared := sorted(reported & set(facts["seeds"])):
         raise ValueError(f"tune {run.path}: trained with seeds {shared}, which are used for reported results; {AGAIN}")
+
+
+def _safe(run: store.Run, config_dir: str | None, trust: Sequence[str]) -> None:
+    config = safe(run.path, run.manifest["config"], trust, config_dir)
+    known = {
+        "strategy": options("strategy", [*([Path(config_dir)] if config_dir else []), CONF]),
+        "scenario": ("task", "domain", "class"),
+    }
+    for key, values in known.items():  # they become names of files, and words on a command line
+        for value in [config[key]] if isinstance(config[key], str) else config[key]:
+            if value not in values:
+                raise ValueError(f"tune {run.path}: {key}={printable(value, 80)}: unknown; move this run elsewhere")
 
 
 def _name(cfg: Mapping[str, Any], config_dir: str | None) -> str:

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 from harness import store
 from harness.jobs.trials import written
 from harness.leaderboard.texts import piped
-from harness.plotting import COLOURS, STYLE, save
+from harness.plotting import COLOURS, STYLE
 from harness.tuning import Tuned
 from harness.tuning.choice import Tried, numeric
 from harness.tuning.preset import scored, worded
+from harness.wording import markdown as escaped
+from harness.wording import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,7 +39,7 @@ def write(settings: Sequence[Tuned], out: Path) -> list[Path]:
         if panels(setting):
             written.append(out / f"{setting.name}.svg")
             with matplotlib.rc_context(STYLE):
-                save(figure(setting), written[-1])
+                store.save_figure(figure(setting), written[-1])
     return written
 
 
@@ -56,7 +58,7 @@ def text(settings: Sequence[Tuned]) -> list[str]:
             ]
             lines += [f"  {one.label:<{width}}  {scored(one.best)}  {', '.join(said)}"]
         lines += [*(f"note: {note}" for note in setting.notes), ""]
-    return lines[:-1]
+    return [printable(line) for line in lines[:-1]]
 
 
 def records(setting: Tuned) -> Iterator[dict[str, Any]]:
@@ -91,11 +93,11 @@ def markdown(settings: Sequence[Tuned]) -> str:
         "tune`; do not edit by hand.",
     ]
     for setting in settings:
-        parts += ["", f"## {setting.name}", "", setting.about, ""]
+        parts += ["", f"## {setting.name}", "", escaped(setting.about), ""]
         if panels(setting):
             parts += [f"![Score of each strategy against its main setting]({setting.name}.svg)", ""]
         parts += [*piped(("strategy", "values", "average accuracy", ""), list(_rows(setting)))]
-        parts += ["", *(f"* {note}" for note in setting.notes)] if setting.notes else []
+        parts += ["", *(f"* {escaped(note)}" for note in setting.notes)] if setting.notes else []
     return "\n".join(parts) + "\n"
 
 

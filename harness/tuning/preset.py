@@ -10,6 +10,7 @@ from typing import Any
 from harness.config.catalogue import CONF, options
 from harness.leaderboard.naming import leaves
 from harness.tuning.choice import Trial, Tried, Values
+from harness.wording import printable
 
 FILES = ("tasks", "dataset", "model", "optimizer")  # groups of which a setting uses one file each
 KEYS = ("scenario", "classes", "boundaries", "dtype", "threads", "train", "pin", "eval")  # its other keys
@@ -153,4 +154,4 @@ def commented(paragraphs: Iterable[str], indent: int = 0) -> list[str]:
     wrap = textwrap.TextWrapper(
         120, initial_indent=start, subsequent_indent=start, break_long_words=False, break_on_hyphens=False
     )
-    return [line for text in paragraphs for line in wrap.wrap(text)]
+    return [line for text in paragraphs for line in wrap.wrap(printable(text))]

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from harness.store import RunFolder
+from tests.harness.folders import CONFIG
 
 SEEDS = (3, 4)
 
@@ -28,7 +29,15 @@ def state(t: int) -> dict[str, Any]:
     return {"w": torch.full((2, 3), float(t)), "count": t, "nested": [(1, "a", None)]}
 
 
+FACTS: dict[str, Any] = {
+    "purpose": "run", "setting": "s", "seeds": SEEDS, "stream_version": 1, "stream_hash": "h", "split": "test",
+    "metrics": [], "source": "", "threads": 1, "config": CONFIG | {"strategy": {}},
+}  # fmt: skip
+
+
 def advance(run: RunFolder, *boundaries: int) -> None:
+    if "config" not in run.manifest:
+        run.update_manifest(**{key: value for key, value in FACTS.items() if key not in run.manifest})
     for t in boundaries:
         run.append(t, "end", rows(t))
         run.commit(t, state(t), {"params": {"w": torch.full((2,), float(t))}, "buffers": {}})

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib.figure import Figure
 
-from harness.store import StoreError, files
+from harness import cli
+from harness.store import StoreError, files, write_frame
 from tests.harness.store.runs import advance, begin, tables
 
 ROOT = Path(__file__).parents[3]
@@ -116,3 +119,46 @@ def test_an_interruption_within_a_checkpoint_stays_one(tmp_path: Path, monkeypat
     with pytest.raises(KeyboardInterrupt):
         files.save(tmp_path / "checkpoint.pt", {})
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", ["a folder", "a pipe", "a socket", "a device"])
+def test_what_is_not_a_file_is_not_replaced(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "here" / "report.html"
+    path.parent.mkdir()
+    if kind == "a folder":
+        path.mkdir()
+    elif kind == "a pipe":
+        os.mkfifo(path)
+    elif kind == "a socket":
+        monkeypatch.chdir(path.parent)  # the name of a socket is short
+        with socket.socket(socket.AF_UNIX) as made:
+            made.bind(path.name)
+    else:
+        path.symlink_to("/dev/null")  # as /dev/stdout is a link
+    before = path.lstat()
+    for write in (
+        lambda: files.write_text(path, "x"),
+        lambda: files.save(path, {}),
+        lambda: files.save_figure(Figure(), path.with_name("report.html")),
+        lambda: write_frame(path, {"a": [1]}, {}),
+    ):
+        with pytest.raises(StoreError, match=rf"report\.html: is {kind}, and only files are replaced; choose another"):
+            write()
+    (tmp_path / "results" / "runs").mkdir(parents=True)
+    monkeypatch.setattr(sys, "argv", ["harness", "report", str(tmp_path / "results"), "--out", str(path)])
+    assert cli.main() == 2
+    assert capsys.readouterr().err == f"harness: {path}: is {kind}, and only files are replaced; choose another name\n"
+    assert path.lstat() == before and list(path.parent.iterdir()) == [path]
+
+
+def test_a_link_to_a_file_is_replaced_and_the_file_is_left(tmp_path: Path) -> None:
+    """A link in somebody else's run folder must not lead a write out of it."""
+    (tmp_path / "precious").write_text("keep")
+    for name in ("precious", "missing"):
+        link = tmp_path / f"to-{name}"
+        link.symlink_to(tmp_path / name)
+        files.write_text(link, "new")
+        assert link.read_text() == "new" and not link.is_symlink()
+    assert (tmp_path / "precious").read_text() == "keep" and not (tmp_path / "missing").exists()

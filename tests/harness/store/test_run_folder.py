@@ -154,7 +154,7 @@ def test_a_damaged_table_starts_from_the_beginning(tmp_path: Path, whole: dict[s
         advance(run, -1, 0, 1)
     path = run.path / f"{name}.parquet"
     path.write_bytes(path.read_bytes()[:-50])
-    with pytest.raises(StoreError, match=f"{name}.parquet: not readable"):
+    with pytest.raises(StoreError, match=f"{name}.parquet: damaged"):
         store.read_table(run.path, name)
     with begin(tmp_path) as run:
         assert run.resume() is None

@@ -48,6 +48,16 @@ def test_an_older_manifest_knows_only_of_all_files() -> None:
     assert sources.edited({}) == []
 
 
+def test_looking_for_a_module_imports_nothing(mine: Path) -> None:
+    (mine / "hostile").mkdir()
+    (mine / "hostile" / "__init__.py").write_text("raise SystemExit('code of a foreign manifest ran')\n")
+    (mine / "hostile" / "sub.py").write_text("")
+    assert sources.edited({"files": {"hostile.sub": "0", "hostile.none": "0", "": "0", "a..b": "0"}}) == [
+        "hostile.sub", "hostile.none", "", "a..b",
+    ]  # fmt: skip
+    assert "hostile" not in sys.modules
+
+
 def test_imports_for_annotations_do_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "typed_only.py").write_text(
         "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import strategies.l2\n"

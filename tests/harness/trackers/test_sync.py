@@ -174,7 +174,7 @@ def test_one_that_cannot_be_read_or_is_refused_takes_no_other_along(
     code, out, err = said(capfd, monkeypatch, results)
     lines = {line.split()[1]: line for line in out.splitlines()}
     assert (code, err, len(lines)) == (1, "", 3)
-    assert lines[str(broken)].startswith("FAILED") and "metrics.parquet: not readable" in lines[str(broken)]
+    assert lines[str(broken)].startswith("FAILED") and "metrics.parquet: damaged (" in lines[str(broken)]
     assert lines[str(other)].startswith("FAILED")
     assert len(server.runs) == 1
 
