@@ -18,7 +18,7 @@ from tasks.datasets.errors import DataError
 from tasks.datasets.limits import check_memory, size_of
 from tasks.datasets.own import existing, joined
 from tasks.datasets.parts import PARTS, arrays_of
-from tasks.datasets.values import LAYOUTS, inputs, labels
+from tasks.datasets.values import LAYOUTS, check_order, inputs, labels
 
 
 def npz(
@@ -140,9 +140,11 @@ def _prepared(
             raise DataError(f"{where}: no array {n}; found {', '.join(names) or 'none'}; expected {', '.join(known)}")
     parts = {}
     for part, (kx, ky) in wanted.items():
-        x, y = inputs(get(kx), f"{where}: {kx}", layout), labels(get(ky), f"{where}: {ky}")
+        given = get(kx), get(ky)
+        x, y = inputs(given[0], f"{where}: {kx}", layout), labels(given[1], f"{where}: {ky}")
         if len(x) != len(y):
             raise DataError(f"{where}: {len(y)} labels in {ky} for {len(x)} rows in {kx}")
+        check_order(*given, f"{where}: {kx} and {ky}")
         parts[part] = x, y
     first, width = parts["train"][0], wanted["train"][0]
     for part, (kx, _) in wanted.items():

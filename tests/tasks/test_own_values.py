@@ -156,6 +156,22 @@ def test_labels_of_every_type_come_through_a_function() -> None:
         assert made.digest == expected.digest and made.names == ("a", "b", "c")
 
 
+def test_pandas_rows_keep_their_labels_and_no_row_numbers() -> None:
+    frame = pd.DataFrame({"a": DRAW.normal(size=15), "b": range(15)})
+    y = pd.Series([*"abc"] * 5)
+    plain = function((frame, y))
+    kept = frame.a > frame.a.min()
+    assert function((frame[kept], y[kept])).shape == plain.shape == (2,)
+    mixed = frame.sample(frac=1, random_state=1)
+    with pytest.raises(DataError, match=r"dataset\.make: x and y have the same pandas index in another order"):
+        function((mixed, y))
+    assert function((mixed, y.loc[mixed.index])).shape == (2,)
+    assert function((mixed.reset_index(drop=True), y)).shape == (2,)
+    with pytest.raises(DataError, match=r"dataset\.make: x: column index numbers the rows; drop it, or rename it"):
+        function((mixed.reset_index(), y))
+    assert function((frame.rename(columns={"a": "index"}), y)).shape == (2,)
+
+
 def test_labels_that_look_alike_are_refused_or_said() -> None:
     def of(*words: str) -> Any:
         return one(np.arange(2.0 * len(words))[:, None], [*words] * 2)
