@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tokenize
 import zipfile
 import zlib
 from collections import Counter
@@ -19,6 +20,10 @@ from tasks.datasets.limits import check_memory, size_of
 from tasks.datasets.own import existing, joined
 from tasks.datasets.parts import PARTS, arrays_of
 from tasks.datasets.values import LAYOUTS, check_order, inputs, labels
+
+# what zipfile and NumPy raise for damaged or encrypted files
+UNREADABLE = (OSError, ValueError, EOFError, RuntimeError, SyntaxError, TypeError, KeyError, tokenize.TokenError,
+              zipfile.BadZipFile, zlib.error)  # fmt: skip
 
 
 def npz(
@@ -59,7 +64,7 @@ def _headers(file: Path) -> list[str]:
                     _check_header(packed, entry, file)
     except DataError:
         raise
-    except (OSError, ValueError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
+    except UNREADABLE as error:
         raise _unreadable(file, error) from error
     return [e.filename.removesuffix(".npy") for e in entries]
 
@@ -84,7 +89,7 @@ def _read(file: Path, name: str) -> Any:
     try:
         with np.load(file, allow_pickle=False) as loaded:
             return loaded[name]
-    except (OSError, ValueError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
+    except UNREADABLE as error:
         raise _unreadable(file, error) from error
     except MemoryError as error:
         raise DataError(f"{file}: {name}: does not fit into memory; store fewer rows or smaller ones") from error

@@ -89,11 +89,12 @@ def csv(
     are read too. A column of row numbers without a name, as pandas writes it, is left out.
     """
     how = Preparation(val, test, normalise)
-    if delimiter is not None and (not isinstance(delimiter, str) or len(delimiter) != 1):
-        raise ValueError(f"dataset.delimiter={delimiter}: must be one character, or null for a comma or tab")
+    known = isinstance(delimiter, str) and len(delimiter) == 1 and delimiter.isascii() and delimiter not in '"\r\n'
+    if delimiter is not None and not known:
+        raise ValueError(f"dataset.delimiter={delimiter!r}: must be one ASCII character, or null for a comma or tab")
     base = existing(path, "a CSV file, or a folder with train.csv and test.csv")
     suffixes = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
-    return _table(base, suffixes, lambda file: _csv(file, delimiter, label), label, columns, split, how)
+    return _table(base, suffixes, lambda file: _csv(file, delimiter, str(label)), label, columns, split, how)
 
 
 def _table(
@@ -105,6 +106,10 @@ def _table(
     split: str | None,
     how: Preparation,
 ) -> Dataset:
+    if isinstance(columns, str):
+        raise ValueError(f"dataset.columns={columns}: must be a list of columns, as in [{columns}], or null for all")
+    columns = None if columns is None else [str(c) for c in columns]
+    label, split = str(label), None if split is None else str(split)
     kind, notes = suffixes[0], list[str]()
     files = _files(base, suffixes, notes) if base.is_dir() else {"": base}
     if base.is_dir() and not {"train", "test"} <= set(files):
@@ -214,7 +219,11 @@ def _csv(file: Path, delimiter: str | None, label: str) -> Table:
     try:
         table = reader.read_csv(file, blocks, cells, reader.ConvertOptions(column_types={label: pa.string()}))
     except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{file}: cannot be read as CSV ({first_line(error)}); check dataset.delimiter") from error
+        reason = "".join(c if c.isprintable() else "?" for c in first_line(error, 100))
+        raise DataError(
+            f"{file}: cannot be read as CSV ({reason}); write it in UTF-8 with as many cells in each line, or set "
+            "dataset.delimiter"
+        ) from error
     except MemoryError as error:
         raise DataError(f"{file}: does not fit into memory; store fewer rows or columns") from error
     names = [name for name in table.column_names if name]

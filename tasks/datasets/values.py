@@ -46,13 +46,13 @@ def array(value: Any, where: str) -> NDArray[Any]:
 def inputs(value: Any, where: str, layout: str | None = None) -> NDArray[Any]:
     """[n, ...] as bytes of images with the channels first, or as finite float32 or float64."""
     x = array(value, where)
-    for i, name in enumerate(getattr(value, "columns", ()) if x.ndim == 2 else ()):
-        if NUMBERING.fullmatch(str(name)) and (x[:, i] % 1 == 0).all() and len(np.unique(x[:, i])) == len(x):
-            raise DataError(f"{where}: column {name} numbers the rows; drop it, or rename it if it is a feature")
     if x.dtype.kind == "O" and all(isinstance(v, (numbers.Real, np.bool_)) for v in x.flat):
         x = x.astype(np.float64)
     if x.dtype.kind not in "buif":
         raise DataError(f"{where}: type {x.dtype}; expected numbers")
+    for i, name in enumerate(getattr(value, "columns", ()) if x.ndim == 2 else ()):
+        if NUMBERING.fullmatch(str(name)) and (x[:, i] % 1 == 0).all() and len(np.unique(x[:, i])) == len(x):
+            raise DataError(f"{where}: column {name} numbers the rows; drop it, or rename it if it is a feature")
     if x.ndim not in (2, 3, 4):
         raise DataError(f"{where}: shape {list(x.shape)}; expected [n, features], [n, h, w] or [n, channels, h, w]")
     if not x.size:
@@ -148,6 +148,8 @@ def labels(value: Any, where: str, at: Callable[[int], str] | None = None) -> ND
     place = at or (lambda row: f"{where}[{row}]")
     y = array(value, where)
     if y.ndim != 1:
+        if not y.ndim:
+            raise DataError(f"{where}: type {type(value).__name__}; expected one label per row, [n]")
         hint = "; use y.argmax(1)" if y.ndim == 2 and y.shape[1] > 1 else "; use y.ravel()"
         raise DataError(f"{where}: shape {list(y.shape)}; expected one label per row, [n]{hint}")
     if y.dtype.kind in "OST":

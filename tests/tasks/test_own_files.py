@@ -132,8 +132,10 @@ def test_csv_is_read_as_parquet_is(tmp_path: Path) -> None:
         csv(tmp_path / "points.csv")
     made = csv(tmp_path / "points.csv", delimiter=";", columns=["a"], split="part")
     assert made.facts.val == made.facts.test == made.facts.train == 20  # type: ignore[union-attr]
-    with pytest.raises(ValueError, match=r"dataset\.delimiter=ab: must be one character"):
+    with pytest.raises(ValueError, match=r"dataset\.delimiter='ab': must be one ASCII character"):
         csv(tmp_path / "points.csv", delimiter="ab")
+    with pytest.raises(ValueError, match=r"dataset\.columns=ab: must be a list of columns, as in \[ab\]"):
+        csv(tmp_path / "points.csv", columns="ab")
 
 
 def test_labels_in_csv_are_numbers_unless_that_would_merge_some(tmp_path: Path) -> None:
@@ -168,7 +170,7 @@ def test_a_folder_of_csv_files_is_split_as_it_is(tmp_path: Path) -> None:
         ("a,label\n1,0\nx,1\n", r": column a is string, not a number"),
         ("a,label\n1,0.5\n2,1\n", r": row 0, label: 0\.5 is not a whole number"),
         ("a,label\n1,7\n2,99999999999999999999\n", r": row 1, label: 1e\+20 is not a whole number"),
-        ("a,label\n1\n", r": cannot be read as CSV .*; check dataset\.delimiter"),
+        ("a,label\n1\n", r": cannot be read as CSV .*, or set dataset\.delimiter"),
         ("a,a,label\n1,2,0\n", r": 2 columns are called a; rename them"),
         ("a,label\n", r": has no rows"),
         ("", r": cannot be read as CSV"),
