@@ -38,7 +38,8 @@ def extract(network: str, x: NDArray[Any], name: str) -> NDArray[np.float32]:
         raise ValueError(f"dataset.features={network}: unknown network; {hint}")
     if x.dtype != np.uint8 or x.shape[1] not in (1, 3):
         raise ValueError(
-            f"dataset.features={network}: needs grey or RGB images of uint8, not {x.dtype} of shape {list(x.shape[1:])}"
+            f"dataset.features={network}: needs grey or RGB images of uint8, not {x.dtype} of shape "
+            f"{list(x.shape[1:])}; scale them to 0 ... 255, as uint8"
         )
     weights = models.get_model_weights(network).DEFAULT
     file = Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rpartition("/")[2]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tokenize
 import zipfile
 import zlib
 from collections import Counter
@@ -18,7 +19,11 @@ from tasks.datasets.errors import DataError
 from tasks.datasets.limits import check_memory, size_of
 from tasks.datasets.own import existing, joined
 from tasks.datasets.parts import PARTS, arrays_of
-from tasks.datasets.values import LAYOUTS, inputs, labels
+from tasks.datasets.values import LAYOUTS, check_order, inputs, labels
+
+# what zipfile and NumPy raise for damaged or encrypted files
+UNREADABLE = (OSError, ValueError, EOFError, RuntimeError, SyntaxError, TypeError, KeyError, tokenize.TokenError,
+              zipfile.BadZipFile, zlib.error)  # fmt: skip
 
 
 def npz(
@@ -59,7 +64,7 @@ def _headers(file: Path) -> list[str]:
                     _check_header(packed, entry, file)
     except DataError:
         raise
-    except (OSError, ValueError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
+    except UNREADABLE as error:
         raise _unreadable(file, error) from error
     return [e.filename.removesuffix(".npy") for e in entries]
 
@@ -84,7 +89,7 @@ def _read(file: Path, name: str) -> Any:
     try:
         with np.load(file, allow_pickle=False) as loaded:
             return loaded[name]
-    except (OSError, ValueError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
+    except UNREADABLE as error:
         raise _unreadable(file, error) from error
     except MemoryError as error:
         raise DataError(f"{file}: {name}: does not fit into memory; store fewer rows or smaller ones") from error
@@ -140,9 +145,11 @@ def _prepared(
             raise DataError(f"{where}: no array {n}; found {', '.join(names) or 'none'}; expected {', '.join(known)}")
     parts = {}
     for part, (kx, ky) in wanted.items():
-        x, y = inputs(get(kx), f"{where}: {kx}", layout), labels(get(ky), f"{where}: {ky}")
+        given = get(kx), get(ky)
+        x, y = inputs(given[0], f"{where}: {kx}", layout), labels(given[1], f"{where}: {ky}")
         if len(x) != len(y):
             raise DataError(f"{where}: {len(y)} labels in {ky} for {len(x)} rows in {kx}")
+        check_order(*given, f"{where}: {kx} and {ky}")
         parts[part] = x, y
     first, width = parts["train"][0], wanted["train"][0]
     for part, (kx, _) in wanted.items():

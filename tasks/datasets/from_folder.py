@@ -143,6 +143,11 @@ def _listed(base: Path, others: Counter[str]) -> dict[str, list[Path]]:
             loose += [entry.name] if not kind else []
             others[kind or "images outside the class folders"] += 1
         elif not entry.name.startswith("."):
+            if inner := sorted(e.name for e in entry.iterdir() if e.is_dir() and part_of(e.name)):
+                raise DataError(
+                    f"{entry}: has folders {', '.join(inner)} within a class; use dataset.path={entry} if its folders "
+                    f"are the data set, or put parts above classes, as in {base / inner[0] / entry.name}"
+                )
             kinds = [(f, _kind(f)) for f in sorted(entry.rglob("*")) if not f.is_dir()]
             images = [f for f, kind in kinds if not kind]
             others.update(kind for _, kind in kinds if kind)

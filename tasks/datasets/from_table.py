@@ -19,11 +19,9 @@ from tasks.datasets.errors import DataError
 from tasks.datasets.limits import check_memory
 from tasks.datasets.own import existing, joined
 from tasks.datasets.parts import PARTS, by_part, part_of, refuse_near
-from tasks.datasets.values import floats, labels
+from tasks.datasets.values import NUMBERING, floats, labels
 
-# columns that writers add: pandas and dask by these names; row numbers, once reset, exported or indexed, by the others
-WRITTEN = re.compile(r"__index_level_\d+__|__null_dask_index__")
-NUMBERING = re.compile(r"|index|level_\d+|Unnamed: \d+|row_nr|rownames|row\.names")
+WRITTEN = re.compile(r"__index_level_\d+__|__null_dask_index__")  # columns in which pandas and dask store an index
 
 
 class Table(NamedTuple):
@@ -91,12 +89,12 @@ def csv(
     are read too. A column of row numbers without a name, as pandas writes it, is left out.
     """
     how = Preparation(val, test, normalise)
-    if delimiter is not None and (not isinstance(delimiter, str) or len(delimiter) != 1):
-        raise ValueError(f"dataset.delimiter={delimiter}: must be one character, or null for a comma or tab")
+    known = isinstance(delimiter, str) and len(delimiter) == 1 and delimiter.isascii() and delimiter not in '"\r\n'
+    if delimiter is not None and not known:
+        raise ValueError(f"dataset.delimiter={delimiter!r}: must be one ASCII character, or null for a comma or tab")
     base = existing(path, "a CSV file, or a folder with train.csv and test.csv")
-    return _table(
-        base, (".csv", ".tsv", ".csv.gz", ".tsv.gz"), lambda f: _csv(f, delimiter), label, columns, split, how
-    )
+    suffixes = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
+    return _table(base, suffixes, lambda file: _csv(file, delimiter, str(label)), label, columns, split, how)
 
 
 def _table(
@@ -108,6 +106,10 @@ def _table(
     split: str | None,
     how: Preparation,
 ) -> Dataset:
+    if isinstance(columns, str):
+        raise ValueError(f"dataset.columns={columns}: must be a list of columns, as in [{columns}], or null for all")
+    columns = None if columns is None else [str(c) for c in columns]
+    label, split = str(label), None if split is None else str(split)
     kind, notes = suffixes[0], list[str]()
     files = _files(base, suffixes, notes) if base.is_dir() else {"": base}
     if base.is_dir() and not {"train", "test"} <= set(files):
@@ -205,24 +207,47 @@ def _stored_index(table: Any) -> tuple[str, ...]:
         return ()
 
 
-def _csv(file: Path, delimiter: str | None) -> Table:
+def _csv(file: Path, delimiter: str | None, label: str) -> Table:
     import pyarrow as pa
     from pyarrow import csv as reader
 
-    between = delimiter or ("\t" if ".tsv" in file.suffixes else ",")
-    check_memory(file.stat().st_size, str(file), "store fewer rows or columns")
+    between, size = delimiter or ("\t" if ".tsv" in file.suffixes else ","), file.stat().st_size
+    check_memory(size, str(file), "store fewer rows or columns")
+    # one block: every column is converted once per block, which would make wide tables quadratic
+    blocks = reader.ReadOptions(block_size=min(max(size, 2**24), 2**30))
+    cells = reader.ParseOptions(delimiter=between, newlines_in_values=True)
     try:
-        table = reader.read_csv(
-            file, parse_options=reader.ParseOptions(delimiter=between, newlines_in_values=True, ignore_empty_lines=True)
-        )
+        table = reader.read_csv(file, blocks, cells, reader.ConvertOptions(column_types={label: pa.string()}))
     except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{file}: cannot be read as CSV ({first_line(error)}); check dataset.delimiter") from error
+        reason = "".join(c if c.isprintable() else "?" for c in first_line(error, 100))
+        raise DataError(
+            f"{file}: cannot be read as CSV ({reason}); write it in UTF-8 with as many cells in each line, or set "
+            "dataset.delimiter"
+        ) from error
     except MemoryError as error:
         raise DataError(f"{file}: does not fit into memory; store fewer rows or columns") from error
     names = [name for name in table.column_names if name]
     if names and all(_is_number(name) for name in names):
         raise DataError(f"{file}: its first line is {', '.join(names[:5])}; expected names of the columns; add them")
-    return _checked(table, file, ())
+    checked = _checked(table, file, ())
+    if label not in checked.place:
+        return checked
+    return checked._replace(data=table.set_column(checked.place[label], label, _as_written(table[label])))
+
+
+def _as_written(words: Any) -> Any:
+    """Labels in a CSV file as numbers, unless numbers would merge some, such as 7 and 07."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    trimmed = pc.utf8_trim_whitespace(words)
+    for kind in (pa.int64(), pa.float64()):
+        try:
+            made = trimmed.cast(kind)
+        except pa.ArrowInvalid:
+            continue
+        return made if len(made.unique()) == len(trimmed.unique()) else words
+    return words
 
 
 def _is_number(word: str) -> bool:

@@ -16,6 +16,8 @@ from harness.wording import first_line
 from tasks.datasets.errors import corrupt
 from tasks.datasets.table import Spec
 
+CHUNK = 2**24  # bytes to read at once
+
 
 def existing(path: Path) -> Path | None:
     """`path`, unpacked (faster) or as .gz, if it exists."""
@@ -45,17 +47,26 @@ def part(images: Path, labels: Path, spec: Spec) -> tuple[NDArray[np.uint8], NDA
 
 
 def idx(path: Path, ndim: int) -> NDArray[np.uint8]:
-    """Bytes of an idx file: 0, 0, type 8, number of axes, big-endian lengths, data; plain or gzip."""
+    """Bytes of an idx file: 0, 0, type 8, number of axes, big-endian lengths, data; plain or gzip.
+
+    It is read up to the length in its header, however much a compressed file would unpack to.
+    """
+    head = 4 + 4 * ndim
     try:
-        data = path.read_bytes()
-        if data[:2] == b"\x1f\x8b":
-            data = gzip.decompress(data)
+        with path.open("rb") as raw:
+            packed = raw.read(2) == b"\x1f\x8b"
+            raw.seek(0)
+            stream = gzip.GzipFile(fileobj=raw) if packed else raw
+            start = stream.read(head)
+            if start[:4] != bytes((0, 0, 8, ndim)) or len(start) < head:
+                raise corrupt(path, f"not an idx file of bytes with {ndim} axes")
+            shape = struct.unpack(f">{ndim}I", start[4:])
+            wanted, data = math.prod(shape), bytearray()
+            while chunk := stream.read(min(wanted + 1 - len(data), CHUNK)):  # reading past the end checks gzip's sum
+                data += chunk
     except (OSError, EOFError, zlib.error, struct.error) as error:
         raise corrupt(path, first_line(error)) from error
-    head = 4 + 4 * ndim
-    if data[:4] != bytes((0, 0, 8, ndim)) or len(data) < head:
-        raise corrupt(path, f"not an idx file of bytes with {ndim} axes")
-    shape = struct.unpack(f">{ndim}I", data[4:head])
-    if len(data) != head + math.prod(shape):
-        raise corrupt(path, f"{len(data)} bytes, but its header says {head + math.prod(shape)}")
-    return np.frombuffer(data, np.uint8, offset=head).reshape(shape)
+    if len(data) != wanted:
+        more = "at least " if len(data) > wanted else ""
+        raise corrupt(path, f"{more}{head + len(data)} bytes, but its header says {head + wanted}")
+    return np.frombuffer(data, np.uint8).reshape(shape)

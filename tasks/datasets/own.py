@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from harness.wording import first_line
 from tasks.datasets.dataset import Dataset, Preparation, Raw, finish, hold_out
 from tasks.datasets.errors import DataError
 from tasks.datasets.limits import check_readable
@@ -25,8 +26,12 @@ Where = Callable[[str, int], str]  # (part, row) -> its place in the file, for m
 def existing(path: str | Path | None, what: str) -> Path:
     if path is None or not str(path):
         raise ValueError(f"dataset.path=null: must be the path of {what}")
-    found = Path(path).expanduser()
-    if not found.exists():
+    try:
+        found = Path(str(path)).expanduser()
+        there = found.exists()
+    except (OSError, RuntimeError) as error:  # a name that is too long, or an unknown ~user
+        raise DataError(f"dataset.path={str(path)[:100]}: cannot be read ({first_line(error, 60)})") from error
+    if not there:
         above = next((p for p in found.parents if p.exists()), Path("."))
         close = get_close_matches(found.name, [p.name for p in above.iterdir()], 1) if above == found.parent else []
         hint = f"; did you mean {above / close[0]}?" if close else f"; looked in {Path.cwd()}"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import numbers
+import re
 import unicodedata
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -20,6 +21,8 @@ from tasks.datasets.errors import DataError
 EXACT = 2**24  # float32 represents all whole numbers up to here
 LARGEST = float(np.finfo(np.float32).max)
 SHARP = 1e-4  # largest rounding error of float32, in standard deviations of a feature
+# columns of row numbers: an index that was reset, exported or asked for
+NUMBERING = re.compile(r"|index|level_\d+|Unnamed: \d+|row_nr|rownames|row\.names")
 LAYOUTS = ("channels_first", "channels_last")
 REMEDY = "labels must be whole numbers from 0, or words"
 
@@ -47,6 +50,9 @@ def inputs(value: Any, where: str, layout: str | None = None) -> NDArray[Any]:
         x = x.astype(np.float64)
     if x.dtype.kind not in "buif":
         raise DataError(f"{where}: type {x.dtype}; expected numbers")
+    for i, name in enumerate(getattr(value, "columns", ()) if x.ndim == 2 else ()):
+        if NUMBERING.fullmatch(str(name)) and (x[:, i] % 1 == 0).all() and len(np.unique(x[:, i])) == len(x):
+            raise DataError(f"{where}: column {name} numbers the rows; drop it, or rename it if it is a feature")
     if x.ndim not in (2, 3, 4):
         raise DataError(f"{where}: shape {list(x.shape)}; expected [n, features], [n, h, w] or [n, channels, h, w]")
     if not x.size:
@@ -142,6 +148,8 @@ def labels(value: Any, where: str, at: Callable[[int], str] | None = None) -> ND
     place = at or (lambda row: f"{where}[{row}]")
     y = array(value, where)
     if y.ndim != 1:
+        if not y.ndim:
+            raise DataError(f"{where}: type {type(value).__name__}; expected one label per row, [n]")
         hint = "; use y.argmax(1)" if y.ndim == 2 and y.shape[1] > 1 else "; use y.ravel()"
         raise DataError(f"{where}: shape {list(y.shape)}; expected one label per row, [n]{hint}")
     if y.dtype.kind in "OST":
@@ -195,6 +203,13 @@ def _of_objects(values: Sequence[Any], where: str, place: Callable[[int], str]) 
         if isinstance(made[row], str) != isinstance(made[0], str):
             raise DataError(f"{place(row)}: {v!r}, but {place(0)} is {values[0]!r}; use words or numbers, not both")
     return np.array(made, dtype=np.str_ if made and isinstance(made[0], str) else np.int64)
+
+
+def check_order(x: Any, y: Any, where: str) -> None:
+    """DataError for pandas' x and y with one index in two orders: rows would get labels of other rows."""
+    both = hasattr(x, "iloc") and hasattr(y, "iloc") and len(x) == len(y) and not x.index.equals(y.index)
+    if both and x.index.is_unique and len(x.index.union(y.index)) == len(x):
+        raise DataError(f"{where} have the same pandas index in another order; use y.loc[x.index]")
 
 
 def alike(names: Sequence[str], where: str) -> list[str]:

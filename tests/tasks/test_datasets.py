@@ -294,6 +294,21 @@ def test_no_damage_to_a_packed_file_goes_unnoticed_or_escapes_as_another_error(t
     assert harmless <= 10
 
 
+def test_a_packed_file_is_read_no_further_than_its_header_says(tmp_path: Path) -> None:
+    """A gigabyte of zeros behind a header of 50: it would take a gigabyte to unpack."""
+    import resource
+
+    file, content = tmp_path / "labels.gz", idx(np.zeros(50, np.uint8))
+    with gzip.open(file, "wb", compresslevel=1) as stream:
+        stream.write(content)
+        for _ in range(64):
+            stream.write(bytes(2**24))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(DataError, match="at least 59 bytes, but its header says 58"):
+        idx_format.idx(file, 1)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < before + 200_000  # kilobytes
+
+
 # --- what is missing --------------------------------------------------------------------------------------
 
 

@@ -71,6 +71,29 @@ def test_a_constant_stays_a_constant_beside_a_feature_far_from_zero() -> None:
     assert one(x).x[:, 1].eq(0).all()
 
 
+STRANGE: dict[str, tuple[Any, str]] = {
+    "a generator": ((i for i in range(3)), r"x: type object; expected numbers"),
+    "nothing": (None, r"x: type object; expected numbers"),
+    "words": (pd.DataFrame({"a": ["u", "v"]}), r"x: type object; expected numbers"),
+    "words called index": (pd.DataFrame({"index": ["u", "v"]}), r"x: type object; expected numbers"),
+    "complex numbers": (np.eye(2) + 1j, r"x: type complex128; expected numbers"),
+    "a missing Int64": (pd.DataFrame({"a": pd.Series([1, None], dtype="Int64")}), r"x\[1\]: nan; 1 of 2 rows are not"),
+    "infinity as float16": (np.full((2, 1), np.inf, np.float16), r"x\[0\]: inf; 2 of 2 rows are not finite"),
+    "masked values": (np.ma.masked_array(np.eye(2), np.eye(2)), r"x: 2 values are masked; fill or drop them"),
+    "rows of two lengths": ([[1, 2], [3]], r"x: cannot be read as an array"),
+    "five axes": (np.zeros((2, 1, 1, 1, 1)), r"x: shape \[2, 1, 1, 1, 1\]; expected \[n, features\]"),
+    "no features": (np.zeros((2, 0)), r"x: empty, shape \[2, 0\]"),
+}
+
+
+@pytest.mark.parametrize("case", STRANGE)
+def test_what_is_no_table_of_numbers_is_refused_in_one_line(case: str) -> None:
+    given, says = STRANGE[case]
+    with pytest.raises(DataError, match=rf"^dataset=m: {says}") as caught:
+        arrays({"x": given, "y": [0, 1]}, "m")
+    assert "\n" not in str(caught.value)
+
+
 # --- labels -----------------------------------------------------------------------------------------------
 
 WORDS = ["b", "a", "b", "c"]
@@ -135,6 +158,9 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "beyond int64": (np.array([2**63], np.uint64), r"y\[0\]: label 9223372036854775808 is too large"),
     "a list beyond int64": ([0, 2**70], r"y\[1\]: label 1180591620717411303424 is too large"),
     "floats beyond int64": (np.array([1e30]), r"y\[0\]: 1e\+30 is not a whole number"),
+    "a number": (3, r"y: type int; expected one label per row, \[n\]"),
+    "a set": ({"a", "b"}, r"y: type set; expected one label per row, \[n\]"),
+    "intervals": (pd.cut(np.arange(4), 2), r"y\[0\]: type Interval; labels must be"),
     "masked": (np.ma.masked_array([0, 1], [False, True]), r"y: 1 values are masked"),
     "ragged": ([[1], [1, 2]], r"y: cannot be read as an array"),
 }
@@ -154,6 +180,22 @@ def test_labels_of_every_type_come_through_a_function() -> None:
     for y in (pd.Series(words), pd.Series(words, dtype="category"), np.array(words, "S"), words):
         made = function((pd.DataFrame({"a": x[:, 0]}), y))
         assert made.digest == expected.digest and made.names == ("a", "b", "c")
+
+
+def test_pandas_rows_keep_their_labels_and_no_row_numbers() -> None:
+    frame = pd.DataFrame({"a": DRAW.normal(size=15), "b": range(15)})
+    y = pd.Series([*"abc"] * 5)
+    plain = function((frame, y))
+    kept = frame.a > frame.a.min()
+    assert function((frame[kept], y[kept])).shape == plain.shape == (2,)
+    mixed = frame.sample(frac=1, random_state=1)
+    with pytest.raises(DataError, match=r"dataset\.make: x and y have the same pandas index in another order"):
+        function((mixed, y))
+    assert function((mixed, y.loc[mixed.index])).shape == (2,)
+    assert function((mixed.reset_index(drop=True), y)).shape == (2,)
+    with pytest.raises(DataError, match=r"dataset\.make: x: column index numbers the rows; drop it, or rename it"):
+        function((mixed.reset_index(), y))
+    assert function((frame.rename(columns={"a": "index"}), y)).shape == (2,)
 
 
 def test_labels_that_look_alike_are_refused_or_said() -> None:
@@ -259,6 +301,35 @@ def test_sizes_in_an_npz_are_checked_before_memory_is_taken(tmp_path: Path, monk
     monkeypatch.setattr(limits, "memory", lambda: 2**22)
     with pytest.raises(DataError, match=r"a\.npz: x: needs 7\.63 MB of memory, but this machine has 4 MB; store fewer"):
         npz(file)
+
+
+def test_a_damaged_header_in_an_npz_is_said_in_one_line(tmp_path: Path) -> None:
+    file, whole = tmp_path / "a.npz", tmp_path / "whole.npy"
+    np.save(whole, np.eye(3))
+    content = whole.read_bytes()
+    for damaged in (
+        b"",
+        content[:20],
+        content.replace(b"(3, 3), }", b"(3, 3)+()", 1),
+        content.replace(b"(3, 3)", b"(-3,3)", 1),
+        content.replace(b"'<f8'", b"'|O8'", 1),
+        content.replace(b"'<f8'", b"'<zz'", 1),
+        content[:6] + b"\x02\0\xff\xff\xff\x7f" + content[10:],
+        content[:6] + b"\x09\0" + content[8:],
+    ):
+        with zipfile.ZipFile(file, "w") as packed:
+            packed.writestr("x.npy", damaged)
+            packed.writestr("y.npy", content)
+        with pytest.raises(DataError, match=rf"^{file}: ") as caught:
+            npz(file)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_path_of_any_kind_is_answered_in_one_line() -> None:
+    for path in (3, "a\0b", "a" * 5000, "~no-such-user/x"):
+        with pytest.raises((DataError, ValueError), match=r"^dataset\.path=.*: (not found|cannot be read)") as caught:
+            npz(path)  # type: ignore[arg-type]
+        assert len(str(caught.value)) < 300
 
 
 def test_a_fifo_or_a_device_is_refused_at_once(tmp_path: Path) -> None:

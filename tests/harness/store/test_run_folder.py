@@ -406,5 +406,5 @@ def test_schema_md_lists_the_keys_of_the_manifest(tmp_path: Path) -> None:
     with begin(tmp_path) as run:
         run.update_manifest(**provenance.facts())
     assert set(run.manifest) <= documented
-    own = "setting seeds stream_version stream_hash split purpose metrics measured config threads diverged"
+    own = "setting seeds stream_version stream_hash data split purpose metrics measured config threads diverged"
     assert documented - set(run.manifest) == {"key", "---", *own.split()}
