@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+UNMEASURED, UNDEFINED, DIVERGED = "-", "n/a", "div"  # marks of a value that is missing, by its reason
+MARKS = f"{UNMEASURED}: not measured; {UNDEFINED}: undefined, for example without test rows; {DIVERGED}: diverged"
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")  # as OWASP lists them
 UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 

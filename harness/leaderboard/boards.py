@@ -15,6 +15,8 @@ from harness.leaderboard.comparison import compared, score_means
 from harness.leaderboard.entries import missing
 from harness.leaderboard.naming import listed, setting_in_words, told_apart
 from harness.leaderboard.records import Board, Entry, Place, Row, Score
+from harness.store.scores import DETERMINED
+from harness.wording import UNDEFINED
 
 
 def board(place: Place, found: Sequence[Entry], interrupted: Sequence[store.Run], by: Score, baseline: str) -> Board:
@@ -32,8 +34,7 @@ def board(place: Place, found: Sequence[Entry], interrupted: Sequence[store.Run]
         (complete if whole else partial).append(entry)
     for entry in partial:
         if np.isnan(entry.scores[by.name]).all() and not entry.diverged:
-            path = entry.runs[0].path
-            notes.append(f"{entry.label}: {by.title} was not measured; try python -m harness measure {path}")
+            notes.append(f"{entry.label}: {by.title} {_missing(entry, by)}")
     against = next((e for e in complete if e.label == baseline), None)
     if complete and against is None:
         notes.append(f"{baseline} is missing or incomplete, so nothing is compared with it")
@@ -73,7 +74,20 @@ def on(entry: Entry, seeds: tuple[int, ...]) -> Entry:
     """The entry restricted to these seeds."""
     at = [entry.seeds.index(s) for s in seeds]
     kept = {name: values[at] for name, values in entry.scores.items()}
-    return replace(entry, seeds=seeds, scores=kept, diverged=tuple(s for s in entry.diverged if s in seeds))
+    marks = {name: tuple(values[i] for i in at) for name, values in entry.marks.items()}
+    return replace(
+        entry, seeds=seeds, scores=kept, marks=marks, diverged=tuple(s for s in entry.diverged if s in seeds)
+    )
+
+
+def _missing(entry: Entry, by: Score) -> str:
+    """Why no seed has a value, and what to do."""
+    if entry.mark(by.name) == UNDEFINED:
+        words = f"task{'s' * (len(entry.empty) > 1)} {listed(j + 1 for j in entry.empty)}"
+        return f"is undefined, because {words} had no test rows" if entry.empty else "is undefined"
+    if by.name in DETERMINED:
+        return "was not measured, because not all tasks were tested; rerun with eval.tasks=seen"
+    return f"was not measured; try python -m harness measure {entry.runs[0].path}"
 
 
 def _uncompared(entry: Entry, seeds: tuple[int, ...], by: Score) -> Row:

@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from harness.leaderboard.naming import listed
 from harness.leaderboard.records import SCORES, UNKNOWN, Board, Leaderboard, Standing
 from harness.leaderboard.standings import comparing
+from harness.wording import UNDEFINED, UNMEASURED
 
 
 def cells(board: Board) -> list[dict[str, str]]:
     """The rows as text, by title of the column. Columns without any value are left out."""
-    scores = [s for s in SCORES if any(row.means[s.name][2] for row in board.rows)]
+    scores = [s for s in SCORES if s == board.by or any(row.means[s.name][2] for row in board.rows)]
     timed = any(not math.isnan(row.entry.step) for row in board.rows)
     held = any(not math.isnan(row.entry.memory) for row in board.rows)
     several = sum(not math.isnan(row.rank) for row in board.rows) > 1
@@ -20,13 +21,14 @@ def cells(board: Board) -> list[dict[str, str]]:
     for row in board.rows:
         entry = row.entry
         diverged = f"{len(entry.diverged)} diverged" if entry.diverged else ""
+        undefined = "undefined" if not row.found and entry.mark(board.by.name) == UNDEFINED else ""
         line = {
             "rank": _ranged(row.rank, row.rank_interval, ".0f"),
             "strategy": entry.label,
-            "seeds": _coverage(row.found, len(board.seeds), diverged, entry.state),
+            "seeds": _coverage(row.found, len(board.seeds), diverged or undefined, entry.state),
         }
         for score in scores:
-            line[score.title] = mean_cell(row.means[score.name], len(entry.seeds), score.form)
+            line[score.title] = mean_cell(row.means[score.name], len(entry.seeds), score.form, entry.mark(score.name))
             if score == board.by:
                 line["IQM"] = _ranged(row.iqm, row.iqm_interval, score.form)
         if board.baseline:
@@ -79,15 +81,15 @@ def _ranged(value: float, limits: tuple[float, float] = UNKNOWN, form: str = ".3
     return f"{value:{form}} ({low})" if low == high else f"{value:{form}} ({low}–{high})"
 
 
-def mean_cell(value: tuple[float, float, int], seeds: int, form: str = ".3f") -> str:
-    """Mean ± half width; if values are missing, their number and no mean.
+def mean_cell(value: tuple[float, float, int], seeds: int, form: str = ".3f", mark: str = UNMEASURED) -> str:
+    """Mean ± half width; if values are missing, their number and no mean; if all are, the mark that says why.
 
     >>> mean_cell((0.91234, 0.01, 5), 5), mean_cell((math.nan, math.nan, 4), 5), mean_cell((math.nan, math.nan, 0), 5)
     ('0.912 ± 0.010', '4/5', '-')
     """
     mean, half, n = value
     if n == 0:
-        return "-"
+        return mark
     return _spread(mean, half, form) if n >= seeds else f"{n}/{seeds}"
 
 

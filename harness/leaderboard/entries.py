@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from harness import store
+from harness.leaderboard.determined import COLUMNS, Determined, determined
 from harness.leaderboard.naming import labels
 from harness.leaderboard.records import ACCURACIES, SCORES, Entry, Place
 from harness.stats import Array
 from harness.store.costs import by_key, costs_of
 from harness.store.readers import Wanted, snapshot, unfinished
+from harness.store.scores import DETERMINED
+from harness.wording import DIVERGED, UNDEFINED, UNMEASURED
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,23 +28,78 @@ def finished(folders: Sequence[Path]) -> tuple[dict[Place, list[Entry]], list[st
     """The entries of every setting, and notes on what was left out."""
     import pyarrow.dataset as ds
 
-    metrics = [score.metric for score in SCORES] + ["memory"]
+    names = [score.metric for score in SCORES] + ["memory"]
     whole = (ds.field("phase") == "end") & (ds.field("axis") == "") & (ds.field("task") == -1)
     read = snapshot(
         folders,
         {
-            "metrics": Wanted(("seed", "boundary", "metric", "value"), whole & ds.field("metric").isin(metrics)),
+            "metrics": Wanted(("seed", "boundary", "metric", "value"), whole & ds.field("metric").isin(names)),
             "timing": Wanted(("boundary", "part", "seconds"), ds.field("part").isin(["step", "plain step", "train"])),
         },
         purpose="run",
     )
-    values, costs = seed_scores(read.runs, read.tables["metrics"]), costs_of(read.tables)
-    made = {}
     notes = list(read.notes)
-    for place, specs in _grouped(read.runs, notes).items():
-        names = labels([runs[0] for runs in specs.values()])
-        made[place] = [_entry(name, runs, values, costs, notes) for name, runs in zip(names, specs.values())]
+    runs, metrics, more = _completed(read.runs, read.tables["metrics"], notes)
+    values, costs = seed_scores(runs, metrics), costs_of(read.tables)
+    lost = metrics[metrics.value.isna()]
+    why = reasons(runs, values, {*zip(lost.run_id, lost.seed, lost.metric)}, more)
+    made = {}
+    for place, specs in _grouped(runs, notes).items():
+        named = zip(labels([each[0] for each in specs.values()]), specs.values())
+        entries = [_entry(label, each, values, why, costs, notes) for label, each in named]
+        made[place] = [replace(entry, empty=_empty(entry, more)) for entry in entries]
     return made, notes
+
+
+def _completed(
+    runs: list[store.Run], metrics: pd.DataFrame, notes: list[str]
+) -> tuple[list[store.Run], pd.DataFrame, Determined]:
+    """The metrics, with scores that a run did not record or that are undefined looked up in its accuracy table."""
+    import pandas as pd
+
+    average = metrics[metrics.metric == "average_accuracy"]
+    whole = average.groupby("run_id").value.agg(lambda value: bool(value.notna().all()))
+    unsure = [run for run in runs if not whole.get(run.manifest["run_id"], False)]
+    read = snapshot([run.path for run in unsure], {"accuracy": Wanted(COLUMNS)}) if unsure else None
+    if read is None:
+        return runs, metrics, Determined(pd.DataFrame())
+    notes += read.notes
+    same = {(run.path, run.mark) for run in read.runs}
+    gone = {run.path for run in unsure if (run.path, run.mark) not in same}
+    runs = [run for run in runs if run.path not in gone]
+    metrics = metrics[metrics.run_id.isin([run.manifest["run_id"] for run in runs])]
+    more = determined(read.runs, metrics, read.tables["accuracy"])
+    return runs, pd.concat([metrics, more.rows], ignore_index=True) if len(more.rows) else metrics, more
+
+
+def reasons(
+    runs: Sequence[store.Run],
+    values: Mapping[tuple[str, int], Array],
+    recorded: Collection[tuple[str, int, str]],
+    more: Determined,
+) -> dict[tuple[str, int], tuple[str, ...]]:
+    """Why each score of a seed is missing, as a mark: (run_id, seed) -> [SCORES]; empty if it is there."""
+    made = {}
+    for run, seed in [(each, seed) for each in runs for seed in each.manifest["seeds"]]:
+        run_id, cfg, diverged = run.manifest["run_id"], run.manifest["config"], seed in run.manifest.get("diverged", [])
+        no_copy = not (cfg.get("gap", True) and cfg.get("control", True))  # then nothing was trained to compare with
+        row = values.get((run_id, seed), np.full(len(SCORES), math.nan))
+        marks = []
+        for score, value in zip(SCORES, row):
+            untested = score.name in DETERMINED and run_id in more.partial and not diverged
+            untested |= score.name == "plasticity_lost" and no_copy
+            if not math.isnan(value):
+                marks.append("")
+            elif untested or (run_id, seed, score.metric) not in recorded:
+                marks.append(UNMEASURED)
+            else:
+                marks.append(DIVERGED if diverged else UNDEFINED)
+        made[run_id, seed] = tuple(marks)
+    return made
+
+
+def _empty(entry: Entry, more: Determined) -> tuple[int, ...]:
+    return tuple(sorted({j for run in entry.runs for j in more.empty.get(run.manifest["run_id"], ())}))
 
 
 def place_of(run: store.Run) -> Place:
@@ -103,6 +162,7 @@ def _entry(
     label: str,
     runs: Sequence[store.Run],
     values: Mapping[tuple[str, int], Array],
+    why: Mapping[tuple[str, int], tuple[str, ...]],
     costs: Mapping[str, Array],
     notes: list[str],
 ) -> Entry:
@@ -125,6 +185,7 @@ def _entry(
         runs=tuple(runs),
         seeds=seeds,
         scores={score.name: table[:, i] for i, score in enumerate(SCORES)},
+        marks={score.name: tuple(why[of[s].manifest["run_id"], s][i] for s in seeds) for i, score in enumerate(SCORES)},
         diverged=tuple(s for s in seeds if s in of[s].manifest.get("diverged", [])),
         step=float(step),
         memory=float(memory),

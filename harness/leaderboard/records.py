@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from harness import store
 from harness.stats import Array
+from harness.wording import DIVERGED, UNMEASURED
 
 
 class Score(NamedTuple):
@@ -62,11 +63,18 @@ class Entry:
     runs: tuple[store.Run, ...]
     seeds: tuple[int, ...]  # of the values below, in this order
     scores: Mapping[str, Array]  # name of a score -> [seeds]
+    marks: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # name -> why a seed has no value; "" if it has
     diverged: tuple[int, ...] = ()
+    empty: tuple[int, ...] = ()  # tasks without test rows
     step: float = math.nan  # time of a step over that of a plain step
     memory: float = math.nan  # bytes for one seed
     seconds: float = math.nan  # of training, for one seed
     state: str = "done"  # or why there are no results
+
+    def mark(self, score: str) -> str:
+        """Why no seed has a value of this score: divergence, if it is a reason at all, else the first reason."""
+        found = [mark for mark in self.marks.get(score, ()) if mark]
+        return DIVERGED if DIVERGED in found else found[0] if found else UNMEASURED
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from harness.leaderboard.columns import heading, overall_heading, overall_table, table
 from harness.leaderboard.records import SCORES, Leaderboard
+from harness.wording import MARKS, printable
 from harness.wording import markdown as escaped
-from harness.wording import printable
 
 MEANING = """\
 average accuracy: over all tasks at the end; new-task accuracy: just after each task, mean; forgetting: at the end;
@@ -21,6 +21,7 @@ exact 95 % interval. Detectable: the smallest difference from it that these seed
 at the 5 % level (minimum detectable effect, Bloom 1995). Front: no other entry has both a higher accuracy and a lower
 step cost (s), memory (m) or forgetting (f). Entries without all seeds are not ranked (k/n: k of n seeds). A diverged
 seed counts as accuracy 0, or as minus infinity if scores may be negative."""
+MEANING += f"\nWithout a value: {MARKS}."
 
 
 LEFT = ("strategy",)

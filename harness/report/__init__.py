@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from harness import store
 from harness.leaderboard import (
@@ -20,8 +20,12 @@ from harness.leaderboard import (
     overall_heading,
     overall_table,
 )
+from harness.leaderboard.determined import COLUMNS, determined
 from harness.report.figures import Group, groups
-from harness.store.readers import Wanted, snapshot
+from harness.store.readers import Snapshot, Wanted, snapshot
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 TEMPLATE = Path(__file__).parent / "page.html.j2"
 PALETTE = 8
@@ -34,15 +38,26 @@ def report(folders: Sequence[Path], *, by: str = "average_accuracy", baseline: s
     found = leaderboard(folders, by=by, baseline=baseline)
     wanted = {
         "metrics": Wanted(("seed", "boundary", "task", "metric", "axis", "coord", "value"), ds.field("phase") == "end"),
-        "accuracy": Wanted(("seed", "boundary", "task", "accuracy")),
+        "accuracy": Wanted(COLUMNS),
     }
     read = snapshot(folders, wanted, purpose="run")
+    measured, accuracy = _completed(read), read.tables["accuracy"]
     by_board = []
     for board in found.boards:
         ids = {run.manifest["run_id"] for row in board.rows for run in row.entry.runs}
-        metrics, accuracy = (read.tables[name][read.tables[name].run_id.isin(ids)] for name in wanted)
-        by_board.append(groups(board, metrics, accuracy))
+        by_board.append(groups(board, *(table[table.run_id.isin(ids)] for table in (measured, accuracy))))
     return html(found, by_board)
+
+
+def _completed(read: Snapshot) -> pd.DataFrame:
+    """The metrics, with the scores that the accuracy table determines where a run did not record them."""
+    import pandas as pd
+
+    metrics = read.tables["metrics"]
+    have = set(metrics.run_id[metrics.metric == "average_accuracy"])
+    runs = [run for run in read.runs if run.manifest["run_id"] not in have]
+    rows = determined(runs, metrics, read.tables["accuracy"]).rows if runs else metrics[:0]
+    return pd.concat([metrics, rows.assign(task=-1, axis="", coord="")], ignore_index=True) if len(rows) else metrics
 
 
 def html(found: Leaderboard, figures: Sequence[Sequence[Group]] = ()) -> str:

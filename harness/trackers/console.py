@@ -7,13 +7,17 @@ import os
 import shutil
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TextIO
 
 import numpy as np
+from numpy.typing import NDArray
 
 from harness.stats import Array, finite_mean, student
+from harness.store.scores import scores
 from harness.trackers import About, Summary
+from harness.wording import DIVERGED, UNDEFINED, UNMEASURED
 
 if TYPE_CHECKING:
     from rich.console import Console as RichConsole
@@ -47,6 +51,7 @@ TABLE = (
     Shown("intransigence, mean", "intransigence", over="mean"),
     Shown("sharpness (top eigenvalue, seen tasks)", "lambda_max_joint", ".4g"),
 )
+COMPARED = ("trainability_gap", "intransigence")  # with nets that are trained only if control and gap are true
 CELLS = 20  # largest number of rows and columns of the accuracy matrix
 _RAMP = ((68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37))  # viridis
 
@@ -171,27 +176,62 @@ def _values(summary: Summary, key: str) -> Array | None:
     return summary.values.get(key)
 
 
+def diverged(summary: Summary) -> NDArray[np.bool_]:
+    """The seeds [S] that have no finite value at this boundary. A task without test rows leaves them other values."""
+    finite = np.isfinite(summary.accuracy).any(1)
+    for values in summary.values.values():
+        finite = finite | np.isfinite(values)
+    return np.asarray(~finite)
+
+
+def mark(summary: Summary, key: str) -> str:
+    """Why a quantity has no value in any seed."""
+    if diverged(summary).all():
+        return DIVERGED
+    return UNMEASURED if key in COMPARED else UNDEFINED
+
+
+def completed(history: Sequence[Summary]) -> list[Summary]:
+    """The boundaries, with the scores that the accuracy matrix determines where they were not recorded."""
+    trained = [s for s in history if s.t >= 0]
+    total = 1 + max((s.t for s in trained), default=-1)
+    if not total or all("average_accuracy" in s.values for s in trained):
+        return list(history)
+    r = np.full((len(trained[0].accuracy), total, total), math.nan)
+    for s in trained:
+        r[:, s.t] = s.accuracy[:, :total]
+    known = {name: values for name, values in scores(r).items() if name != "learning_accuracy"}  # that is `new`
+    return [
+        replace(s, values={**{name: v[:, s.t] for name, v in known.items()}, **s.values}) if s.t >= 0 else s
+        for s in history
+    ]
+
+
 def line(summary: Summary, tasks: int, shown: Sequence[Shown]) -> str:
-    """`task  3/10  new 0.912  old 0.634 ...`: means over finite seeds, with their number if some diverged."""
+    """`task  3/10  new 0.912  old 0.634 ...`: means over finite seeds, with the number of those that diverged."""
     parts = [f"task {summary.t + 1:>{len(str(tasks))}}/{tasks}"]
     for title, key, form, _ in shown:
         values = _values(summary, key)
         if values is None:
             continue
         average = float(finite_mean(values))
-        parts.append(f"{title} {'-' if math.isnan(average) else format(average, form):>6}")
-    finite = int(np.isfinite(summary.new).sum())
-    if finite < len(summary.new):
-        parts.append(f"({finite} of {len(summary.new)} seeds)")
+        parts.append(f"{title} {mark(summary, key) if math.isnan(average) else format(average, form):>6}")
+    if lost := int(diverged(summary).sum()):
+        parts.append(f"({lost} of {len(summary.new)} seeds diverged)")
     return "  ".join(parts)
 
 
 def table(history: Sequence[Summary], seeds: int, shown: Sequence[Shown]) -> list[str]:
     """Mean ± 95 % interval over seeds of each quantity, aligned; n if some seeds have no value."""
-    trained = [s for s in history if s.t >= 0]
+    trained = [s for s in completed(history) if s.t >= 0]
+    empty = [s.t + 1 for s in trained if not np.isfinite(s.new[~diverged(s)]).any() and not diverged(s).all()]
     rows: list[tuple[str, str, str]] = []
     for title, key, form, over in shown:
         found = [v for s in (trained if over == "mean" else trained[-1:]) if (v := _values(s, key)) is not None]
+        if empty and key in ("average_accuracy", "new") and found and not all(np.isfinite(v).any() for v in found):
+            tasks = f"task{'s' * (len(empty) > 1)} {', '.join(map(str, empty))}"
+            rows.append((title, UNDEFINED, f"undefined, because {tasks} had no test rows"))
+            continue
         # boundaries at which no seed has a value (no old task yet) do not count; a diverged seed stays NaN
         found = [v for v in found if np.isfinite(v).any()]
         if not found:
@@ -199,7 +239,7 @@ def table(history: Sequence[Summary], seeds: int, shown: Sequence[Shown]) -> lis
         means = np.mean(found, 0)
         average, half = map(float, student(means, nan="skip"))
         n = int(np.isfinite(means).sum())
-        text = "diverged" if n == 0 else format(average, form)
+        text = DIVERGED if n == 0 else format(average, form)
         if n > 1:
             text += f" ± {format(half, form)}"
         word = title if fractions(trained) else title.replace("accuracy", "score")
@@ -219,6 +259,13 @@ def _spread(n: int, limit: int) -> list[int]:
     return list(range(n)) if n <= limit else [round(i * (n - 1) / (limit - 1)) for i in range(limit)]
 
 
+def _cell_mark(summary: Summary, task: int) -> str:
+    """Why there is no accuracy on a task."""
+    if diverged(summary).all():
+        return DIVERGED if task <= summary.t else UNMEASURED
+    return UNDEFINED if task == summary.t else UNMEASURED
+
+
 def matrix(history: Sequence[Summary], tasks: int, width: int) -> tuple[str, list[str], list[tuple[list[str], Array]]]:
     """Heading, row labels and cells (texts, values) of the mean accuracy on task j (column) after task i (row)."""
     trained = [s for s in history if s.t >= 0]
@@ -234,6 +281,7 @@ def matrix(history: Sequence[Summary], tasks: int, width: int) -> tuple[str, lis
     cells = []
     for i in rows:
         values = means[i, columns]
-        texts = ["·" if math.isnan(v) else f"{100 * v:.0f}" if percent else f"{v:.3g}" for v in values]
+        why = [_cell_mark(trained[i], j) for j in columns]
+        texts = [m if math.isnan(v) else f"{100 * v:.0f}" if percent else f"{v:.3g}" for m, v in zip(why, values)]
         cells.append(([f"{text:>{cell}}" for text in texts], values))
     return head, [f"{trained[i].t + 1:>{margin}}" for i in rows], cells

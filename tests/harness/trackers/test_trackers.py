@@ -84,10 +84,11 @@ def test_a_pipe_gets_plain_lines(tmp_path: Path) -> None:
         out.getvalue()
         == f"""\
 ewc on permuted digits
-task 1/2  new  0.800  old      -  forgetting      -
+task 1/2  new  0.800  old    n/a  forgetting    n/a
 task 2/2  new  0.700  old  0.500  forgetting  0.300  sharpness     20
 
 mean ± 95 % interval over 2 seeds
+  {"average accuracy":38}  0.600 ± 0.635
   {"accuracy on the new task, mean":38}  0.750 ± 1.271
   {"accuracy on old tasks":38}  0.500 ± 0.000
   {"forgetting":38}  0.300 ± 1.271
@@ -95,7 +96,7 @@ mean ± 95 % interval over 2 seeds
 
 accuracy, %, on task (across) after task (down), mean over seeds
         1   2
-    1  80   ·
+    1  80   -
     2  50  70
 
 results in {tmp_path}
@@ -111,7 +112,7 @@ def test_a_resumed_run_says_so_and_shows_all_of_it(tmp_path: Path) -> None:
     console.boundary(SECOND)
     console.finish([])
     text = out.getvalue()
-    assert text.startswith("resumed after task 1/2\ntask 2/2") and "    1  80   ·\n    2  50  70\n" in text
+    assert text.startswith("resumed after task 1/2\ntask 2/2") and "    1  80   -\n    2  50  70\n" in text
 
 
 def test_a_failed_run_prints_no_table(tmp_path: Path) -> None:
@@ -126,12 +127,12 @@ def test_a_failed_run_prints_no_table(tmp_path: Path) -> None:
 def test_a_diverged_seed_is_counted_not_hidden() -> None:
     gone = Summary(1, {"forgetting": np.array([0.4, NAN])}, np.array([[0.5, 0.8], [NAN, NAN]]))
     shown = (Shown("new", "new", over="mean"), Shown("forgetting", "forgetting"))
-    assert line(gone, 2, shown).endswith("(1 of 2 seeds)")
+    assert line(gone, 2, shown).endswith("(1 of 2 seeds diverged)")
     _, new, forgetting = table([FIRST, gone], 2, shown)
     # seed 3 alone: (0.9 + 0.8) / 2; never seed 4's first task beside seed 3's two
     assert re.fullmatch(r"  new +0\.850  n = 1 of 2", new) and forgetting.endswith("0.400  n = 1 of 2")
     dead = Summary(1, {}, np.full((2, 2), NAN))
-    assert "task 2/2  new      -" in line(dead, 2, shown)
+    assert "task 2/2  new    div" in line(dead, 2, shown)
 
 
 def test_one_seed_has_no_interval() -> None:
@@ -152,11 +153,13 @@ def test_long_streams_show_an_even_choice_of_tasks() -> None:
 
 def test_scores_that_are_no_fractions_are_not_percentages() -> None:
     head, _, cells = matrix([Summary(0, {}, np.array([[-1.25, NAN]]))], 2, 80)
-    assert head.startswith("score") and [t.strip() for t in cells[0][0]] == ["-1.25", "·"]
+    assert head.startswith("score") and [t.strip() for t in cells[0][0]] == ["-1.25", "-"]
     errors = [Summary(t, {}, np.array([[-1.25, NAN], [-0.5, -2.0]])) for t in (0, 1)]
     assert [row.split("  ")[1] for row in table(errors, 2, TABLE)[1:]] == [
+        "average score",
         "score on the new task, mean",
         "score on old tasks",
+        "forgetting",
     ]
 
 
@@ -166,7 +169,7 @@ def test_a_matrix_of_nothing_but_nan_is_drawn(tmp_path: Path) -> None:
     console.start(about(tmp_path), [])
     console.boundary(Summary(0, {}, np.full((2, 2), NAN)))
     console.finish([])
-    assert "    1   ·   ·\n" in out.getvalue()
+    assert "    1 div   -\n" in out.getvalue()
 
 
 class Terminal(io.StringIO):
@@ -229,5 +232,5 @@ def test_a_tracker_that_raises_is_left_out_after_one_warning(tmp_path: Path) -> 
     all_.boundary(FIRST)
     all_.boundary(SECOND)
     all_.finish([])
-    assert warnings == ["Broken stopped (OSError: pipe); the run goes on"] and Broken.calls == 1
+    assert warnings == ["Broken stopped (OSError: pipe); the run continues"] and Broken.calls == 1
     assert out.getvalue().count("task ") >= 2
