@@ -90,7 +90,7 @@ def test_a_strategy_with_and_without_a_boundary_mode_is_judged_by_its_settings()
 @pytest.mark.parametrize(
     ("scenario", "classes", "optimizer", "said"),
     [
-        ("task", "seen", SGD(lr=0.1), "scenario=task reveals the task of each row; use scenario=domain or class"),
+        ("task", "seen", SGD(lr=0.1), "scenario=task reveals each example's task; use scenario=domain or class"),
         ("class", "seen", SGD(lr=0.1), "classes=seen adds a task's classes at its boundary; use classes=all"),
         ("domain", "seen", SGD(lr=0.1, reset=True), "optimizer.reset=true"),
         ("domain", "seen", SGD(lr=0.1, schedule="cosine"), "optimizer.schedule=cosine restarts at each task"),

@@ -66,7 +66,7 @@ def test_a_run_cut_short_resumes_to_the_same_tables(tmp_path: Path, how: signal.
     process.send_signal(how)
     said, _ = process.communicate(timeout=60)
     assert process.returncode == {signal.SIGKILL: -9, signal.SIGINT: 130, signal.SIGTERM: 143}[how], said
-    assert how == signal.SIGKILL or "the same command again resumes" in said
+    assert how == signal.SIGKILL or "repeat the command to resume" in said
     assert "resumed after task" in finished(cut)
     (again,) = store.find_runs(cut, purpose="run")
     assert again.manifest["attempts"] == 2
@@ -95,7 +95,9 @@ def test_the_same_names_for_other_data_are_refused(tmp_path: Path) -> None:
         path = run("control=false")
         assert run("control=false") == path
         other(0.5)
-        with pytest.raises(store.StoreError, match="its data were others under the same names; use force=true"):
+        with pytest.raises(
+            store.StoreError, match="this run was started on different data with the same name; .*force=true"
+        ):
             run("control=false")
         assert run("control=false", "force=true") == path
         assert store.read_table(path, "accuracy").num_rows > 0

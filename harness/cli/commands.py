@@ -46,9 +46,7 @@ def tune(args: argparse.Namespace) -> int:
     for folder in folders:
         if not (folder / "runs").is_dir():
             words = folder if "=" in str(folder) else "strategy=..."
-            raise ValueError(
-                f"tune {folder}: no trials there; run some with python -m harness -m experiment=tune {words}"
-            )
+            raise ValueError(f"tune {folder}: no trials; run them with python -m harness -m experiment=tune {words}")
     from harness.store import reporting, write_text
     from harness.tuning import tune
     from harness.tuning.files import text, write

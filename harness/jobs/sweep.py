@@ -189,10 +189,10 @@ def estimate(jobs: int, n_jobs: int, seconds: float) -> str:
     """How long a sweep will take.
 
     >>> estimate(28, 2, 120.0)
-    'about 0.5 hours: 28 jobs, up to 2 in parallel, about 120 s each (the preset's estimate); finished runs are skipped'
+    'about 0.5 hours: 28 jobs, up to 2 in parallel, about 120 s each as the preset says; finished runs are skipped'
     """
     hours = -(-jobs // n_jobs) * seconds / 3600
-    jobs_text = f"{jobs} jobs, up to {n_jobs} in parallel, about {seconds:g} s each (the preset's estimate)"
+    jobs_text = f"{jobs} jobs, up to {n_jobs} in parallel, about {seconds:g} s each as the preset says"
     return f"about {hours:.1f} hours: {jobs_text}; finished runs are skipped"
 
 

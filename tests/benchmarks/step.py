@@ -217,7 +217,7 @@ class Stopwatch(Recorder):
     def step(self, step: Step, aux: Aux) -> None:
         super().step(step, aux)
         if self.learner.steps == self.learner.planned:
-            self.score()
+            self.online.flush()
             self.seconds = clock() - self.began
 
     def end(self, task: Task) -> None: ...

@@ -67,7 +67,7 @@ def test_reset_lets_nothing_of_the_past_through(model: str) -> None:
             return super().begin(learner, task)
 
         @property
-        def name(self) -> str:
+        def purpose(self) -> str:
             return "Reset"
 
     slow, fast = run(toy(model, Adam(lr=0.01), 2), Reset()), run(toy(model, Adam(lr=0.01), 2), Faster())

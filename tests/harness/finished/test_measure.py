@@ -171,7 +171,7 @@ def test_what_cannot_be_measured_is_said_in_one_line(
         f"measure {tmp_path}: neither a run folder nor the beginning of a run id in results/runs\n",
     )
     assert said("metrics=fast")[1].startswith("measure: name a finished run by its folder or the beginning of its id")
-    assert said(str(path), "metrics=sharp")[1] == "metrics=sharp: no such metrics; did you mean metrics=sharpness?\n"
+    assert said(str(path), "metrics=sharp")[1] == "metrics=sharp: unknown metrics; did you mean metrics=sharpness?\n"
     assert said(str(path), "strategy=ewc")[1].startswith("measure strategy=ewc: cannot be changed here")
     unfinished = tmp_path / "unfinished"
     shutil.copytree(path, unfinished)

@@ -243,7 +243,7 @@ def test_online_without_a_key_goes_offline_with_one_warning(
     monkeypatch.delenv("WANDB_API_KEY")
     (warning,) = mirrored(clean, "online")
     assert f"no key for {server.url}" in warning and "wandb login" in warning and "\n" not in warning
-    assert f"`python -m harness sync {clean}` sends it" in warning
+    assert f"`python -m harness sync {clean}` sends the run" in warning
     holds_everything(clean)
 
 
@@ -257,7 +257,7 @@ def test_online_without_a_server_goes_offline_with_one_warning(
     assert time.monotonic() - began < 20.0
     said = {"refuse": "answered 503 Service Unavailable", "hang": "no answer", "down": "no connection"}[state]
     assert f"{server.url}: {said}; check the network and WANDB_BASE_URL" in warning.replace("server and", "network and")
-    assert f"`python -m harness sync {clean}` sends it" in warning and "\n" not in warning
+    assert f"`python -m harness sync {clean}` sends the run" in warning and "\n" not in warning
     holds_everything(clean)
     assert capfd.readouterr() == ("", "")
 
@@ -270,7 +270,7 @@ def test_a_server_that_dies_in_the_middle_costs_one_warning_and_nothing_else(
     (warning,) = mirrored(clean, "online", target=QUICK)
     said = {"refuse": "answered 503 Service Unavailable", "hang": "no answer", "down": "no connection"}[state]
     assert f"W&B failed online ({server.url}: {said}" in warning and "\n" not in warning
-    assert f"`python -m harness sync {clean}` sends it" in warning
+    assert f"`python -m harness sync {clean}` sends the run" in warning
     holds_everything(clean)
     assert capfd.readouterr() == ("", "")
 
