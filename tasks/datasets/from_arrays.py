@@ -82,7 +82,7 @@ def _check_header(packed: zipfile.ZipFile, entry: zipfile.ZipInfo, file: Path) -
         raise DataError(
             f"{file}: {name}: its header says {size_of(claimed)}, but it has {size_of(there)}; write the file again"
         )
-    check_memory(entry.file_size, f"{file}: {entry.filename.removesuffix('.npy')}", "store fewer rows or smaller ones")
+    check_memory(entry.file_size, f"{file}: {entry.filename.removesuffix('.npy')}", "store fewer or smaller rows")
 
 
 def _read(file: Path, name: str) -> Any:
@@ -92,7 +92,7 @@ def _read(file: Path, name: str) -> Any:
     except UNREADABLE as error:
         raise _unreadable(file, error) from error
     except MemoryError as error:
-        raise DataError(f"{file}: {name}: does not fit into memory; store fewer rows or smaller ones") from error
+        raise DataError(f"{file}: {name}: does not fit into memory; store fewer or smaller rows") from error
 
 
 def _unreadable(file: Path, error: Exception) -> DataError:

@@ -13,7 +13,7 @@ import numpy as np
 from harness.wording import first_line
 from tasks.datasets.cache import Arrays, cached, progress
 from tasks.datasets.dataset import Dataset, Preparation
-from tasks.datasets.decoding import BACKGROUNDS, GREY, check_depth, decode, opaque
+from tasks.datasets.decoding import BACKGROUNDS, GREY, Unsuitable, check_depth, decode, opaque, upright
 from tasks.datasets.errors import DataError
 from tasks.datasets.limits import check_memory
 from tasks.datasets.own import existing, finished
@@ -80,7 +80,7 @@ def folder(
     y = np.array([label for _, label in files], np.int64)
     notes = [*_left_out(len(files), others), *alike(names, str(parts.get("train", base)))]
     if several := int(made["several"][0]):
-        notes.append(f"only the first frame of {several:,} images with several")
+        notes.append(f"first of several frames used in {several:,} images")
     return finished(base.name, made["x"], y, counts, names, how, notes)
 
 
@@ -174,12 +174,15 @@ def _decoded(files: Sequence[tuple[Path, int]], colour: str | None, size: int | 
     x, several = np.empty(0, np.uint8), 0
     for row, (file, _) in enumerate(progress(files, "decoding images")):
         try:
-            with Image.open(file) as image:
+            # not by its name: PIL maps such TIFFs into memory, and mixes up the pixels of those that it turns
+            with file.open("rb") as stream, Image.open(stream) as image:
                 grey = image.mode in GREY
                 colour = colour or ("grey" if grey else "rgb")
                 several += getattr(image, "n_frames", 1) > 1
                 check_depth(image)
-                pixels = decode(opaque(image, background), colour, size)
+                pixels = decode(opaque(upright(image), background), colour, size)
+        except Unsuitable as error:
+            raise DataError(f"{file}: {error}") from error
         except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as error:
             raise DataError(
                 f"{file}: cannot be read as an image ({first_line(error)}); replace it or delete it"

@@ -222,7 +222,7 @@ def alike(names: Sequence[str], where: str) -> list[str]:
         if plain in seen:
             raise DataError(
                 f"{where}: classes {seen[plain]!r} and {name!r} differ only by spaces or by the encoding of a letter; "
-                "write them alike"
+                "spell them the same way"
             )
         seen[plain] = name
         twin = cased.setdefault(plain.casefold(), name)

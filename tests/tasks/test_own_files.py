@@ -21,6 +21,7 @@ from PIL import Image
 
 import tasks.datasets as ours
 from tasks.datasets import DataError, csv, folder, from_folder, limits, load, parquet
+from tasks.datasets.decoding import decode
 from tests.dataset_files import CONF
 
 DRAW = np.random.default_rng(0)
@@ -311,12 +312,15 @@ def test_images_of_floats_and_32_bits_keep_their_values(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("kind", "channels"), [(2, 3), (4, 2), (6, 4)])
 def test_colours_of_16_bits_are_refused_since_pil_reads_8(kind: int, channels: int, tmp_path: Path) -> None:
     classes(tmp_path, lambda f: png(f, np.full((5, 4, channels), 65535), kind), "png")
-    with pytest.raises(DataError, match=r"0\.png: cannot be read as an image \(more than 8 bits per colour"):
+    with pytest.raises(DataError, match=r"0\.png: more than 8 bits per colour, of which PIL reads 8; save it"):
         folder(tmp_path)
+    file = next(tmp_path.rglob("*.png"))
+    with pytest.raises(ValueError, match="more than 8 bits per colour"), Image.open(file) as image:
+        decode(image, "rgb", None)  # as named sets are read
     for file in tmp_path.rglob("*.png"):
         file.unlink()
     classes(tmp_path, lambda f: f.write_bytes(b"P6 2 1 65535\n" + bytes(12)), "ppm")
-    with pytest.raises(DataError, match=r"0\.ppm: cannot be read as an image \(more than 8 bits per colour"):
+    with pytest.raises(DataError, match=r"0\.ppm: more than 8 bits per colour, of which PIL reads 8; save it"):
         folder(tmp_path)
 
 
@@ -345,7 +349,7 @@ def test_transparent_pixels_need_a_background(mode: str, tmp_path: Path) -> None
 
     classes(tmp_path / "clear", lambda f: write(f, 0), "png")
     classes(tmp_path / "full", lambda f: write(f, 255), "png")
-    with pytest.raises(DataError, match=r"has transparent pixels; set dataset\.background=black or white"):
+    with pytest.raises(DataError, match=r"0\.png: has transparent pixels; set dataset\.background=black or white"):
         folder(tmp_path / "clear")
     with pytest.raises(ValueError, match=r"dataset\.background=red: must be black or white"):
         folder(tmp_path / "clear", background="red")
@@ -365,8 +369,20 @@ def test_an_opaque_alpha_channel_changes_nothing(tmp_path: Path) -> None:
     assert folder(tmp_path / "rgb" / "m").digest == folder(tmp_path / "rgba" / "m").digest
 
 
+@pytest.mark.parametrize(
+    ("suffix", "mode"),
+    [
+        ("png", "RGB"),
+        ("png", "RGBA"),
+        ("webp", "RGB"),
+        ("tiff", "RGB"),
+        ("tiff", "RGBA"),
+        ("tiff", "L"),
+        ("tiff", "I;16"),
+    ],
+)
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_images_stand_upright_as_exif_says(orientation: int, tmp_path: Path) -> None:
+def test_images_stand_upright_as_exif_says(orientation: int, suffix: str, mode: str, tmp_path: Path) -> None:
     """Tags 1 to 8 of the same picture, each stored turned the other way."""
     upright = np.arange(0, 240, 40, dtype=np.uint8).reshape(2, 3)
     undo: dict[int, Any] = {
@@ -377,9 +393,10 @@ def test_images_stand_upright_as_exif_says(orientation: int, tmp_path: Path) -> 
     tag[0x0112] = orientation
 
     def write(file: Path) -> None:
-        Image.fromarray(np.ascontiguousarray(undo[orientation](upright))).save(file, exif=tag)
+        image = Image.fromarray(np.ascontiguousarray(undo[orientation](upright))).convert(mode)
+        image.save(file, exif=tag, **({"lossless": True} if suffix == "webp" else {}))
 
-    classes(tmp_path, write, "png")
+    classes(tmp_path, write, suffix)
     data = folder(tmp_path, normalise="none")
     assert data.x[0, 0].tolist() == upright.tolist()
 
@@ -393,7 +410,7 @@ def test_a_palette_is_looked_up_and_the_first_frame_is_said(tmp_path: Path) -> N
     classes(tmp_path, write, "gif")
     data = folder(tmp_path, normalise="none")
     assert data.x[0].tolist() == [[[255, 0], [0, 255]], [[0, 0], [0, 0]], [[0, 255], [255, 0]]]
-    assert notes(data) == ("only the first frame of 4 images with several",)
+    assert notes(data) == ("first of several frames used in 4 images",)
 
 
 def test_images_larger_than_memory_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
