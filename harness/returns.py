@@ -51,6 +51,8 @@ def begun(name: str, value: Any) -> None:
 
 def penalty(name: str, value: Any, learner: Learner, params: Params, *, values: bool = True) -> None:
     """What `loss` returned: 0.0, or a differentiable tensor [S]. `values`: also look at its numbers."""
+    if not values and isinstance(value, Tensor) and value.dim() == 1 and len(value) == learner.S:
+        return  # in every later step
     if isinstance(value, (int, float)):
         if value != 0:
             refuse(name, "loss", f"returned the number {value}, which has no gradient; return a tensor [S] of `params`")
@@ -66,15 +68,15 @@ def penalty(name: str, value: Any, learner: Learner, params: Params, *, values: 
             "loss",
             f"returned {value.dtype} on {value.device}; expected a floating-point tensor on {learner.device}",
         )
-    if not values:
-        return
     value = value.detach() if (attached := value.requires_grad) else value
     wanted = torch.is_grad_enabled() and any(p.requires_grad for p in params.values())
     if wanted and not attached and bool((value != 0).any()):
         refuse(name, "loss", "does not depend on `params`; compute it from that argument, without no_grad or detach")
     wrong = ~value.isfinite() & learner.alive
     if bool(wrong.any()):
-        small = torch.stack([p.detach().flatten(1).abs().amax(1) < TAME for p in params.values() if p.numel()]).all(0)
+        small = torch.stack(
+            [p.detach().reshape(len(p), -1).abs().amax(1) < TAME for p in params.values() if p.numel()]
+        ).all(0)
         if bool((wrong & small).any()):
             refuse(name, "loss", f"is not finite: {value.tolist()}; look for a division by 0 or the log of 0 in it")
 

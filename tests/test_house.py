@@ -29,6 +29,7 @@ ROOMS = (
     ("harness/pages/", "harness/report/"),
     ("harness/tuning/", "harness/geometry/"),
     ("harness/finished/",),
+    ("harness/contract/",),
     ("harness/jobs/",),
     ("harness/leaderboard/",),
     ("harness/trackers/",),

@@ -96,7 +96,7 @@ def test_the_same_names_for_other_data_are_refused(tmp_path: Path) -> None:
         assert run("control=false") == path
         other(0.5)
         with pytest.raises(
-            store.StoreError, match="this run was started on different data with the same name; .*force=true"
+            store.StoreError, match=r"this run was started on different data with the same name; .*force=true"
         ):
             run("control=false")
         assert run("control=false", "force=true") == path

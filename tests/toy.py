@@ -1,13 +1,8 @@
-"""Toy runs of the strategies in conf/strategy: three tasks of four steps on 90 digits, three seeds.
-
-The nets are an MLP and one stage of ResNet-18: residual stream and batch norm.
-"""
+"""Toy runs (harness/contract/toy.py) of the strategies in conf/strategy, by their names."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -15,24 +10,21 @@ import pytest
 import torch
 from hydra.utils import get_class, instantiate
 from omegaconf import OmegaConf
-from torch import Tensor
 
 from harness import rng
 from harness.config import catalogue
+from harness.contract import toy
+from harness.contract.toy import MODELS, OPTIMIZERS, SEEDS, OneStage, Run, Saver, digits, same, state, stream
 from harness.learner import Budget, Learner
-from harness.loop import prepare, train
-from harness.models.mlp import MLP
-from harness.models.resnet18 import ResNet18
-from harness.optim import SGD, Adam, Optimizer
+from harness.loop import train
+from harness.optim import Optimizer
 from harness.rows import Rows
 from harness.strategy import Chain, Strategy
-from harness.types import Aux, Step, Stream, Task
-from tasks.datasets import Dataset, load
-from tasks.permuted import permuted
-from tasks.split import split
+from harness.types import Stream, Task
+
+__all__ = ["MODELS", "OPTIMIZERS", "SEEDS", "OneStage", "Run", "Saver", "digits", "same", "state", "stream"]
 
 FILES = catalogue.options("strategy")
-SEEDS = (0, 1, 2)
 
 # a preset, so that what acts rarely acts on a toy stream as well, memories overflow and merges are short
 TUNED = {
@@ -63,31 +55,6 @@ TUNED = {
 }
 
 
-class OneStage(ResNet18):
-    """ResNet-18 cut off after its first stage: two residual blocks with batch norm, and the head."""
-
-    def __init__(self, shape: tuple[int, ...], outputs: int, width: int = 3) -> None:
-        super().__init__(shape, outputs, width)
-        kept = {n: c for n, c in self.convs.items() if n.startswith(("stem", "stage1"))}
-        names, self.features = [*kept, "head"], width
-        stream = ("stem", "stage1.block1.conv2", "stage1.block2.conv2")
-        inner = ("stage1.block1.conv1", "stage1.block2.conv1")
-        self.convs, self.stages = kept, {"stage1": self.stages["stage1"]}
-        self.layers = tuple(layer for layer in self.layers if layer.input in names)
-        self.units = (
-            *(u for u in self.units if u.act in inner),
-            self._unit("stage1", width, stream, [*inner, "head"]),
-        )
-
-
-MODELS = {"mlp": lambda s: MLP(s.shape, s.outputs, (8, 6)), "residual": lambda s: OneStage(s.shape, s.outputs)}
-OPTIMIZERS: dict[str, Any] = {
-    "sgd": lambda: SGD(lr=0.05),
-    "momentum": lambda: SGD(lr=0.05, momentum=0.9),
-    "adam": lambda: Adam(lr=0.01),
-}
-
-
 def node(name: str, tuned: dict[str, Any] | None = None) -> Any:
     """The strategy's configuration as a run has it, interpolations resolved."""
     whole = OmegaConf.create({"tuned": tuned or {}, "strategy": OmegaConf.load(FILES[name])})
@@ -104,51 +71,6 @@ def make(name: str) -> Strategy:
     part = instantiate(node(name, TUNED))
     assert isinstance(part, Strategy)
     return part
-
-
-@cache
-def digits() -> Dataset:
-    whole = load("digits", normalise="standard")
-    return replace(whole, train=whole.train[:90], val=whole.val[:20], test=whole.test[:60])
-
-
-def stream(scenario: str, seeds: tuple[int, ...]) -> Stream:
-    data: dict[str, Any] = {"dataset": digits(), "seeds": seeds, "scenario": scenario, "fixed": False}
-    whole = permuted(**data, n_tasks=3) if scenario == "domain" else split(**data, n_tasks=5)
-    return replace(whole, tasks=whole.tasks[:3])
-
-
-class Saver:
-    """An observer that saves after task 1 what a checkpoint holds."""
-
-    saved: bytes | None = None
-
-    def __init__(self, learner: Learner, chain: Chain) -> None:
-        self.learner, self.chain = learner, chain
-
-    def start(self, task: Task) -> None: ...
-
-    def step(self, step: Step, aux: Aux) -> None: ...
-
-    def end(self, task: Task) -> None:
-        if task.index == 1:
-            file = io.BytesIO()
-            torch.save(state(self.learner, self.chain), file)
-            self.saved = file.getvalue()
-
-
-@dataclass
-class Run:
-    learner: Learner
-    chain: Chain
-    saved: bytes | None
-
-    def logits(self) -> list[Tensor]:
-        """What the deployed net says about every task's test rows: [rows of that seed, C], seed by seed."""
-        net, tasks = self.chain.deploy(self.learner, self.learner.net), self.learner.stream.tasks
-        with torch.no_grad():
-            found = [(b.w > 0, net(b.x, b.t).logits) for task in tasks for b in self.learner.scan(task.test)]
-        return [torch.cat([z[s][real[s]] for real, z in found]) for s in range(self.learner.S)]
 
 
 def gaussian(
@@ -171,10 +93,6 @@ def gaussian(
     return Learner(model(toy), toy, optimizer, Budget(steps=steps, batch_size=8), dtype=torch.float64)
 
 
-def state(learner: Learner, chain: Chain) -> dict[str, Any]:
-    return {"learner": learner.state_dict(), "strategy": chain.state_dict()}
-
-
 def begin(
     names: tuple[str, ...],
     scenario: str,
@@ -184,16 +102,12 @@ def begin(
     dtype: torch.dtype,
     steps: int,
 ) -> tuple[Learner, Chain]:
-    source = stream(scenario, seeds)
-    learner = Learner(MODELS[model](source), source, optimizer, Budget(steps=steps, batch_size=8), dtype=dtype)
-    chain = Chain([make(name) for name in names])
     try:
-        prepare(learner, chain)
-    except ValueError as refusal:
+        return toy.begin([make(name) for name in names], scenario, MODELS[model], optimizer, seeds, dtype, steps)
+    except toy.Undefined as refusal:
         if model == "mlp":  # every method is defined for the MLP
             raise
         pytest.skip(str(refusal))
-    return learner, chain
 
 
 def go(
@@ -215,14 +129,3 @@ def go(
 def once(name: str, scenario: str, model: str, optimizer: str) -> Run:
     """A finished run that several tests look at."""
     return go((name,), scenario, model, optimizer)
-
-
-def same(a: Any, b: Any) -> bool:
-    """Bitwise equality of nested states."""
-    if isinstance(a, Tensor):
-        return torch.equal(a, b) or bool(((a == b) | (a.isnan() & b.isnan())).all())
-    if isinstance(a, dict):
-        return list(a) == list(b) and all(same(a[k], b[k]) for k in a)
-    if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(map(same, a, b))
-    return bool(a == b)

@@ -225,6 +225,18 @@ def card(args: argparse.Namespace) -> int:
     return 0
 
 
+def check(args: argparse.Namespace) -> int:
+    from harness.config.preflight import composed
+
+    chosen = [group for group in CHECKED if any(word.startswith(f"{group}=") for word in args.settings)]
+    if not chosen:
+        raise ValueError(f"check {args.settings[0]}: name what to check, as in {'=NAME, '.join(CHECKED)}=NAME")
+    values = composed(args.settings, args.config_dir)
+    from harness.contract.check import printed
+
+    return 1 if printed(values, chosen) else 0
+
+
 # --- pages and lists ----------------------------------------------------------------------------------
 
 
@@ -273,6 +285,7 @@ def _whole(text: str) -> int:
     return int(text)
 
 
+CHECKED = ("strategy", "model", "metrics")  # groups whose promises `check` tries
 FOLDERS = argument("folders", nargs="*", metavar="FOLDER", help="results folders (default: results)")
 RUNS = argument("runs", nargs="+", metavar="RUN", help="a run folder, or the beginning of a run id in results")
 BY = argument("--by", default="average_accuracy", metavar="SCORE", help="score to sort by (default: %(default)s)")
@@ -374,6 +387,15 @@ COMMANDS: dict[str, Command] = {
             argument("run_name", metavar="RUN", help="a run folder, or the beginning of a run id"),
             _out("the run's folder"),
         ),
+    ),
+    "check": Command(
+        check,
+        "try what a strategy, model or metric promises, on toy runs",
+        (
+            argument("settings", nargs="+", metavar="key=value", help="strategy=NAME, model=NAME, metrics=NAME"),
+            CONFIG_DIR,
+        ),
+        "One line for each promise; the exit code is 1 if one is broken. The toy data are ten classes of 1x8x8 images.",
     ),
     "catalogue": Command(
         catalogue,

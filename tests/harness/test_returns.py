@@ -104,6 +104,11 @@ def test_a_penalty_of_another_kind_is_refused(value: Any, line: str) -> None:
         trained(losing(value))
 
 
+def test_a_penalty_that_begins_in_a_later_task_is_looked_at_there() -> None:
+    with pytest.raises(ValueError, match="does not depend on `params`"):
+        trained(losing(lambda learner, p: each(p).detach() if learner.now else 0.0))
+
+
 @pytest.mark.parametrize("value", [0.0, 0, torch.zeros(2)])
 def test_no_penalty_is_no_penalty(value: Any) -> None:
     trained(losing(lambda learner, p: value))
