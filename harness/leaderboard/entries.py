@@ -58,8 +58,8 @@ def _completed(
     import pandas as pd
 
     average = metrics[metrics.metric == "average_accuracy"]
-    whole = average.groupby("run_id").value.agg(lambda value: bool(value.notna().all()))
-    unsure = [run for run in runs if not whole.get(run.manifest["run_id"], False)]
+    whole = {*average.run_id} - {*average.run_id[average.value.isna()]}
+    unsure = [run for run in runs if run.manifest["run_id"] not in whole]
     read = snapshot([run.path for run in unsure], {"accuracy": Wanted(COLUMNS)}) if unsure else None
     if read is None:
         return runs, metrics, Determined(pd.DataFrame())

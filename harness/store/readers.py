@@ -173,6 +173,7 @@ def snapshot(folders: Sequence[Path], wanted: Mapping[str, Wanted], **filters: o
 
 def read(runs: Sequence[Run], name: str, columns: Sequence[str], keep: Any = None) -> pd.DataFrame:
     """Rows of a table of all these runs, in one threaded pass; FileNotFoundError if a run lacks the table."""
+    import pyarrow as pa
     import pyarrow.dataset as ds
 
     scan = ds.ParquetFragmentScanOptions(page_checksum_verification=True, pre_buffer=False)
@@ -181,9 +182,13 @@ def read(runs: Sequence[Run], name: str, columns: Sequence[str], keep: Any = Non
         regular(path)
     form = ds.ParquetFileFormat(default_fragment_scan_options=scan)
     data = ds.dataset([str(path) for path in paths], schema=schema(name), format=form)
-    if runs and (rows := data.count_rows()) > MOST:
-        raise ValueError(f"{rows:,} rows, more than {MOST:,}")
-    table = data.to_table(columns=["run_id", *columns], filter=keep)
+    scanner, batches, rows = data.scanner(columns=["run_id", *columns], filter=keep), [], 0
+    for batch in scanner.to_batches():  # not all at once: a small file may have billions of equal rows
+        rows += len(batch)
+        if rows > MOST:
+            raise ValueError(f"more than {MOST:,} rows")
+        batches.append(batch)
+    table = pa.Table.from_batches(batches, scanner.projected_schema)
     if lacking := [column for column in table.column_names if table[column].null_count]:
         raise ValueError(f"{lacking[0]}: values are missing")  # of a file without this column
     found = set(table["run_id"].unique().to_pylist())
