@@ -396,6 +396,7 @@ COMMANDS: dict[str, Command] = {
             CONFIG_DIR,
         ),
         "One line for each promise; the exit code is 1 if one is broken. The toy data are ten classes of 1x8x8 images.",
+        settings=True,
     ),
     "catalogue": Command(
         catalogue,
