@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from tasks.datasets import DataError, arrays, function, limits, load, npz
+from tasks.datasets.parts import resembled
 from tasks.datasets.values import labels
 
 DRAW = np.random.default_rng(0)
@@ -263,6 +264,14 @@ def test_other_spellings_of_the_arrays_are_understood_or_refused() -> None:
         with pytest.raises(DataError, match=re.escape(f"dataset=m: {says}")):
             arrays(base | {more: x}, "m")
     assert arrays(base | {"ids": y, "mean": 3}, "m").facts.notes == ("arrays left out: ids, mean",)  # type: ignore[union-attr]
+
+
+def test_misspelt_parts_are_recognised_and_other_words_left_alone() -> None:
+    near = {"tset": "test", "trian": "train", "vaild": "val", "tests": "test", "trainset": "train", "testset": "test",
+            "test-0000-of-1": "test", "Validation_2": "val", "holdout": "test", "my_dev": "val"}  # fmt: skip
+    assert {name: resembled(name) for name in near} == near
+    for name in ("tent", "rain", "text", "valley", "cat", "strain", "1", "", "devil", "Test", "valid"):
+        assert resembled(name) is None, name
 
 
 # --- sizes ------------------------------------------------------------------------------------------------
