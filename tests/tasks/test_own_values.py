@@ -291,6 +291,8 @@ def test_eight_rows_in_four_classes_are_refused_in_one_line() -> None:
     for n, classes in ((8, 4), (5, 5), (6, 4), (9, 8)):
         with pytest.raises(DataError, match=r"dataset\.(test|val)=0\.\d: leaves (class \d without|\d test rows for)"):
             arrays({"x": np.eye(n), "y": np.arange(n) % classes}, "mine")
+    with pytest.raises(DataError, match=r"dataset\.val=0\.5: leaves class \d without a training row; lower it or add"):
+        one(np.eye(5), np.arange(5), val=0.5)
     enough = arrays({"x": np.eye(40), "y": np.arange(40) % 4}, "mine")
     assert torch.bincount(enough.y[enough.train]).min() > 0 and torch.bincount(enough.y[enough.test]).min() > 0
 
