@@ -41,7 +41,8 @@ def resembled(name: str) -> str | None:
             return part
         for known, part in _PART.items():
             starts = len(known) > 3 and word.startswith(known)
-            if starts or sorted(word) == sorted(known) or SequenceMatcher(None, word, known).ratio() >= CLOSE:
+            alike = SequenceMatcher(None, word, known).ratio() >= CLOSE
+            if starts or (alike and word[0] == known[0]):  # not rain
                 return part
     return None
 

@@ -152,6 +152,16 @@ def test_labels_in_csv_are_numbers_unless_that_would_merge_some(tmp_path: Path) 
     assert of("2020-01-01", "2021-01-01") == ("2020-01-01", "2021-01-01") and of("true", "false") == ("false", "true")
 
 
+def test_a_line_of_csv_may_be_longer_than_a_block_of_pyarrow(tmp_path: Path) -> None:
+    """A megabyte: lines of a table of 20,000 columns are half of it."""
+    lines = [
+        "a,s,label",
+        *(f"{i},{part},{i % 2}{'x' * 1_500_000}" for i, part in enumerate(["train"] * 2 + ["test"] * 2)),
+    ]
+    (tmp_path / "mine.csv").write_text("\n".join(lines) + "\n")
+    assert csv(tmp_path / "mine.csv", split="s", val=0).y.tolist() == [0, 1, 0, 1]
+
+
 def test_a_folder_of_csv_files_is_split_as_it_is(tmp_path: Path) -> None:
     for name, value in (("Train.csv", 1), ("validation.csv", 2), ("test.csv", 3)):
         (tmp_path / name).write_text(f"a,label\n{value},x\n{value + 0.5},y\n")

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from tasks.datasets import DataError, arrays, function, limits, load, npz
+from tasks.datasets.parts import resembled
 from tasks.datasets.values import labels
 
 DRAW = np.random.default_rng(0)
@@ -265,6 +266,14 @@ def test_other_spellings_of_the_arrays_are_understood_or_refused() -> None:
     assert arrays(base | {"ids": y, "mean": 3}, "m").facts.notes == ("arrays left out: ids, mean",)  # type: ignore[union-attr]
 
 
+def test_misspelt_parts_are_recognised_and_other_words_left_alone() -> None:
+    near = {"tset": "test", "trian": "train", "vaild": "val", "tests": "test", "trainset": "train", "testset": "test",
+            "test-0000-of-1": "test", "Validation_2": "val", "holdout": "test", "my_dev": "val"}  # fmt: skip
+    assert {name: resembled(name) for name in near} == near
+    for name in ("tent", "rain", "text", "valley", "cat", "strain", "1", "", "devil", "Test", "valid"):
+        assert resembled(name) is None, name
+
+
 # --- sizes ------------------------------------------------------------------------------------------------
 
 
@@ -282,6 +291,8 @@ def test_eight_rows_in_four_classes_are_refused_in_one_line() -> None:
     for n, classes in ((8, 4), (5, 5), (6, 4), (9, 8)):
         with pytest.raises(DataError, match=r"dataset\.(test|val)=0\.\d: leaves (class \d without|\d test rows for)"):
             arrays({"x": np.eye(n), "y": np.arange(n) % classes}, "mine")
+    with pytest.raises(DataError, match=r"dataset\.val=0\.5: leaves class \d without a training row; lower it or add"):
+        one(np.eye(5), np.arange(5), val=0.5)
     enough = arrays({"x": np.eye(40), "y": np.arange(40) % 4}, "mine")
     assert torch.bincount(enough.y[enough.train]).min() > 0 and torch.bincount(enough.y[enough.test]).min() > 0
 
