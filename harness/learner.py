@@ -143,7 +143,7 @@ class Learner:
         count = source.size if limit is None else source.size.clamp(max=limit)
         for position in torch.arange(int(count.max()), device=self.device).split(size):
             inside = position < count[:, None]
-            x, y, t = source.take(position.minimum((source.size - 1)[:, None]))
+            x, y, t = source.take(position.minimum((source.size - 1).clamp(min=0)[:, None]))
             yield self.make_batch(x, y, t, inside.to(self.dtype) / count[:, None])
 
     def probe(self, task: Task, size: int = 512, split: str = "train") -> Batch:

@@ -9,7 +9,8 @@ a strategy prepares before a task; and, except at the last boundary, the optimiz
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -123,19 +124,15 @@ def opened(
     path, manifest = folder.path, folder.manifest
     known: Any = OmegaConf.load(CONF / "config.yaml")
     known = OmegaConf.masked_copy(known, [str(k) for k in known if k not in ("defaults", "hydra")])
-    config = OmegaConf.merge(
-        known, safe(path, manifest["config"], trust, config_dir)
-    )  # keys added since the run have their defaults
+    kept = safe(path, manifest["config"], trust, config_dir)
+    config = OmegaConf.merge(known, kept)  # keys added since the run have their defaults
     for key, value in changes.items():
         OmegaConf.update(config, key, value)
     cfg: Any = OmegaConf.to_container(config)
     torch.set_num_threads(manifest["threads"])
-    try:
+    with buildable(path):
         setting = Setting(cfg, build(cfg["dataset"]), chosen_device(cfg["device"]), manifest["threads"])
         stream = setting.stream(manifest["seeds"])
-    except (KeyError, TypeError, AttributeError) as error:
-        why = f"config: {type(error).__name__}: {first_line(error, 200)}"
-        raise store.Damaged(path / "manifest.json", why) from error
     if stream.hash != manifest["stream_hash"]:
         raise ValueError(
             f"{path}: the data stream can no longer be reproduced (hash differs), so new metrics would not match this"
@@ -143,10 +140,22 @@ def opened(
         )
     if changed := sources.edited(manifest):
         warn(f"{path}: trained with different code ({sources.listed(changed)}); the new metrics use the current code")
-    strategy = Kept(list(build_strategies(cfg["strategy"]).values()))
-    learner = Learner(stream=stream, **setting.parts(stream))
-    loop.prepare(learner, strategy)
-    return Opened(folder, stream, learner, strategy, setting.evaluation, folder.checkpoint())
+    with buildable(path):
+        strategy = Kept(list(build_strategies(cfg["strategy"]).values()))
+        learner = Learner(stream=stream, **setting.parts(stream))
+        loop.prepare(learner, strategy)
+        evaluation = setting.evaluation
+    return Opened(folder, stream, learner, strategy, evaluation, folder.checkpoint())
+
+
+@contextmanager
+def buildable(path: Path) -> Iterator[None]:
+    """Damaged for an error that only a configuration of other types can cause; its values are checked elsewhere."""
+    try:
+        yield
+    except (LookupError, TypeError, AttributeError, RuntimeError) as error:
+        why = f"its config cannot be built: {type(error).__name__}: {first_line(error, 200)}"
+        raise store.Damaged(path / "manifest.json", why) from error
 
 
 class Kept(Chain):

@@ -19,5 +19,12 @@ def check_finished(path: Path) -> None:
         check_file(path / f"{name}.parquet", name)
     for file in (path / "checkpoint.pt", *(path / "nets").glob("*.pt")):
         regular(file)
-        if file.exists() and not zipfile.is_zipfile(file):
+        if file.exists() and not _ends(file):
             raise Damaged(file, "incomplete")
+
+
+def _ends(file: Path) -> bool:
+    try:
+        return zipfile.is_zipfile(file)
+    except zipfile.BadZipFile:
+        return False

@@ -68,6 +68,7 @@ CONFIG = {
     "strategy": ("a mapping of mappings", lambda value: _is(dict)(value) and all(map(_is(dict), value.values()))),
 }  # fmt: skip
 CONFIG_PERHAPS = {
+    "dataset": ("a mapping with a _target_", lambda value: _is(dict)(value) and _is(str)(value.get("_target_"))),
     "model.widths": ("a list of whole numbers or null", lambda value: value is None or _list_of(_whole)(value)),
     "model.dropout": ("a number", _number),
     "strategy.sam.rho": ("a number", _number),

@@ -319,6 +319,17 @@ def test_scan_covers_every_row_once_and_its_weights_make_means(size: int) -> Non
         assert taken[i] == pytest.approx(rows.tolist())
 
 
+def test_a_seed_without_rows_has_no_score_and_disturbs_no_other() -> None:
+    made = make(stream())
+    whole = made.stream.tasks[0].train
+    assert isinstance(whole, Rows)
+    bare = replace(whole, size=torch.tensor([0, *whole.size.tolist()[1:]]))
+    score, loss = made.evaluate(made.net, bare)
+    expected, _ = made.evaluate(made.net, whole)
+    assert score[0].isnan() and loss[0].isnan()
+    assert torch.equal(score[1:], expected[1:])
+
+
 def test_a_limited_scan_reads_the_first_rows_alone() -> None:
     s = regression()
     learner = make(s)

@@ -129,6 +129,15 @@ def test_measure_and_atlas_run_nothing_of_a_foreign_folder(
             assert "_target_=mine.make" in said and said.endswith("--trust mine\n")
         assert (path / "manifest.json").read_bytes() == after and not Path("imported").exists()
         (path / "manifest.json").write_bytes(before)
+    before = (path / "manifest.json").read_bytes()
+    for key, node in (("model", {"activation": {}}), ("strategy", {"x": {}}), ("optimizer", {"schedule": [1]})):
+        poisoned(path, key, node)
+        for command in ("measure", "atlas"):
+            monkeypatch.setattr(sys, "argv", ["harness", command, str(path)])
+            assert cli.main() == 2
+            said = capsys.readouterr().err
+            assert said.count("\n") == 1 and (key in said or f"{path}/manifest.json: damaged (its config" in said)
+        (path / "manifest.json").write_bytes(before)
     poisoned(path, "dataset", {"_target_": "tasks.datasets.function", "make": {"_target_": "mine.make"}})
     monkeypatch.setattr(sys, "argv", ["harness", "measure", str(path), "--trust", "mine"])
     cli.main()  # what it makes is no data set

@@ -88,6 +88,7 @@ MANIFESTS: dict[str, tuple[Damage, str]] = {
     "diverged": (having("diverged", [7]), "diverged: names seeds that the run does not have"),
     "hardware": (having("hardware", ["gpu"]), "hardware=['gpu']: must be a mapping"),
     "widths": (having("config.model.widths", "ab"), "config.model.widths=ab: must be"),
+    "dataset": (having("config.dataset", "digits"), "config.dataset=digits: must be a mapping with a _target_"),
     "dtype": (having("config.dtype", "hub"), "config.dtype=hub: must be float32 or float64"),
 }
 
@@ -229,13 +230,20 @@ def test_a_truncated_net_or_checkpoint_is_named(two: tuple[Path, Path], name: st
     files.save(path, {"schema_version": 1, "boundary": 0, "net": {"params": {"w": torch.ones(5000)}, "buffers": {}}})
     RunFolder.reopen(bad).close()
     whole = path.read_bytes()
-    for cut in (0, 10, len(whole) // 2, len(whole) - 30):
-        path.write_bytes(whole[:cut])
+    disks = len(whole) - 26  # the number of disks in its second last record
+    for broken in (
+        b"",
+        whole[:10],
+        whole[: len(whole) // 2],
+        whole[:-30],
+        whole[:disks] + b"\x07" + whole[disks + 1 :],
+    ):
+        path.write_bytes(broken)
         with pytest.raises(Damaged, match=rf"{name}: damaged \("):
             files.load(path)
         with pytest.raises(Damaged, match=rf"{name}: damaged \(incomplete\)"):
             RunFolder.reopen(bad)
-        assert path.read_bytes() == whole[:cut]
+        assert path.read_bytes() == broken
 
 
 def test_a_file_of_tensors_takes_no_more_memory_than_its_size(tmp_path: Path) -> None:
