@@ -69,6 +69,7 @@ def exits_refused() -> Iterator[None]:
     try:
         yield
     except SystemExit as stop:
-        last = traceback.extract_tb(stop.__traceback__)[-1]
+        frames = traceback.extract_tb(stop.__traceback__)
+        last = next(f for f in reversed(frames) if "wandb" not in Path(f.filename).parts)  # which wraps sys.exit
         where = f"{Path(last.filename).name}:{last.lineno}"
         raise ValueError(f"{where}: sys.exit({stop.code!r}) during a run; raise an error there instead") from stop

@@ -168,7 +168,7 @@ def changed(key, value):
         ("device", "gpu", "device=gpu: must be auto, cpu, cuda or cuda:N"),
         ("threads", -1, "threads=-1: must be at least 0"),
         ("dtype", "float16", "dtype=float16: must be float32 or float64"),
-        ("force", 1, "force=1: must be true or false"),
+        ("force", 1, "force=1: must be true, false or beside"),
         ("keep", "some", "keep=some: must be all or last"),
         ("gap", "yes", "gap=yes: must be true or false"),
         ("train.epochs", 0, "train.epochs=0: must be at least 1"),

@@ -47,7 +47,7 @@ def trained(name: str, cut: int) -> dict[str, Tensor]:
         [make(name)],
         model=MLP(told.shape, 2, widths=(7,)),
         optimizer=SGD(lr=0.1),
-        budget=Budget(batch_size=BATCH),
+        budget=Budget(epochs=1, batch_size=BATCH),
         gap=False,
     )
     assert result.accuracy[:, 1:].diagonal(dim1=1, dim2=2).isfinite().all()  # measured all the same
@@ -124,5 +124,11 @@ def test_announced_boundaries_call_begin_and_end_and_hidden_ones_do_not() -> Non
     for announced, expected in ((True, ["begin", "end"] * 2), (False, [])):
         Listens.heard.clear()
         told = replace(stream(3), announced=announced)
-        run(told, [Listens()], model=MLP((6,), 2, widths=(3,)), optimizer=SGD(lr=0.1), budget=Budget(batch_size=BATCH))
+        run(
+            told,
+            [Listens()],
+            model=MLP((6,), 2, widths=(3,)),
+            optimizer=SGD(lr=0.1),
+            budget=Budget(epochs=1, batch_size=BATCH),
+        )
         assert Listens.heard == expected

@@ -328,6 +328,7 @@ COMMANDS: dict[str, Command] = {
             TRUST,
         ),
         "Trials are run with `python -m harness -m experiment=tune`.",
+        settings=True,
     ),
     "explain": Command(
         explain,

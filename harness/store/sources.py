@@ -34,8 +34,9 @@ def files(targets: Iterable[str]) -> dict[str, str]:
     waiting = list(roots)
     while waiting:
         name = waiting.pop()
-        path = _file(name) if name and name not in found else None
-        if path is None or not (name.partition(".")[0] in packages or not _library(path)):
+        top = name.partition(".")[0]
+        path = _file(name) if name and name not in found and (top in packages or not _installed(top)) else None
+        if path is None:
             continue
         found[name] = _sha(path)
         waiting += [*_imports(path, name), name.rpartition(".")[0]]  # importing a module runs its package as well
@@ -94,7 +95,10 @@ def _file(name: str) -> Path | None:
     for i in range(len(parts)):
         if path is None:  # a module has no submodules
             return None
-        spec = PathFinder.find_spec(".".join(parts[: i + 1]), list(path))
+        try:
+            spec = PathFinder.find_spec(".".join(parts[: i + 1]), list(path))
+        except (ImportError, KeyError, ValueError):  # a namespace within a package that is not imported
+            return None
         if spec is None:
             return None
         origin, path = spec.origin, spec.submodule_search_locations
@@ -110,8 +114,14 @@ def _libraries() -> tuple[Path, ...]:
     return tuple(Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "purelib", "platlib"))
 
 
-def _library(path: Path) -> bool:
-    return any(folder in path.resolve().parents for folder in _libraries())
+def _installed(top: str) -> bool:
+    """Whether a top-level module belongs to the standard library or to an installed package."""
+    try:
+        spec = PathFinder.find_spec(top)
+    except (ImportError, KeyError, ValueError):
+        return True
+    places = [*(spec.submodule_search_locations or ()), *([spec.origin] if spec.origin else [])] if spec else []
+    return not places or any(folder in Path(p).resolve().parents for p in places for folder in _libraries())
 
 
 def _imports(path: Path, name: str) -> Iterator[str]:

@@ -36,7 +36,9 @@ def learner(optimizer: Optimizer | None = None) -> Learner:
         tasks.append(Task(i, rows, rows, rows, n))
     assert torch.equal(DATA[:, 0], numbers.double())
     stream = Stream("toy", 1, "domain", tuple(tasks), (1,), 3, (0, 1), "")
-    return Learner(MLP((1,), 3, (4,)), stream, optimizer or SGD(lr=1e-4), Budget(batch_size=6), dtype=torch.float64)
+    return Learner(
+        MLP((1,), 3, (4,)), stream, optimizer or SGD(lr=1e-4), Budget(epochs=1, batch_size=6), dtype=torch.float64
+    )
 
 
 DATA = torch.cat([torch.arange(n) + 100 * i for i, n in enumerate(SIZES)])[:, None].double()

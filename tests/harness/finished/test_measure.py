@@ -191,7 +191,7 @@ def test_what_cannot_be_measured_is_said_in_one_line(
     (other / "manifest.json").write_text(json.dumps(manifest))
     table = (other / "metrics.parquet").read_bytes()
     monkeypatch.setattr("harness.finished.measure.Replay.around", stop)
-    assert said(str(other)) == (130, f"interrupted: {other} is as it was\n")
+    assert said(str(other)) == (130, f"interrupted: {other} is unchanged\n")
     assert (other / "metrics.parquet").read_bytes() == table
     assert {f: f.read_bytes() for f in path.rglob("*") if f.is_file() and f.name != "lock"} == before
 

@@ -174,6 +174,7 @@ def written(root, cfg, draw):
     run_id, r = store.identity({"config": spec}), draw.uniform(0.2, 1, (len(seeds), tasks, tasks))
     with store.RunFolder.open(root, "permuted_digits_domain", "sam", run_id, scenario="domain") as run:
         run.update_manifest(seeds=seeds, config=spec, purpose="run", setting="a" * 12, source="s" * 64, diverged=[])
+        run.update_manifest(stream_version=1, stream_hash="h", split="test", metrics=[], threads=1)
         for t in range(tasks):
             for phase in ("start", "end"):
                 at = {"learning_accuracy": {-1: r[:, t, t]}}
