@@ -223,7 +223,7 @@ def test_the_command(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
     told = "harness: tune {}: no trials; run them with python -m harness -m experiment=tune {}\n"
     assert typed() == (2, "", told.format("results/tuning", "strategy=..."))
     assert typed("strategy=ewc") == (2, "", told.format("strategy=ewc", "strategy=ewc"))
-    assert typed("--best") == (2, "", "harness: unrecognized arguments: --best; see --help\n")
+    assert typed("--best") == (2, "", "harness: unrecognized arguments: --best; see harness tune --help\n")
     many(tmp_path / "r")
     code, out, err = typed("r", "--out", "presets", "--tables", "t")
     assert (code, err) == (0, "") and re.search(r"^  ewc +0.353 ± 0.014  strength=20.0$", out, re.M)
