@@ -106,7 +106,7 @@ def alone(metric: Metric) -> None:
         for k, v in one.items():
             if not torch.allclose(whole[k][-1].double(), v[0].double(), rtol=1e-5, atol=1e-7, equal_nan=True):
                 raise Broken(
-                    f"{k} of seed {SEEDS[-1]} depends on the seeds beside it; reduce over every axis but the first"
+                    f"{k} of seed {SEEDS[-1]} depends on the other seeds; reduce over every axis but the first"
                 )
 
 

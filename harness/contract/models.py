@@ -44,9 +44,7 @@ def initialises(make: Make) -> None:
     for part, single in zip(together, learner.model.init(key[-1:])):
         for k, v in single.items():
             if not torch.equal(part[k][-1], v[0]):
-                raise Broken(
-                    f"`init` of seed {SEEDS[-1]} depends on the seeds beside it, in {k}; draw it from its own key"
-                )
+                raise Broken(f"`init` of seed {SEEDS[-1]} depends on the other seeds, in {k}; draw it from its own key")
 
 
 def still(make: Make) -> None:

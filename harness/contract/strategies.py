@@ -79,9 +79,9 @@ def alone(case: Case, *, dtype: torch.dtype = torch.float64, steps: int | None =
         row = together.learner.params[k][s]
         if not torch.allclose(row, v[0], rtol=rtol, atol=atol, equal_nan=True):
             gap = (row - v[0]).abs().max().item()
-            raise Broken(f"seed {s} depends on the seeds beside it: {k} differs by {gap:.2g}; {remedy}")
+            raise Broken(f"seed {s} depends on the other seeds: {k} differs by {gap:.2g}; {remedy}")
     if dtype == torch.float64 and not torch.allclose(together.logits()[s], single.logits()[0], rtol=1e-8, atol=1e-9):
-        raise Broken(f"the net deployed for seed {s} depends on the seeds beside it; {remedy}")
+        raise Broken(f"the net deployed for seed {s} depends on the other seeds; {remedy}")
 
 
 def pure(case: Case) -> None:

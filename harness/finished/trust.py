@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.config.catalogue import CONF, GROUPS
+from harness.config.catalogue import CONF, GROUPS, targets
 from harness.wording import printable
 
 NEVER = ("metrics", "tracker", "hydra")  # parts of a run's configuration from which nothing is built
@@ -23,7 +23,7 @@ def safe(
     run: Path, config: Mapping[str, Any], trust: Sequence[str] = (), config_dir: str | Path | None = None
 ) -> dict[str, Any]:
     """The configuration of the run at `run`, without `NEVER`. ValueError if it names anything that is not allowed."""
-    allowed = targets([CONF, *([Path(config_dir)] if config_dir else [])])
+    allowed = named_in([CONF, *([Path(config_dir)] if config_dir else [])])
     for module in trust:
         if not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*", module):
             raise ValueError(f"--trust {printable(module)}: must be the name of a module, as in my_package.models")
@@ -34,17 +34,13 @@ def safe(
     return kept
 
 
-def targets(folders: Sequence[Path]) -> frozenset[str]:
+def named_in(folders: Sequence[Path]) -> frozenset[str]:
     """Every `_target_` in the groups of these configuration folders."""
     import yaml
 
-    found = set()
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    for file in (file for folder in folders for group in GROUPS for file in (folder / group).rglob("*.yaml")):
-        for key, value in entries(yaml.load(file.read_text("utf-8"), loader) or {}):
-            if key.rpartition(".")[2] == TARGET:
-                found.add(value)
-    return frozenset(found)
+    files = (file for folder in folders for group in GROUPS for file in (folder / group).rglob("*.yaml"))
+    return frozenset(target for file in files for target in targets(yaml.load(file.read_text("utf-8"), loader)))
 
 
 def entries(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:

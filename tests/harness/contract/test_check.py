@@ -46,7 +46,7 @@ WRONG = [
     ("ScalarPenalty", "its hooks return what they should", "sum over everything but the first axis"),
     ("GlobalDraw", "draws come from self.random alone", "`batch` draws from torch's global generator"),
     ("NumpyDraw", "draws come from self.random alone", "`step` draws from numpy's global generator"),
-    ("MixesSeeds", "row s of three seeds equals seed s alone", "depends on the seeds beside it"),
+    ("MixesSeeds", "row s of three seeds equals seed s alone", "depends on the other seeds"),
     ("Forgets", "a resumed run equals an uninterrupted one", "some state is not saved"),
     ("Counts", "loss is pure", "`loss` changes strategy.Counts.calls"),
     ("Idle", "it is not naive", "defines step, but trains as naive does"),
@@ -75,11 +75,11 @@ def test_keys_and_settings_are_checked() -> None:
     ("name", "title", "line"),
     [
         ("FewOutputs", "parameters and logits have the seed axis", r"expected [2, 10]"),
-        ("SameRows", "init depends on its key alone", "depends on the seeds beside it, in"),
+        ("SameRows", "init depends on its key alone", "depends on the other seeds, in"),
         ("GlobalInit", "init depends on its key alone", "`init` draws from torch's global generator"),
         ("InPlace", "a forward pass is pure", "its forward pass changes"),
         ("WrongNames", "units, layers and head exist", "declares fc9.weight"),
-        ("MeanSeed", "row s of three seeds equals seed s alone", "depends on the seeds beside it"),
+        ("MeanSeed", "row s of three seeds equals seed s alone", "depends on the other seeds"),
     ],
 )
 def test_each_fault_of_a_model_is_found(name: str, title: str, line: str) -> None:
@@ -96,7 +96,7 @@ def test_right_models_pass(name: str) -> None:
     ("name", "title", "line"),
     [
         ("no_seed_axis", "columns have one row for each seed", "expected [3], one row for each seed"),
-        ("mean_of_seeds", "row s of three seeds equals seed s alone", "depends on the seeds beside it"),
+        ("mean_of_seeds", "row s of three seeds equals seed s alone", "depends on the other seeds"),
         ("global_draw", "it changes nothing", "it draws from torch's global generator"),
         ("edits", "it changes nothing", "it changes params"),
         ("remembers", "it answers twice alike", "it answers differently when asked again"),

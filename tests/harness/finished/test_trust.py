@@ -14,7 +14,7 @@ import pytest
 from harness import cli
 from harness.config.catalogue import CONF
 from harness.config.preflight import composed
-from harness.finished.trust import safe, targets
+from harness.finished.trust import named_in, safe
 from tests.harness import folders
 from tests.harness.finished.test_measure import trained
 
@@ -49,7 +49,7 @@ def test_what_conf_does_not_name_is_refused_in_one_line_with_run_key_target_and_
     line = str(caught.value)
     assert "\n" not in line
     target = str(node["_target_"])
-    if target not in targets([CONF]):
+    if target not in named_in([CONF]):
         assert f"dataset._target_={target}: " in line
     if target.startswith(("os", "sympy", "pandas", "torch", "pytest", "builtins")):
         assert line.endswith(f"allow it with --trust {target.rpartition('.')[0]}")
@@ -59,8 +59,8 @@ def test_every_option_of_conf_passes_and_the_list_has_nothing_else() -> None:
     for words in (["strategy=[replay,ewc,sam]", "dataset=npz"], ["tasks=split", "model=cnn", "optimizer=adam"]):
         cfg = composed([*words, "metrics=atlas"])
         assert safe(RUN, cfg) == {k: v for k, v in cfg.items() if k not in ("metrics", "tracker")}
-    roots = {target.partition(".")[0] for target in targets([CONF])}
-    assert roots == {"harness", "strategies", "tasks"} and "harness.models.mlp.MLP" in targets([CONF])
+    roots = {target.partition(".")[0] for target in named_in([CONF])}
+    assert roots == {"harness", "strategies", "tasks"} and "harness.models.mlp.MLP" in named_in([CONF])
 
 
 def test_a_trusted_module_is_its_own_code_and_not_what_it_imports(
