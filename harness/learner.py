@@ -34,7 +34,7 @@ from harness.types import (
 
 @dataclass(frozen=True)
 class Budget:
-    """Training length of a task: `steps`, or `epochs` of ceil(nominal size / batch_size) steps."""
+    """Training length of a task: `steps`, or `epochs` of ceil(rows in an epoch / batch_size) steps."""
 
     epochs: int = 10
     steps: int | None = None
@@ -48,11 +48,13 @@ class Budget:
         if self.steps is not None and self.steps < 1:
             raise ValueError(f"train.steps={self.steps}: must be at least 1")
 
+    def epoch(self, task: Task) -> int:
+        """Optimizer steps in an epoch of this task; none if a strategy set its epoch to 0."""
+        return math.ceil((task.rows if task.epoch is None else task.epoch) / self.batch_size)
+
     def of(self, task: Task) -> int:
-        """Optimizer steps on this task; none if a strategy set its nominal size to 0."""
-        if task.nominal == 0:
-            return 0
-        return self.steps or self.epochs * math.ceil(task.nominal / self.batch_size)
+        """Optimizer steps on this task."""
+        return self.steps or self.epochs * self.epoch(task) if self.epoch(task) else 0
 
 
 class Learner:
@@ -80,6 +82,7 @@ class Learner:
         self.alive = torch.ones(self.S, dtype=torch.bool, device=self.device)
         self.needs: frozenset[str] = frozenset()  # of the strategy
         self.now, self.steps, self.planned = 0, 0, 1  # current task, its steps taken and planned
+        self.epoch = 1  # steps in one of its epochs
         self._one = torch.ones(self.S, device=self.device, dtype=dtype)
         self._share: dict[tuple[int, int], Tensor] = {}
 
@@ -118,12 +121,12 @@ class Learner:
         return Batch(x, y, t, w, self.stream.mask(t, self.now))
 
     def batches(self, task: Task) -> Iterator[Batch]:
-        """The planned number of fresh batches of the task's training rows."""
-        size, key = self.budget.batch_size, rng.fold(self.key("order"), task.index)
+        """The planned number of fresh batches of the task's training rows: all of them, if those are fewer."""
+        size, key = min(self.budget.batch_size, task.rows), rng.fold(self.key("order"), task.index)
         keys = self.random("dropout") if self.model.stochastic else None
         # only training rows are augmented: not tests, probes, or memories filled from a task
         vary = rng.fold(self.key("augment"), task.index) if getattr(task.train, "augmented", False) else None
-        block = size * max(1, min(self.planned, math.ceil(task.nominal / size)))  # one epoch's order at a time
+        block = size * max(1, min(self.planned, self.budget.epoch(task)))  # one epoch's order at a time
         for start in range(0, self.planned * size, block):
             stop = min(start + block, self.planned * size)
             if task.ordered:
@@ -148,23 +151,27 @@ class Learner:
 
     def probe(self, task: Task, size: int = 512, split: str = "train") -> Batch:
         """A fixed class-stratified sample of the task's train, val or test rows, the same for the whole run."""
-        if split == "train":
-            return self._sample(task.train, min(size, task.nominal), f"probe/{task.index}")
         source: Source = getattr(task, split)
-        return self._sample(source, min(size, int(source.size.max())), f"probe/{task.index}/{split}")
+        purpose = f"probe/{task.index}" if split == "train" else f"probe/{task.index}/{split}"
+        return self._sample(source, min(size, int(source.size.max())), purpose)
 
     def _sample(self, source: Source, size: int, purpose: str) -> Batch:
-        """`size` rows of each seed. A seed with fewer repeats rows; the weights then count each row once."""
+        """`size` rows of each seed. A seed with fewer repeats rows; the weights then count each row once.
+
+        The weights of a seed without rows are NaN, and so is every mean. ValueError if no seed has any.
+        """
+        if not size:
+            raise ValueError(f"{purpose}: there are no rows to sample")
         label, key = source.labels(), self.key(purpose)
         count = (label >= 0).sum(1)
         if int(count.min()) >= size:
             return self.make_batch(*source.take(stratified(label, size, key)))
         slot = torch.arange(size, device=self.device)
-        rounds = [slot % min(size, n) for n in count.tolist()]
+        rounds = [slot % max(1, min(size, n)) for n in count.tolist()]
         picked = [stratified(label[s : s + 1], min(size, int(n)), key[s : s + 1])[0] for s, n in enumerate(count)]
-        position = torch.stack([p[r] for p, r in zip(picked, rounds)])
+        position = torch.stack([p[r] if len(p) else slot * 0 for p, r in zip(picked, rounds)])
         w = torch.stack([r.bincount()[r] * len(p) for p, r in zip(picked, rounds)]).to(self.dtype).reciprocal()
-        return self.make_batch(*source.take(position), w)
+        return self.make_batch(*source.take(position), w.masked_fill(count[:, None] == 0, math.nan))
 
     # --- loss and gradient ------------------------------------------------------------------------
 
@@ -238,7 +245,7 @@ class Learner:
 
     def plan(self, task: Task) -> None:
         """Set the number of steps for the task that `begin` returned; reset the optimizer if configured."""
-        self.planned = self.budget.of(task)
+        self.planned, self.epoch = self.budget.of(task), self.budget.epoch(task)
         if self.optimizer.reset_each_task and self.now:
             self.optimizer.reset()
 

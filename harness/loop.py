@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Protocol
 
 import torch
@@ -26,7 +27,13 @@ def prepare(learner: Learner, strategy: Strategy) -> None:
 
 
 def train(learner: Learner, strategy: Strategy, observer: Observer, *, start: int = 0) -> None:
-    """Train a prepared learner on the tasks from `start`. Only the observer sees hidden boundaries."""
+    """Train a prepared learner on the tasks from `start`."""
+    for _ in by_task(learner, strategy, observer, start=start):
+        pass
+
+
+def by_task(learner: Learner, strategy: Strategy, observer: Observer, *, start: int = 0) -> Iterator[None]:
+    """`train`, pausing after each task. Only the observer sees hidden boundaries."""
     announced = learner.stream.announced
     gradient = strategy.grad(learner, learner.value_and_grad(strategy.loss))
     for task in learner.stream.tasks[start:]:
@@ -45,3 +52,4 @@ def train(learner: Learner, strategy: Strategy, observer: Observer, *, start: in
         if announced:
             strategy.end(learner, task)
         observer.end(task)
+        yield

@@ -16,6 +16,7 @@ torch.Size([2, 3, 2])
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -24,12 +25,13 @@ from torch import Tensor
 
 from harness import loop, returns
 from harness.boundary import Metric
+from harness.groups import groups, stream_of
 from harness.learner import Budget, Learner
 from harness.models.module import as_model
 from harness.optim import Optimizer
 from harness.record.evaluation import Evaluation
 from harness.record.recorder import Recorder
-from harness.record.sinks import Columns, InMemory, Sink
+from harness.record.sinks import Columns, InMemory, Sink, shared
 from harness.strategy import Chain, Strategy
 from harness.types import Model, Stream
 from harness.wording import exits_refused, warn
@@ -43,9 +45,25 @@ class Result:
     """A finished run in memory."""
 
     accuracy: Tensor  # [S, T + 1, T] test accuracy; row 0 the initialisation, row i + 1 after task i
-    learner: Learner
-    strategy: Chain
+    alive: Tensor  # [S] False where the seed has diverged
+    parts: tuple[Recorder, ...]  # of each group of seeds that were trained together, with its learner and strategy
     tables: dict[str, Columns] = field(default_factory=dict)  # empty if they went to a folder
+
+    @property
+    def learner(self) -> Learner:
+        """The learner of all seeds. ValueError if they were trained in several groups: see `parts`."""
+        return self._only.learner
+
+    @property
+    def strategy(self) -> Chain:
+        """The strategies of all seeds. ValueError if they were trained in several groups: see `parts`."""
+        return self._only.strategy
+
+    @property
+    def _only(self) -> Recorder:
+        if len(self.parts) > 1:
+            raise ValueError(f"the seeds were trained in {len(self.parts)} groups; see Result.parts")
+        return self.parts[0]
 
     def frame(self, table: str = "metrics") -> pd.DataFrame:
         """A table as a pandas frame."""
@@ -76,6 +94,8 @@ def run(
 ) -> Result:
     """Train strategies on a stream, all seeds at once, and measure at every boundary.
 
+    Seeds whose tasks differ in size are trained in groups of equal sizes (harness/groups.py), task by task.
+
     `control` [S, T] is a fresh net's accuracy on each task (`fresh_accuracy`), against which intransigence and the
     trainability gap are measured; `is_control` says that this run is that control. `sink` takes the rows, nets and
     checkpoints; by default they stay in memory. `resume` is a boundary and its checkpoint. `metrics_every=k` measures
@@ -89,36 +109,54 @@ def run(
     check_parts(strategies, optimizer)
     check_scenario(stream, strategies)
     check_boundaries(stream, strategies, optimizer)
-    chain = Chain(strategies)
-    with exits_refused():
-        made = as_model(model, stream)
-        learner = Learner(made, stream, optimizer, budget or Budget(), device=device, dtype=dtype, pin=pin)
-        returns.model(learner)
     sink = InMemory() if sink is None else sink
-    recorder = Recorder(
-        learner,
-        chain,
-        metrics or {},
-        evaluation or Evaluation(),
-        sink,
-        every=metrics_every,
-        control=control,
-        is_control=is_control,
-        gap=gap,
-        progress=progress,
-        warn=warn,
-    )
+    lanes, recorders = shared(sink, groups(stream)), []
+    for lane in lanes:
+        own = stream_of(stream, lane.places)
+        with exits_refused():
+            learner = Learner(
+                as_model(model, own),
+                own,
+                optimizer if len(lanes) == 1 else deepcopy(optimizer),
+                budget or Budget(),
+                device=device,
+                dtype=dtype,
+                pin=pin,
+            )
+            returns.model(learner)
+        recorders.append(
+            Recorder(
+                learner,
+                Chain(strategies if len(lanes) == 1 else deepcopy(strategies)),
+                metrics or {},
+                evaluation or Evaluation(),
+                lane,
+                every=metrics_every,
+                control=None if control is None else control[lane.places],
+                is_control=is_control,
+                gap=gap,
+                progress=progress,
+                warn=warn,
+            )
+        )
+    start = 0 if resume is None else resume[0] + 1
     with exits_refused():
-        loop.prepare(learner, chain)
-        start = 0
-        if resume is None:
-            recorder.initial()
-        else:
-            start = resume[0] + 1
-            recorder.load_state_dict(resume[1])
-        loop.train(learner, chain, recorder, start=start)
-    recorder.write_times(len(stream.tasks) - 1)
-    return Result(recorder.accuracy, learner, chain, getattr(sink, "tables", {}))
+        for recorder in recorders:
+            loop.prepare(recorder.learner, recorder.strategy)
+        for recorder, lane in zip(recorders, lanes):
+            if resume is None:
+                recorder.initial()
+            else:
+                recorder.load_state_dict(lane.state(resume[1]))
+        for _ in zip(*(loop.by_task(r.learner, r.strategy, r, start=start) for r in recorders)):
+            pass
+    for recorder in recorders:
+        recorder.write_times(len(stream.tasks) - 1)
+    order = torch.tensor([place for lane in lanes for place in lane.places]).argsort()
+    accuracy, alive = (
+        torch.cat(values)[order] for values in zip(*((r.accuracy, r.learner.alive.cpu()) for r in recorders))
+    )
+    return Result(accuracy, alive, tuple(recorders), getattr(sink, "tables", {}))
 
 
 def named(value: Any) -> str:

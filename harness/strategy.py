@@ -72,7 +72,7 @@ class Strategy:
         """Once: allocate state as zeros, which avoids a special first task; may add parameters."""
 
     def begin(self, learner: Learner, task: Task) -> Task:
-        """Before a task's first step: may edit parameters or return different data (nominal=0: no step)."""
+        """Before a task's first step: may edit parameters or return different data (epoch=0: no step)."""
         return task
 
     def batch(self, learner: Learner, batch: Batch) -> Batch:
@@ -232,7 +232,7 @@ class Chain(Strategy):
             data = p.begin(learner, task)
             returns.begun(p.name, data)
             returns.kept(p.name, "begin", form, learner)
-            task = data if task.nominal else replace(data, nominal=0)  # a skipped task stays skipped
+            task = replace(data, epoch=0) if task.epoch == 0 else data  # a skipped task stays skipped
         return task
 
     def batch(self, learner: Learner, batch: Batch) -> Batch:

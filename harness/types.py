@@ -6,9 +6,10 @@ S seeds, B rows of a batch, C outputs, H units, T tasks, N samples of a data set
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple, Protocol, TypedDict, Unpack
+from functools import cached_property, lru_cache
+from typing import Any, NamedTuple, Protocol, TypedDict, Unpack, overload
 
 import torch
 from torch import Tensor
@@ -163,8 +164,50 @@ class Task:
     train: Source
     val: Source
     test: Source
-    nominal: int  # training rows in an epoch, the same for every seed; 0: no step
+    epoch: int | None = None  # training rows in an epoch; None: all of them; 0: no step
     ordered: bool = False  # visit the training rows in their own order; else reshuffle for each pass
+
+    @cached_property
+    def rows(self) -> int:
+        """Training rows of every seed. ValueError if seeds differ: those are trained apart (harness/groups.py)."""
+        sizes = self.train.size.tolist()
+        if min(sizes) < max(sizes):
+            raise ValueError(
+                f"task {self.index}: has {min(sizes)} training rows for one seed and {max(sizes)} for another; the"
+                " stream must say so in Stream.sizes"
+            )
+        return int(sizes[0])
+
+
+class Tasks(Sequence[Task]):
+    """Tasks built on demand: a stream of thousands has only a few in memory.
+
+    >>> tasks = Tasks(lambda t: Task(t, None, None, None), 1000)
+    >>> len(tasks[990:]), tasks[990:][0].index, tasks[-1].index
+    (10, 990, 999)
+    """
+
+    KEPT = 8  # in memory: those at a boundary are used several times
+
+    def __init__(self, make: Callable[[int], Task], n: int) -> None:
+        self.make, self.numbers = lru_cache(self.KEPT)(make), range(n)
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    @overload
+    def __getitem__(self, i: int) -> Task: ...
+    @overload
+    def __getitem__(self, i: slice) -> Tasks: ...
+    def __getitem__(self, i: int | slice) -> Task | Tasks:
+        if isinstance(i, int):
+            return self.make(self.numbers[i])
+        part = Tasks(self.make, 0)
+        part.make, part.numbers = self.make, self.numbers[i]
+        return part
+
+    def __iter__(self) -> Iterator[Task]:
+        return map(self.make, self.numbers)
 
 
 @dataclass(frozen=True)
@@ -180,6 +223,7 @@ class Stream:
     seeds: tuple[int, ...]
     hash: str  # digest of the data and of every seed's draws
     masks: Tensor | None = None  # [S or 1, T, C] outputs of each task; None: all compete
+    sizes: Tensor | None = None  # [S, T] training rows of each task; None: the same for all seeds
     classes: str = "seen"  # softmax over the classes seen so far, or all
     loss: str = "cross_entropy"  # or mse
     announced: bool = True  # False: the strategy does not learn when a task begins or ends

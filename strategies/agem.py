@@ -51,7 +51,7 @@ class AGEM(Strategy):
         return gradient
 
     def end(self, learner: Learner, task: Task) -> None:
-        position = rows.order(self.random.key(), task.train.size, 0, min(self.per_task, task.nominal))
+        position = rows.order(self.random.key(), task.train.size, 0, min(self.per_task, task.rows))
         new = dict(zip("xyt", task.train.take(position)))
         self.memory = {k: torch.cat([self.memory[k], v], 1) if self.memory else v for k, v in new.items()}
 

@@ -157,7 +157,7 @@ class Avalanche(Strategy):
                             f"{self.name}: retraining the past tasks did not reproduce the checkpoint's weights; "
                             "use force=true to restart the run"
                         )
-        return replace(task, nominal=0)
+        return replace(task, epoch=0)
 
     def end(self, learner: Learner, task: Task) -> None:
         self.train(learner, task)

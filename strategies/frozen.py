@@ -44,7 +44,7 @@ class Frozen(Strategy):
 
     def begin(self, learner: Learner, task: Task) -> Task:
         self.hold(learner)
-        return replace(task, nominal=0) if task.index and self.head == "frozen" else task
+        return replace(task, epoch=0) if task.index and self.head == "frozen" else task
 
     def step(self, learner: Learner, step: Step) -> None:
         self.hold(learner)

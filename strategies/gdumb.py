@@ -48,10 +48,10 @@ class GDumb(Strategy):
         self.memory = Memory(self.capacity, "class_balanced", self.random)
 
     def begin(self, learner: Learner, task: Task) -> Task:
-        return replace(task, nominal=0)
+        return replace(task, epoch=0)
 
     def end(self, learner: Learner, task: Task) -> None:
-        for position in rows.order(self.random.key(), task.train.size, 0, task.nominal).split(1000, 1):
+        for position in rows.order(self.random.key(), task.train.size, 0, task.rows).split(1000, 1):
             x, y, t = task.train.take(position)
             self.memory.add(x=x, y=y, t=t)
         params, buffers = learner.fresh(self.random.key())

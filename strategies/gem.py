@@ -60,7 +60,7 @@ class GEM(Strategy):
         return gradient
 
     def end(self, learner: Learner, task: Task) -> None:
-        position = rows.order(self.random.key(), task.train.size, 0, min(self.per_task, task.nominal))
+        position = rows.order(self.random.key(), task.train.size, 0, min(self.per_task, task.rows))
         self.memory.append(dict(zip("xyt", task.train.take(position))))
 
 

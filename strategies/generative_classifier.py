@@ -76,7 +76,7 @@ class GenerativeClassifier(Strategy):
         self.noise = rng.normal(self.random.key(), self.samples, self.latent, dtype=learner.dtype)
 
     def begin(self, learner: Learner, task: Task) -> Task:
-        return replace(task, nominal=0)
+        return replace(task, epoch=0)
 
     def end(self, learner: Learner, task: Task) -> None:
         S, label = learner.S, task.train.labels()

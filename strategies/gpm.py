@@ -48,7 +48,7 @@ class GPM(Strategy):
     @torch.no_grad()
     def end(self, learner: Learner, task: Task) -> None:
         C = {k: torch.zeros_like(v, dtype=torch.float64) for k, v in self.allowed.items()}
-        position = rows.order(self.random.key(), task.train.size, 0, min(self.samples, task.nominal))
+        position = rows.order(self.random.key(), task.train.size, 0, min(self.samples, task.rows))
         for found in layer_inputs(learner, task, position, 64, bias=False):
             C = tree.add(C, {k: r.flatten(1, 2).double().mT @ r.flatten(1, 2).double() for k, r in found.items()})
         share = self.threshold + self.growth * task.index

@@ -2,8 +2,6 @@
 tortoise networks, ICML.
 """
 
-import math
-
 from harness import tree
 from harness.landscape import paths
 from harness.learner import Learner
@@ -44,7 +42,7 @@ class HareTortoise(Strategy):
     def step(self, learner: Learner, step: Step) -> None:
         paths.follow(self.params, learner.params, 1 - self.decay)
         paths.follow(self.buffers, learner.buffers, 1 - self.decay)
-        self.epochs += 1 / math.ceil(learner.stream.tasks[learner.now].nominal / learner.budget.batch_size)
+        self.epochs += 1 / learner.epoch
         if self.epochs > self.period - 1e-6:
             self.epochs = 0.0
             tree.assign(learner.params, self.params)

@@ -2,8 +2,6 @@
 ICML.
 """
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -77,9 +75,7 @@ class HAT(Strategy):
         return {act: torch.sigmoid(s * params[f"hat.{act}"][self.rows, t]) for act in self.past}
 
     def batch(self, learner: Learner, batch: Batch) -> Batch:
-        task, steps = learner.stream.tasks[learner.now], learner.planned
-        if self.anneal == "epoch":
-            steps = min(steps, math.ceil(task.nominal / learner.budget.batch_size))
+        steps = min(learner.planned, learner.epoch) if self.anneal == "epoch" else learner.planned
         self.s = 1 / self.s_max + (self.s_max - 1 / self.s_max) * (learner.steps % steps) / steps
         return batch
 

@@ -69,7 +69,7 @@ class ICaRL(Strategy):
         if self.least:
             index = integers(self.random.key(), self.size[:, None], self.batch_size)
             x, y, t = (pick_rows(v, index) for v in (self.x, self.y, self.t))
-            held = (self.size / (self.size + learner.stream.tasks[learner.now].nominal)).to(w.dtype)[:, None]
+            held = (self.size / (self.size + learner.stream.tasks[learner.now].rows)).to(w.dtype)[:, None]
             batch = cat(batch, learner.make_batch(x, y, t)).batch
             w = torch.cat([w * (1 - held), held.expand(-1, self.batch_size) / self.batch_size], 1)
         target = F.one_hot(batch.y, learner.stream.outputs).to(w.dtype)

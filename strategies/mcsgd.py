@@ -129,8 +129,8 @@ class MCSGD(Strategy):
 
     def pick(self, learner: Learner, task: Task, count: int) -> dict[str, Tensor]:
         """Rows of the task, its classes in proportion: fields [S, count, ...]."""
-        count = min(count, task.nominal)
-        candidates = rows.order(self.random.key(), task.train.size, 0, min(task.nominal, 50 * count))
+        count = min(count, task.rows)
+        candidates = rows.order(self.random.key(), task.train.size, 0, min(task.rows, 50 * count))
         y = task.train.take(candidates)[1]
         label = y if y.dim() == 2 else torch.zeros_like(candidates)  # regression has no classes
         x, y, t = task.train.take(candidates.gather(1, stratified(label, count, self.random.key())))

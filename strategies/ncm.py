@@ -56,7 +56,7 @@ class NCM(Strategy):
             for batch in learner.scan(task.train):
                 self.tally(learner.net, batch.x, batch.y, batch.t, batch.w > 0, self.sum, self.count)
         else:  # not at each step, which would add every row once per epoch
-            for position in rows.order(self.random.key(), task.train.size, 0, task.nominal).split(1000, 1):
+            for position in rows.order(self.random.key(), task.train.size, 0, task.rows).split(1000, 1):
                 x, y, t = task.train.take(position)
                 self.memory.add(x=x, y=y, t=t)
 

@@ -57,8 +57,8 @@ class OWM(Strategy):
 
     @torch.no_grad()
     def end(self, learner: Learner, task: Task) -> None:
-        n = math.ceil(task.nominal / self.batch_size)
-        position = rows.order(self.random.key(), task.train.size, 0, n * self.batch_size)
+        n = math.ceil(task.rows / self.batch_size)
+        position = rows.order(self.random.key(), task.train.size, 0, task.rows)
         for i, found in enumerate(layer_inputs(learner, task, position, self.batch_size, bias=True)):
             mean = {k: r.double().mean(1) for k, r in found.items()}  # [S, L, fan in]
             outer = {k: r.mT @ r for k, r in mean.items()}

@@ -36,7 +36,7 @@ class Replay(Strategy):
 
     Differences from the papers:
     * While the memory has fewer rows than batch_size, all of them are replayed once (as in DER's code).
-    * fill=end adds `nominal` rows of the task in random order: all rows, if all seeds have the same number.
+    * fill=end adds all rows of the task, once each, in random order.
     * With class_balanced, classes are outputs: tasks that share their outputs share one quota.
     * policy=ring has a queue for each class of each task, as in Chaudhry's ring (for regression, for each task);
       for their lengths see harness.toolbox.memory.
@@ -87,7 +87,7 @@ class Replay(Strategy):
 
     def end(self, learner: Learner, task: Task) -> None:
         if self.fill == "end":
-            for position in rows.order(self.random.key(), task.train.size, 0, task.nominal).split(1000, 1):
+            for position in rows.order(self.random.key(), task.train.size, 0, task.rows).split(1000, 1):
                 self.offer(learner, *task.train.take(position))
 
     def offer(self, learner: Learner, x: Tensor, y: Tensor, t: Tensor) -> None:

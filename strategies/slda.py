@@ -59,7 +59,7 @@ class SLDA(Strategy):
         self.first = self.kept(learner)
 
     def begin(self, learner: Learner, task: Task) -> Task:
-        return replace(task, nominal=0) if task.index or self.features == "input" else task
+        return replace(task, epoch=0) if task.index or self.features == "input" else task
 
     def kept(self, learner: Learner) -> Net:
         """A copy of the learner's net; empty if features are the inputs."""

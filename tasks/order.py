@@ -24,15 +24,13 @@ def curriculum(stream: Stream, order: str | None, key: Tensor) -> Stream:
 
     None keeps their order; random shuffles those of each seed; easy_first sorts by rising `difficulty`, hard_first by
     falling, ties in the old order. Outputs move with their task. `key` [S] is the source of randomness.
-    Raises ValueError for an unknown order, and for tasks of unequal size: epochs are counted once for all seeds.
+    Raises ValueError for an unknown order.
     """
     if order is None:
         return stream
     if order not in ORDERS:
         raise ValueError(f"tasks.order={order}: must be null or one of {', '.join(ORDERS)}")
     tasks = stream.tasks
-    if len({task.nominal for task in tasks}) > 1:
-        raise ValueError(f"tasks.order={order}: needs tasks of equal size; change tasks.n_tasks, or use order=null")
     if order == "random":
         hard = rng.permutation(key, len(tasks)).double()
     else:
@@ -51,6 +49,7 @@ def curriculum(stream: Stream, order: str | None, key: Tensor) -> Stream:
             for t, task in enumerate(tasks)
         ),
         masks=masks,
+        sizes=torch.stack([rows.size for rows in parts["train"]], 1),
         hash=digest(stream.hash, order, place),
     )
 

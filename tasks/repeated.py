@@ -9,11 +9,11 @@ from torch import Tensor
 
 from harness import rng
 from harness.rows import Rows
-from harness.types import Stream, Task
+from harness.types import Stream, Task, Tasks
 from tasks.datasets import Dataset
-from tasks.stream import Members, Tasks, check, digest, drawn
+from tasks.stream import Members, check, digest, drawn
 
-VERSION = 1
+VERSION = 2  # 1: epochs were counted by the mean over tasks
 SCENARIOS = ("task", "class")
 WHY = "a class that returns keeps its output (with classes=all the learner sees only the data)"
 
@@ -65,10 +65,14 @@ def repeated(
         one = torch.full((s, 1), t if scenario == "task" else 0, dtype=torch.int64, device=index.device)
         return Rows(data.x, index, group[:, t].gather(1, slot), one, size)
 
-    def task(t: int) -> Task:
+    def share(t: int) -> tuple[Tensor, Tensor]:
+        """First sample of each class of task t, and the end of them: [S, width] each."""
         low, high = ((train.count * (turn[:, t] + k) // turns).gather(1, group[:, t]) for k in (0, 1))
+        return low, high
+
+    def task(t: int) -> Task:
         val, test = (rows(members.of(group[:, t]), t) for members in rest)
-        return Task(t, rows(train.of(group[:, t], low, high), t), val, test, nominal=len(data.train) // n_tasks)
+        return Task(t, rows(train.of(group[:, t], *share(t)), t), val, test)
 
     return Stream(
         name=f"repeated_{dataset.name}",
@@ -80,6 +84,7 @@ def repeated(
         seeds=tuple(seeds),
         hash=digest("repeated", VERSION, scenario, dataset.digest, group, mixed),
         masks=here.bool(),
+        sizes=torch.stack([(high - low).sum(1) for low, high in map(share, range(n_tasks))], 1),
         classes=classes,
     )
 

@@ -69,7 +69,7 @@ def sequence(
     tasks = []
     for t in range(len(sets)):
         train, val, test = (source(part, t) for part in PARTS)
-        tasks.append(Task(t, train, val, test, nominal=train.index.shape[1]))
+        tasks.append(Task(t, train, val, test))
     picked = key if rows or order else 0
     stream = Stream(
         name="_".join(["sequence", *(d.name for d in sets)]),

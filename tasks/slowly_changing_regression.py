@@ -92,7 +92,7 @@ def slowly_changing_regression(
     def task(t: int) -> Task:
         train = source(rng.integers(rng.fold(rng.fold(key, "rows"), t), free, rows), t)
         whole = source(torch.arange(free, device=still.device).expand(s, -1), t)
-        return Task(t, train, whole, whole, nominal=rows)
+        return Task(t, train, whole, whole)
 
     settings = f"{n_tasks} {rows} {bits} {held} {units} {beta}"
     return Stream(

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import lru_cache
-from typing import Any, overload
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from harness import rng
 from harness.rows import Rows
-from harness.types import Stream, Task
+from harness.types import Stream, Task, Tasks
 from tasks.datasets import Dataset
 
 SCENARIOS = ("task", "domain", "class")
 PARTS = ("train", "val", "test")
-KEPT = 8  # tasks of a long stream kept in memory: those at a boundary are used several times
 
 
 def check(
@@ -38,35 +36,6 @@ def check(
 def drawn(seeds: Sequence[int], fixed: bool, pin: int | None) -> list[int]:
     """The numbers from which a stream's random keys are made: the seeds, or one for all."""
     return [pin] * len(seeds) if pin is not None else [0] * len(seeds) if fixed else list(seeds)
-
-
-class Tasks(Sequence[Task]):
-    """Tasks built on demand: a stream of thousands has only a few in memory.
-
-    >>> tasks = Tasks(lambda t: Task(t, None, None, None, nominal=1), 1000)
-    >>> len(tasks[990:]), tasks[990:][0].index, tasks[-1].index
-    (10, 990, 999)
-    """
-
-    def __init__(self, make: Callable[[int], Task], n: int) -> None:
-        self.make, self.numbers = lru_cache(KEPT)(make), range(n)
-
-    def __len__(self) -> int:
-        return len(self.numbers)
-
-    @overload
-    def __getitem__(self, i: int) -> Task: ...
-    @overload
-    def __getitem__(self, i: slice) -> Tasks: ...
-    def __getitem__(self, i: int | slice) -> Task | Tasks:
-        if isinstance(i, int):
-            return self.make(self.numbers[i])
-        part = Tasks(self.make, 0)
-        part.make, part.numbers = self.make, self.numbers[i]
-        return part
-
-    def __iter__(self) -> Iterator[Task]:
-        return map(self.make, self.numbers)
 
 
 def on_validation(stream: Stream) -> Stream:
@@ -125,7 +94,7 @@ def whole(
 
     def task(t: int) -> Task:
         train, val, test = (source(part, t) for part in PARTS)
-        return Task(t, train, val, test, nominal=train.index.shape[1], ordered=ordered)
+        return Task(t, train, val, test, ordered=ordered)
 
     return Stream(
         version=version,
@@ -188,7 +157,7 @@ def grouped(
 ) -> Stream:
     """A stream whose task t has the classes groups[t] [S, k], with the targets targets(t) [S or 1, k].
 
-    The length of an epoch is the k classes' share of the training samples. `fields`: other fields of the stream.
+    `fields`: other fields of the stream.
     """
     members = {part: Members(data.y, getattr(data, part), data.classes) for part in PARTS}
 
@@ -198,9 +167,8 @@ def grouped(
         return Rows(data.x, index, targets(t).expand(len(seeds), -1).gather(1, slot), one, size)
 
     def task(t: int) -> Task:
-        nominal = len(data.train) * groups[t].shape[1] // data.classes
         train, val, test = (source(part, t) for part in PARTS)
-        return Task(t, train, val, test, nominal=nominal)
+        return Task(t, train, val, test)
 
     return Stream(
         scenario=scenario,
@@ -208,6 +176,7 @@ def grouped(
         shape=data.shape,
         outputs=outputs,
         seeds=tuple(seeds),
+        sizes=torch.stack([members["train"].count[g].sum(1).expand(len(seeds)) for g in groups], 1),
         **fields,
     )
 

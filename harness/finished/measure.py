@@ -23,13 +23,14 @@ from harness import loop, store, tree
 from harness.boundary import Boundary, Metric
 from harness.config.catalogue import CONF, targets
 from harness.finished.trust import safe
+from harness.groups import groups, stream_of
 from harness.jobs.setting import Setting, build, build_strategies, chosen_device, chosen_metrics
 from harness.learner import Learner
 from harness.record.clock import Clock
-from harness.record.evaluation import Evaluation, measured
+from harness.record.evaluation import measured
 from harness.record.layout import timing_rows
 from harness.record.meter import Meter
-from harness.record.sinks import InMemory, StoredNets
+from harness.record.sinks import InMemory, Lane, StoredNets, shared
 from harness.store import sources
 from harness.strategy import Chain
 from harness.trackers.bar import bar
@@ -66,38 +67,43 @@ def measure(
     """
     with store.RunFolder.reopen(path) as folder:
         folder.needs_nets()
-        run = opened(folder, changes or {}, trust, config_dir)
-        replay = Replay(run, chosen_metrics(dict(metrics)))
-        tasks = [t for t in run.stream.tasks if measured(t.index, len(run.stream.tasks), every)]
+        chosen = chosen_metrics(dict(metrics))
+        whole = opened(folder, changes or {}, trust, config_dir)
+        replays = [Replay(run, chosen) for run in apart(whole)]
+        total = len(whole.stream.tasks)
+        tasks = [t for t in range(total) if measured(t, total, every)]
         with bar("measure", len(tasks)) as part:
-            for task in tasks:
-                part(f"task {task.index + 1}/{len(run.stream.tasks)}")
-                replay.around(task)
-        amend(folder, replay.sink)
-        added = {"at": store.now(), "metrics": dict(metrics), "every": every, "missing": sorted(replay.missing)}
+            for t in tasks:
+                part(f"task {t + 1}/{total}")
+                for replay in replays:
+                    replay.around(replay.run.stream.tasks[t])
+        amend(folder, whole.rows)
+        missing = sorted({line for replay in replays for line in replay.missing})
+        added = {"at": store.now(), "metrics": dict(metrics), "every": every, "missing": missing}
         code = sources.digest(sources.files(targets(metrics)))
         folder.update_manifest(
-            metrics=sorted({*folder.manifest["metrics"], *replay.names}),
+            metrics=sorted({*folder.manifest["metrics"], *chosen}),
             measured=[*folder.manifest.get("measured", []), {**added, "source": code}],
         )
-    lines = [f"measured {', '.join(sorted(replay.names)) or 'nothing'} at {len(tasks)} boundaries of {path}"]
-    return "\n".join([*lines, *(f"missing: {line}" for line in sorted(replay.missing))])
+    lines = [f"measured {', '.join(sorted(chosen)) or 'nothing'} at {len(tasks)} boundaries of {path}"]
+    return "\n".join([*lines, *(f"missing: {line}" for line in missing)])
 
 
 @dataclass
 class Opened:
-    """A finished run without its state."""
+    """A finished run without its state, or the part of it that was trained as one group of seeds."""
 
     folder: store.RunFolder
+    setting: Setting
+    rows: Rows
+    lane: Lane  # these seeds' part of `rows`
     stream: Stream
     learner: Learner
     strategy: Kept
-    evaluation: Evaluation
-    checkpoint: dict[str, Any]  # of the last boundary
 
     def net(self, t: int) -> Net:
         """The net after task t, -1 for the initialisation."""
-        return self.loaded(self.folder.net(t))
+        return self.loaded(self.lane.net(t))
 
     def loaded(self, kept: Mapping[str, Any]) -> Net:
         """A net from its saved form. StoreError if the model has other parameters."""
@@ -115,7 +121,7 @@ class Opened:
 def opened(
     folder: store.RunFolder, changes: Mapping[str, Any], trust: Sequence[str] = (), config_dir: str | None = None
 ) -> Opened:
-    """Rebuild the stream, learner and strategy from the run's configuration.
+    """Rebuild the stream, learner and strategy of all seeds from the run's configuration.
 
     ValueError if the stream differs, or the configuration is not `safe`.
     """
@@ -140,12 +146,26 @@ def opened(
         )
     if changed := sources.edited(manifest):
         warn(f"{path}: trained with different code ({sources.listed(changed)}); the new metrics use the current code")
-    with buildable(path):
-        strategy = Kept(list(build_strategies(cfg["strategy"]).values()))
+    rows = Rows(folder=folder)
+    (lane,) = shared(rows, [range(len(stream.seeds))])
+    return built(folder, setting, rows, lane, stream)
+
+
+def built(folder: store.RunFolder, setting: Setting, rows: Rows, lane: Lane, stream: Stream) -> Opened:
+    """The learner and strategy of a stream's seeds, prepared."""
+    with buildable(folder.path):
+        strategy = Kept(list(build_strategies(setting.cfg["strategy"]).values()))
         learner = Learner(stream=stream, **setting.parts(stream))
         loop.prepare(learner, strategy)
-        evaluation = setting.evaluation
-    return Opened(folder, stream, learner, strategy, evaluation, folder.checkpoint())
+    return Opened(folder, setting, rows, lane, stream, learner, strategy)
+
+
+def apart(run: Opened) -> list[Opened]:
+    """The run by groups of seeds, as it was trained."""
+    lanes = shared(run.rows, groups(run.stream))
+    if len(lanes) == 1:
+        return [run]
+    return [built(run.folder, run.setting, run.rows, lane, stream_of(run.stream, lane.places)) for lane in lanes]
 
 
 @contextmanager
@@ -194,7 +214,7 @@ class _NoState(dict[str, Any]):
 
 
 @dataclass
-class _Rows(InMemory):
+class Rows(InMemory):
     """Collects rows, and reads the nets from a run's folder."""
 
     folder: store.RunFolder | None = None
@@ -211,8 +231,8 @@ class Replay:
     """Measures the boundaries of a finished run as the run itself would have."""
 
     def __init__(self, run: Opened, metrics: Mapping[str, Metric]) -> None:
-        self.run, self.names, self.missing = run, set(metrics), set[str]()
-        self.sink = _Rows(folder=run.folder)
+        self.run, self.sink, self.missing = run, run.lane, set[str]()
+        self.checkpoint = run.lane.state(run.folder.checkpoint())
         self.accuracy, self.online = accuracy(run), online(run)
         frame = store.read_rows(run.folder, "metrics").to_pandas()
         self.fresh, self.plain = (controls(frame, name, run) for name in ("fresh_score", "plain_score"))
@@ -250,7 +270,7 @@ class Replay:
         self.set_to(task, "end", known=last)
         self.meter.measure(lambda: self.boundary(task, "end"))
         self.sink.write("timing", timing_rows(task.index, self.meter.clock.take()))
-        if self.run.evaluation.every:
+        if self.run.setting.evaluation.every:
             self.missing.add("scores within tasks: what needs them keeps the run's value or is missing")
         if self.state.asked:
             self.missing.add("the optimizer's state before the last boundary: what needs it (eos_ratio of Adam) is NaN")
@@ -272,8 +292,8 @@ class Replay:
             learner.steps = learner.planned
         run.strategy.known = known
         if known:
-            learner.load_state_dict(run.checkpoint["learner"])
-            run.strategy.load_state_dict(run.checkpoint["strategy"])
+            learner.load_state_dict(self.checkpoint["learner"])
+            run.strategy.load_state_dict(self.checkpoint["strategy"])
         else:
             learner.optimizer.state = self.state
             if self.gated:
@@ -310,7 +330,8 @@ def accuracy(run: Opened) -> Tensor:
     """The matrix R [S, T + 1, T] of the run's table; NaN if not tested."""
     seeds, total = run.stream.seeds, len(run.stream.tasks)
     matrix = torch.full((len(seeds), total + 1, total), torch.nan, dtype=torch.float64)
-    for row in store.read_rows(run.folder, "accuracy").to_pylist():
+    rows = store.read_rows(run.folder, "accuracy").to_pylist()
+    for row in (row for row in rows if row["seed"] in seeds):
         matrix[seeds.index(row["seed"]), row["boundary"] + 1, row["task"]] = row["accuracy"]
     return matrix
 
@@ -318,6 +339,7 @@ def accuracy(run: Opened) -> Tensor:
 def online(run: Opened) -> dict[int, Tensor]:
     """Accuracy before each step of each task [S, steps] from its curve, which has means over stretches of steps."""
     frame = store.read_rows(run.folder, "curves").to_pandas()
+    frame = frame[frame.seed.isin(run.stream.seeds)]
     found = {}
     for t, rows in frame.groupby("boundary"):
         table = rows.pivot_table("online_accuracy", "seed", "step", dropna=False).loc[list(run.stream.seeds)]
@@ -328,10 +350,10 @@ def online(run: Opened) -> dict[int, Tensor]:
 
 def controls(frame: pd.DataFrame, name: str, run: Opened) -> Tensor | None:
     """The recorded values of `name` for each task [S, T], NaN if missing; None without any."""
-    rows = frame[frame.metric == name]
+    seeds = run.stream.seeds
+    rows = frame[(frame.metric == name) & frame.seed.isin(seeds)]
     if rows.empty:
         return None
-    seeds = run.stream.seeds
     table = torch.full((len(seeds), len(run.stream.tasks)), torch.nan, dtype=torch.float64)
     for seed, t, value in zip(rows.seed, rows.boundary, rows.value):
         table[seeds.index(seed), t] = value

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from harness import store
 from harness.config.catalogue import targets
+from harness.groups import groups
 from harness.jobs.setting import Setting, build, build_strategies, chosen_device, chosen_metrics
 from harness.record.sinks import Columns
 from harness.run import check_boundaries, check_scenario, run
@@ -76,6 +77,12 @@ def _one(
             return folder.path
         if progress and (facts := setting.facts(stream)):
             print(f"{setting.dataset.name}: {facts}", flush=True)
+        if progress and len(apart := groups(stream)) > 1:
+            print(
+                f"{stream.name}: tasks differ in size between seeds, which are trained in {len(apart)} groups"
+                " (tasks.fixed=true gives all seeds the same tasks)",
+                flush=True,
+            )
         resume = _resume(folder, setting, stream, spec, {"metrics": sorted(metrics), "purpose": "run"})
         control = None
         if cfg["control"] and not is_control:
@@ -102,7 +109,7 @@ def _one(
         except BaseException as error:
             trackers.finish([], f"{type(error).__name__}: {error}")
             raise
-        alive = result.learner.alive.tolist()
+        alive = result.alive.tolist()
         diverged = [s for s, a in zip(seeds, alive) if not a]
         folder.finish(diverged=diverged)
         if diverged:

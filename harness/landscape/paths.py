@@ -187,7 +187,7 @@ def remeasure(learner: Learner, params: Params, task: Task, random: RandomStream
     """
 
     def batches() -> Iterator[Inputs]:
-        for _ in range(min(64, math.ceil(task.nominal / size))):
+        for _ in range(min(64, math.ceil(task.rows / size))):
             position = integers(random.key(), task.train.size[:, None], size)
             x, _, t = task.train.take(position)
             yield x, t, random.key() if learner.model.stochastic else None

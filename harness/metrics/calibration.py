@@ -41,9 +41,9 @@ COLUMNS: dict[str, Column] = {
 def calibration(b: Boundary, *, size: int, tasks: int) -> Readings:
     """Calibration of each measured task (`metrics.spaced`) and overall on `size` test rows of each, after a task.
 
-    The temperature uses as many validation rows. Cost: two forward passes of the deployed net per task. Empty for
-    regression. NaN if the deployed net's logits are not log-probabilities up to a constant (nearest class means): their
-    softmax, and so its error, depends on the unit of length of the distances.
+    The temperature uses as many validation rows, and is NaN without any. Cost: two forward passes of the deployed
+    net per task. Empty for regression. NaN if the deployed net's logits are not log-probabilities up to a constant
+    (nearest class means): their softmax, and so its error, depends on the unit of length of the distances.
     """
     if b.phase != "end" or b.stream.loss == "mse":
         return {}
@@ -74,7 +74,10 @@ class Answers(NamedTuple):
 
 @torch.no_grad()
 def answers(b: Boundary, task: int, size: int, split: str) -> Answers:
-    """The deployed net on rows of a task, under this boundary's mask."""
+    """The deployed net on rows of a task, under this boundary's mask; of weight NaN for a seed that has none."""
+    if not int(getattr(b.stream.tasks[task], split).size.max()):
+        alone = torch.full((b.learner.S, 1), math.nan, dtype=torch.float64, device=b.learner.device)
+        return Answers(alone.new_zeros(*alone.shape, b.stream.outputs), torch.zeros_like(alone).long(), alone)
     batch = b.probe(task, size, split)
     logits = mask_logits(b.deployed(batch.x, batch.t).logits, b.stream.mask(batch.t, b.t))
     return Answers(logits.double(), batch.y, batch.w.double())

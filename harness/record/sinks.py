@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from harness import tree
+from harness.groups import joined, taken
 from harness.learner import Learner
 from harness.types import Net
 
@@ -42,6 +43,45 @@ class InMemory:
 
     def has_net(self, task: int) -> bool:
         return task in self.nets
+
+
+class Lane:
+    """A group of seeds' part of a sink: rows go straight through, and a boundary waits for the other groups."""
+
+    def __init__(self, sink: Sink, places: Sequence[int], waiting: dict[int, list[Any]], number: int, of: int) -> None:
+        self.sink, self.places, self.waiting, self.number, self.of = sink, list(places), waiting, number, of
+
+    def write(self, table: str, columns: Columns) -> None:
+        self.sink.write(table, columns)
+
+    def commit(self, boundary: int, checkpoint: Callable[[], dict[str, Any]], net: Net) -> None:
+        if self.of == 1:
+            return self.sink.commit(boundary, checkpoint, net)
+        there = self.waiting.setdefault(boundary, [])
+        there.append((self.places, checkpoint, net))
+        if len(there) == self.of:
+            params, buffers = (joined((p, getattr(n, kind)) for p, _, n in there) for kind in ("params", "buffers"))
+            states = [state for _, state, _ in self.waiting.pop(boundary)]
+            net = replace(net, params=params, buffers=buffers)
+            self.sink.commit(boundary, lambda: {"groups": [state() for state in states]}, net)
+
+    def state(self, checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+        """The group's state in a checkpoint."""
+        state: dict[str, Any] = dict(checkpoint) if self.of == 1 else checkpoint["groups"][self.number]
+        return state
+
+    def net(self, task: int) -> dict[str, Any]:
+        kept = self.sink.net(task)
+        return kept if self.of == 1 else {kind: taken(values, self.places) for kind, values in kept.items()}
+
+    def has_net(self, task: int) -> bool:
+        return self.sink.has_net(task)
+
+
+def shared(sink: Sink, groups: Sequence[Sequence[int]]) -> list[Lane]:
+    """A lane of the sink for each group of places of seeds."""
+    waiting: dict[int, list[Any]] = {}
+    return [Lane(sink, places, waiting, number, len(groups)) for number, places in enumerate(groups)]
 
 
 class StoredNets:

@@ -45,5 +45,5 @@ class Union(Strategy):
         tasks = learner.stream.tasks[: task.index + 1]
         train = union([t.train for t in tasks if isinstance(t.train, Rows)])
         self.kept = train.nbytes
-        nominal = sum(t.nominal for t in tasks) if self.steps == "proportional" else task.nominal
-        return replace(task, train=train, nominal=nominal, ordered=False) if task.index else task
+        epoch = None if self.steps == "proportional" else task.rows
+        return replace(task, train=train, epoch=epoch, ordered=False) if task.index else task

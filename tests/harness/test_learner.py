@@ -32,8 +32,9 @@ SEEDS = (0, 1, 2)
 
 @cache
 def data() -> Dataset:
-    """Unequal classes, so that a split gives every seed another number of rows."""
-    labels = [torch.arange(CLASSES).repeat_interleave(torch.arange(n, n + CLASSES)) for n in (8, 1, 4)]
+    """Equal classes to train on; unequal ones to test on, so that a split gives every seed another number of rows."""
+    counts = torch.full((CLASSES,), 7), torch.arange(1, 1 + CLASSES), torch.arange(4, 4 + CLASSES)
+    labels = [torch.arange(CLASSES).repeat_interleave(n) for n in counts]
     y = torch.cat(labels)
     key = rng.keys([0], "toy")
     x = rng.normal(key, len(y), 1, 2, 4)[0] + rng.normal(rng.fold(key, "centre"), CLASSES, 1, 2, 4)[0, y]
@@ -47,7 +48,7 @@ def stream(scenario: str = "class", seeds: tuple[int, ...] = SEEDS, **options: A
 
 
 def regression(seeds: tuple[int, ...] = SEEDS) -> Stream:
-    """Two outputs to be fitted by squared error, 5, 9 and 7 rows."""
+    """Two outputs to be fitted by squared error on 7 rows; 5, 9 and 7 rows to test on."""
     size = torch.tensor([{0: 5, 1: 9, 2: 7}[s] for s in seeds])
     key = rng.keys(seeds, "regression")
     rows = Rows(
@@ -57,7 +58,17 @@ def regression(seeds: tuple[int, ...] = SEEDS) -> Stream:
         torch.zeros(len(seeds), 1, dtype=torch.int64),
         size,
     )
-    return Stream("regression", 1, "domain", (Task(0, rows, rows, rows, 7),), (1, 2, 4), 2, seeds, "hash", loss="mse")
+    return Stream(
+        "regression",
+        1,
+        "domain",
+        (Task(0, replace(rows, size=torch.full_like(size, 7)), rows, rows),),
+        (1, 2, 4),
+        2,
+        seeds,
+        "hash",
+        loss="mse",
+    )
 
 
 def make(s: Stream, widths: tuple[int, ...] = (7, 5), **options: Any) -> Learner:
@@ -217,10 +228,10 @@ def positions(learner: Learner, task: Task) -> Tensor:
     return torch.cdist(taken, data().x.flatten(1)[None].expand(len(taken), -1, -1)).argmin(2)
 
 
-def test_every_epoch_takes_as_many_steps_and_visits_each_row_of_the_seed_once() -> None:
+def test_an_epoch_is_a_pass_over_the_task_s_own_rows() -> None:
     s = stream()
     learner = make(s, budget=Budget(epochs=3, batch_size=4))
-    steps = 3 * math.ceil(21 / 4)  # 63 training rows in 3 tasks
+    steps = 3 * math.ceil(14 / 4)  # two classes of 7 rows
     for task in s.tasks:
         found = positions(learner, task)
         assert learner.planned == steps and found.shape == (3, 4 * steps)
@@ -293,8 +304,8 @@ def test_an_empty_budget_is_refused_by_name(options: dict[str, int], message: st
 
 def test_steps_take_the_place_of_epochs() -> None:
     task = stream().tasks[0]
-    assert Budget(epochs=2, batch_size=4).of(task) == 12
-    assert Budget(epochs=2, batch_size=21).of(task) == 2
+    assert Budget(epochs=2, batch_size=4).of(task) == 8
+    assert Budget(epochs=2, batch_size=14).of(task) == 2
     assert Budget(epochs=2, steps=5, batch_size=4).of(task) == 5
 
 
@@ -333,7 +344,7 @@ def test_a_seed_without_rows_has_no_score_and_disturbs_no_other() -> None:
 def test_a_limited_scan_reads_the_first_rows_alone() -> None:
     s = regression()
     learner = make(s)
-    batches = list(learner.scan(s.tasks[0].train, 4, limit=6))  # 5, 9 and 7 rows
+    batches = list(learner.scan(s.tasks[0].test, 4, limit=6))  # 5, 9 and 7 rows
     w = torch.cat([b.w for b in batches], 1)
     assert w.shape == (3, 6)
     torch.testing.assert_close(w.sum(1), torch.ones(3, dtype=torch.float64))
@@ -425,13 +436,27 @@ def test_a_probe_is_frozen_stratified_without_repeats_and_the_seed_s_own() -> No
 def test_a_probe_of_a_small_task_depends_on_its_own_seed_alone() -> None:
     """Seeds whose task holds fewer rows than were asked for."""
     s = stream()
-    sizes = s.tasks[0].train.size
+    sizes = s.tasks[0].test.size
     assert len(sizes.unique()) > 1 and sizes.max() < 512
-    together = make(s).probe(s.tasks[0])
+    together = make(s).probe(s.tasks[0], split="test")
     for i, seed in enumerate(SEEDS):
         alone = make(stream(seeds=(seed,)))
-        own_probe = alone.probe(alone.stream.tasks[0])
+        own_probe = alone.probe(alone.stream.tasks[0], split="test")
         assert mean_input(together, i) == pytest.approx(mean_input(own_probe, 0), rel=1e-12)
+
+
+def test_a_seed_without_rows_has_no_mean_and_takes_none_from_the_others() -> None:
+    s = stream()
+    learner = make(s)
+    test = s.tasks[0].test
+    assert isinstance(test, Rows)
+    bare = replace(s.tasks[0], test=replace(test, size=test.size * torch.tensor([1, 0, 1])))
+    some, whole = learner.probe(bare, split="test"), learner.probe(s.tasks[0], split="test")
+    assert some.w[1].isnan().all() and torch.equal(some.w[[0, 2]], whole.w[[0, 2]])
+    score, loss = learner.evaluate(learner.net, bare.test, samples=500)
+    assert score.isnan().tolist() == loss.isnan().tolist() == [False, True, False]
+    with pytest.raises(ValueError, match="there are no rows to sample"):
+        learner.probe(replace(bare, test=replace(test, size=test.size * 0)), split="test")
 
 
 @pytest.mark.parametrize("samples", [8, 11, 15, 500])

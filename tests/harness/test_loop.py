@@ -20,13 +20,14 @@ from harness.strategy import Chain, Strategy
 from harness.types import BEFORE, Aux, Batch, GradFn, Net, Out, Params, Step, Stream, Task, cat
 from tasks.datasets import load
 from tasks.split import split
+from tests.even import even
 from tests.observer import Blind
 
 ROOT = Path(loop.__file__).parents[1]
 
 
 def stream(seeds: tuple[int, ...] = (0, 1)) -> Stream:
-    return split(dataset=load("digits"), seeds=seeds, scenario="domain", n_tasks=5, fixed=False)
+    return split(dataset=even(load("digits")), seeds=seeds, scenario="domain", n_tasks=5, fixed=False)
 
 
 def learner_of(s: Stream, steps: int = 2, **options: Any) -> Learner:
@@ -191,16 +192,16 @@ def test_a_double_pass_with_a_penalty_inside_is_the_hand_written_one() -> None:
 def test_where_one_part_takes_no_step_no_later_part_brings_steps_back(order: int) -> None:
     class Still(Strategy):
         def begin(self, learner: Learner, task: Task) -> Task:
-            return replace(task, nominal=0) if task.index else task
+            return replace(task, epoch=0) if task.index else task
 
     class More(Strategy):
         def begin(self, learner: Learner, task: Task) -> Task:
-            return replace(task, nominal=2 * learner.stream.tasks[task.index].nominal)
+            return replace(task, epoch=2 * learner.stream.tasks[task.index].rows)
 
     learner = learner_of(stream())
     chain = Chain([Still(), More()][::order])
-    first, second, *_ = (chain.begin(learner, task).nominal for task in learner.stream.tasks)
-    assert first == 2 * learner.stream.tasks[0].nominal and second == 0
+    first, second, *_ = (chain.begin(learner, task).epoch for task in learner.stream.tasks)
+    assert first == 2 * learner.stream.tasks[0].rows and second == 0
 
 
 def test_a_chain_threads_left_to_right_sums_losses_and_nests_gradients_last_outermost() -> None:

@@ -96,16 +96,16 @@ def test_the_information_is_that_of_all_training_rows_and_no_test_row() -> None:
     unseen = replace(task.test, data=torch.full_like(task.test.data, torch.nan))  # type: ignore[type-var, attr-defined]
     prepare(made, Chain([part]))
     part.end(made, replace(task, test=unseen, val=unseen))
-    rows = task.train.take(torch.arange(task.nominal).expand(made.S, -1))
+    rows = task.train.take(torch.arange(task.rows).expand(made.S, -1))
     batch = made.make_batch(*rows)
     total = tree.zeros(made.params)
-    for i in range(task.nominal):
+    for i in range(task.rows):
         one = replace(batch, **{k: getattr(batch, k)[:, i : i + 1] for k in "xyt"}, w=torch.ones(made.S, 1).double())
         for y in range(3):
             labelled = replace(one, y=torch.full_like(one.y, y))
             loss, _ = made.task_loss(made.params, labelled)
             g = made.task_grad(made.params, labelled)
-            share = loss.detach().neg().exp() / task.nominal  # p(y | x)
+            share = loss.detach().neg().exp() / task.rows  # p(y | x)
             total = {k: v + share.view(-1, *[1] * (v.dim() - 1)) * g[k].square() for k, v in total.items()}
     for k, v in total.items():
         torch.testing.assert_close(part.weight[k], v, rtol=1e-8, atol=1e-14)

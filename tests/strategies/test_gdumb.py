@@ -40,7 +40,7 @@ def test_classes_have_equal_shares() -> None:
         part.end(learner, task)
         counts.append([sorted(row.bincount(minlength=6).tolist()) for row in part.memory.rows()["y"]])
     assert counts == [[[0, 0, 0, 0, 6, 7]] * 2, [[0, 0, 3, 3, 3, 4]] * 2, [[2, 2, 2, 2, 2, 3]] * 2]
-    assert part.memory.seen == sum(task.nominal for task in learner.stream.tasks)
+    assert part.memory.seen == sum(task.rows for task in learner.stream.tasks)
 
 
 def test_no_step_is_taken_on_the_stream(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -164,7 +164,7 @@ def test_steepness_grows_over_each_epoch_or_over_the_task() -> None:
         part = hat(anneal=anneal)
         made, chain = learner(part, steps=10)
         task = made.stream.tasks[0]
-        made.budget = Budget(steps=10, batch_size=math.ceil(task.nominal / 5))
+        made.budget = Budget(steps=10, batch_size=math.ceil(task.rows / 5))
         log: list[tuple[float, Batch, Params]] = []
         train(made, chain, task, log)
         n = max(expected) + 1

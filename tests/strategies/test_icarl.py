@@ -116,7 +116,7 @@ def test_the_loss_is_the_papers(scenario: str, now: int) -> None:
     part = icarl()
     learner, watch = run(part, scenario)
     batch = [b for i, b in watch.batches if i == now][-1]
-    fresh, n = 8, learner.stream.tasks[now].nominal
+    fresh, n = 8, learner.stream.tasks[now].rows
     e = {1: 2 * 6, 2: 4 * 3}[now]  # exemplars of two or four classes
     assert batch.x.shape[1] == fresh + 6 and not batch.w.any()
     params = tree.scale(learner.params, 1.1)

@@ -112,7 +112,7 @@ def test_every_row_so_far_is_memory(kind: Any) -> None:
     assert held == [2 * row * n for n in (0, 12, 18, 36)]  # of both seeds
     memory = Memory(36, "reservoir", RandomStream(keys([0, 1], "x")))
     for task in made.stream.tasks:
-        x, y, t = task.train.take(torch.arange(task.nominal).expand(2, -1))
+        x, y, t = task.train.take(torch.arange(task.rows).expand(2, -1))
         memory.add(x=x, y=y, t=t)
     assert held[-1] == memory.nbytes
     again = kind(steps="equal")

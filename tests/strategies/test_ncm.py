@@ -59,7 +59,6 @@ def test_with_all_rows_held_it_is_the_nearest_class_mean(normalise: bool) -> Non
         z = torch.cat([hidden(learner, x, t, s) for x, _, t in rows])
         y = torch.cat([y for _, y, _ in rows])
         z = z / z.norm(dim=1, keepdim=True).clamp_min(1e-12) if normalise else z
-        # the memory holds `nominal` rows of a task at most
         held = part.memory.rows()
         kept = hidden(learner, held["x"][s : s + 1], held["t"], s)
         kept = kept / kept.norm(dim=1, keepdim=True).clamp_min(1e-12) if normalise else kept

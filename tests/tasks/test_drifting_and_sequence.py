@@ -29,7 +29,7 @@ def test_row_i_of_the_stream_is_turned_by_its_share_of_the_spread() -> None:
     stream = drifting(dataset=data, seeds=(0, 1), n_tasks=4, fixed=False, spread=120.0)
     n, dark = len(data.train), float(data.x.min())
     for t, task in enumerate(stream.tasks):
-        assert task.ordered and task.nominal == n and isinstance(task.train, Rows)
+        assert task.ordered and task.rows == n and isinstance(task.train, Rows)
         x, _, _ = task.train.take(torch.arange(n).expand(2, -1))
         for s in range(2):
             assert torch.equal(task.train.index[s].sort().values, data.train)  # each once a pass
@@ -91,7 +91,7 @@ def test_labels_are_shared_or_stand_in_blocks() -> None:
 def test_rows_are_drawn_for_each_seed_and_each_data_set() -> None:
     stream = sequence(**GIVEN, rows=10)
     for task in stream.tasks:
-        assert task.nominal == 10 and isinstance(task.train, Rows)
+        assert task.rows == 10 and isinstance(task.train, Rows)
         assert not torch.equal(task.train.index[0].sort().values, task.train.index[1].sort().values)
     with pytest.raises(ValueError, match=r"tasks\.rows=19: must be from 1 to 18, the training rows of small"):
         sequence(**GIVEN, rows=19).tasks[0]

@@ -27,6 +27,7 @@ from tasks.datasets.images import Augment, Images, Scale
 from tasks.permuted import permuted
 from tasks.rotated import rotated
 from tasks.split import split
+from tests.even import even
 from tests.observer import Blind
 
 
@@ -137,7 +138,7 @@ def trained(stream: Stream) -> Learner:
 
 
 def of(seeds: list[int], augment: list[str], make: Any = split) -> Stream:
-    made: Stream = make(dataset=load("digits", augment=augment), seeds=seeds, n_tasks=2, fixed=False)
+    made: Stream = make(dataset=even(load("digits", augment=augment)), seeds=seeds, n_tasks=2, fixed=False)
     return made
 
 

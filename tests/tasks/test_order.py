@@ -19,6 +19,7 @@ from tasks.permuted import permuted
 from tasks.sequence import sequence
 from tasks.split import split
 from tasks.stream import PARTS
+from tests.even import even
 
 
 def rows(x: Tensor, y: Tensor) -> Rows:
@@ -100,13 +101,14 @@ def test_a_random_order_is_the_seed_s_own_and_keeps_every_task() -> None:
     assert classes(same, data, 0) == classes(same, data, 1)
 
 
-def test_data_sets_are_sorted_when_they_are_of_one_size() -> None:
+def test_data_sets_are_sorted_whatever_their_sizes() -> None:
     easy, hard = replace(noisy([0.2]), name="easy"), replace(noisy([2.0]), name="hard")
     stream = sequence(dataset=hard, seeds=(0,), then=[easy], fixed=False, rows=30, order="easy_first")
     x, _, _ = stream.tasks[0].train.take(torch.arange(30)[None])
     assert torch.isin(x[0, :, 1], easy.x[:, 1]).all()
-    with pytest.raises(ValueError, match=r"tasks\.order=easy_first: needs tasks of equal size"):
-        sequence(dataset=hard, seeds=(0,), then=[noisy([0.1, 0.1])], fixed=False, order="easy_first")
+    larger = sequence(dataset=hard, seeds=(0, 1), then=[noisy([0.1, 0.1])], fixed=False, order="easy_first")
+    sizes = [task.train.size.tolist() for task in larger.tasks]
+    assert sizes[0] != sizes[1] and larger.sizes is not None and larger.sizes.T.tolist() == sizes
 
 
 def test_the_share_of_the_next_task_rises_linearly_over_the_blurred_stretch() -> None:
@@ -146,7 +148,7 @@ def test_rows_come_in_their_order_in_every_pass() -> None:
     from harness.models.mlp import MLP
     from harness.optim import SGD
 
-    stream = split(dataset=load("digits"), seeds=(0, 1), n_tasks=5, fixed=False, blur=1.0)
+    stream = split(dataset=even(load("digits")), seeds=(0, 1), n_tasks=5, fixed=False, blur=1.0)
     learner = Learner(MLP(stream.shape, 10, (4,)), stream, SGD(lr=0.1), Budget(epochs=2, batch_size=50))
     task = stream.tasks[1]
     learner.plan(task)

@@ -60,7 +60,7 @@ def test_a_task_is_the_whole_data_set_under_one_permutation(scenario: str) -> No
                 assert torch.equal(x, data().x[rows].flatten(1)[:, order].view(-1, *SHAPE))
                 assert torch.equal(y, data().y[rows] + (0 if scenario == "domain" else CLASSES * i))
                 assert (t == (i if scenario == "task" else 0)).all()
-        assert task.nominal == 25
+        assert task.rows == 25
     assert stream.outputs == (CLASSES if scenario == "domain" else 3 * CLASSES)
 
 
@@ -129,7 +129,7 @@ def test_rows_give_each_task_a_sample_of_its_own_under_the_same_permutations() -
     stream, plain = make(rows=10), make()
     drawn = []
     for a, b in zip(stream.tasks, plain.tasks):
-        assert a.nominal == 10 and a.train.size.tolist() == [10] * 3
+        assert a.rows == 10 and a.train.size.tolist() == [10] * 3
         for s in range(3):
             x, y, _ = read(a.train, s)
             every, labels, _ = read(b.train, s)

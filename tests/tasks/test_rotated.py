@@ -65,7 +65,7 @@ options = st.fixed_dictionaries(
 def test_every_task_is_the_whole_data_set_with_each_sample_in_its_part_and_its_class_kept(o: dict[str, Any]) -> None:
     stream = make(**o)
     for i, task in enumerate(stream.tasks):
-        assert task.nominal == 25
+        assert task.rows == 25
         for part in PARTS:
             for s in range(len(o["seeds"])):
                 x, y, t = read(getattr(task, part), s)

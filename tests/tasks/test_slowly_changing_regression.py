@@ -60,7 +60,7 @@ def test_held_bits_stay_within_a_task_and_the_test_rows_are_its_inputs_once_each
     for s in range(len(o["seeds"])):
         before = None
         for task in stream.tasks:
-            assert task.nominal == 200 and (task.train.labels() == 0).all()
+            assert task.rows == 200 and (task.train.labels() == 0).all()
             x, y = read(task.train, s)
             inputs, targets = read(task.test, s)
             assert set(x.unique().tolist()) <= {0.0, 1.0}

@@ -145,3 +145,19 @@ def test_it_is_of_the_deployed_net_and_nan_where_its_logits_are_distances(bounda
 def test_nothing_for_regression_or_before_a_task(boundary) -> None:  # type: ignore[no-untyped-def]
     assert calibration(boundary(loss="mse"), **SETTINGS) == {}
     assert calibration(boundary(phase="start"), **SETTINGS) == {}
+
+
+@pytest.mark.parametrize("held", [[1, 0], [0, 0]])
+def test_without_validation_rows_there_is_no_temperature_and_the_rest_stands(boundary, held: list[int]) -> None:  # type: ignore[no-untyped-def]
+    b: Boundary = boundary(t=1)
+    tasks = list(b.stream.tasks)
+    tasks[1] = replace(tasks[1], val=replace(tasks[1].val, size=tasks[1].val.size * torch.tensor(held)))
+    stream = replace(b.stream, tasks=tuple(tasks))
+    b.learner.stream = stream
+    bare, full = calibration(replace(b, stream=stream), **SETTINGS), calibration(boundary(t=1), **SETTINGS)
+    without = [not h for h in held]
+    for name in ("temperature", "ece_tempered", "nll_tempered"):
+        assert value(bare[name]).isnan().tolist() == without
+        assert value(bare[f"{name}_task"]).isnan().T.tolist() == [[False, False], without]
+    for name in ("ece", "nll", "brier"):
+        torch.testing.assert_close(value(bare[name]), value(full[name]))
