@@ -17,6 +17,7 @@ import harness
 from harness import cli
 from harness.cli.commands import COMMANDS
 from harness.config import catalogue
+from tests.command import harness as started
 
 ROOT = Path(harness.__file__).resolve().parent.parent
 HEAVY = ("torch", "torchvision", "avalanche", "wandb", "pandas", "sklearn", "pyarrow", "rich")
@@ -366,13 +367,8 @@ def test_a_constructors_complaint_is_told_under_the_key_that_is_typed(command):
 
 def test_a_strategys_value_out_of_range_is_told_by_its_full_key(tmp_path):
     """Through the real command line: nothing is stubbed."""
-    done = subprocess.run(
-        [sys.executable, "-m", "harness", "strategy=online_ewc", "strategy.online_ewc.gamma=2", f"results={tmp_path}"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    words = ("strategy=online_ewc", "strategy.online_ewc.gamma=2", f"results={tmp_path}")
+    done = started(*words, cwd=ROOT)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "harness: strategy.online_ewc.gamma=2: must be in [0, 1]\n"
     assert list(tmp_path.iterdir()) == []
@@ -416,9 +412,7 @@ def test_a_bug_keeps_its_traceback(command):
 
 @pytest.mark.parametrize("typed", ["--hydra-help", "--info", "-sc install=bash"])
 def test_hydras_own_flags_work(typed, tmp_path):
-    line = [sys.executable, "-m", "harness", *typed.split()]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    done = started(*typed.split(), cwd=tmp_path)
     assert done.returncode == 0 and "Traceback" not in done.stderr and done.stdout
     assert list(tmp_path.iterdir()) == []
 
