@@ -15,6 +15,7 @@ from typing import Any
 from harness import ROOT
 
 OURS = ("harness", "strategies", "tasks")
+PACKAGES = ("site-packages", "dist-packages")
 CORE = ("harness.run",)  # every run uses it: the loop, the learner, the recorder, and what they import
 
 
@@ -120,13 +121,20 @@ def _libraries() -> tuple[Path, ...]:
 
 
 def _installed(top: str) -> bool:
-    """Whether a top-level module belongs to the standard library or to an installed package."""
+    """Whether a top-level module belongs to the standard library or to an installed package.
+
+    Packages are installed below a folder with one of the names in PACKAGES, which need not be this environment's: a
+    user's own site, the system's, or one that a .pth file adds. To follow imports into torch takes minutes.
+    """
     try:
         spec = PathFinder.find_spec(top)
     except (ImportError, KeyError, ValueError):
         return True
     places = [*(spec.submodule_search_locations or ()), *([spec.origin] if spec.origin else [])] if spec else []
-    return not places or any(folder in Path(p).resolve().parents for p in places for folder in _libraries())
+    above = [set(Path(p).resolve().parents) for p in places]
+    return not places or any(
+        not folders.isdisjoint(_libraries()) or any(f.name in PACKAGES for f in folders) for folders in above
+    )
 
 
 @cache
