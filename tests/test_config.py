@@ -16,7 +16,10 @@ from omegaconf import OmegaConf
 from harness.config import catalogue
 from harness.config.catalogue import CONF, GROUPS
 from harness.config.ranges import check
+from tests import compositions
+from tests.compositions import plain
 
+EVERY = f"strategy=[{','.join(catalogue.options('strategy'))}]"
 TIERS = ("off", "fast", "standard", "atlas")
 FILES = sorted(CONF.rglob("*.yaml"))
 # what the harness passes itself
@@ -30,9 +33,7 @@ GIVEN = {
 
 @cache
 def remembered(overrides):
-    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
-        cfg = compose("config", list(overrides))
-    return OmegaConf.to_container(cfg, resolve=True)
+    return plain(compositions.composed(*overrides))
 
 
 def composed(*overrides):
@@ -49,8 +50,20 @@ def refused(start):
 
 @pytest.mark.parametrize("group", GROUPS)
 def test_every_option_composes_and_its_values_are_in_range(group):
-    for name in catalogue.options(group):
-        check(composed(f"{group}={name}"))
+    """Strategies compose as one list; presets are composed in tests/test_presets.py."""
+    if group == "strategy":
+        check(composed(EVERY, "metrics=off"))
+    elif group != "experiment":
+        off = [] if group == "metrics" else ["metrics=off"]
+        for name in catalogue.options(group):
+            check(composed(f"{group}={name}", *off))
+
+
+def test_values_are_set_in_a_composition_as_hydra_sets_them():
+    words = ["experiment=nmi2022_split_mnist", "strategy=[ewc,si]", "scenario=task", "seeds=[3,4]", "train.steps=5"]
+    words += ["+tuned.ewc.samples=3", "strategy.ewc.strength=${optimizer.lr}", "tasks.n_tasks=null", "results='a b'"]
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        assert plain(compose("config", words)) == composed(*words)
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(CONF)))
@@ -71,7 +84,7 @@ def test_every_key_has_a_comment_above_it(file):
 @pytest.mark.parametrize("group", GIVEN)
 def test_keys_are_the_constructors_arguments(group):
     for name in catalogue.options(group):
-        node = composed(f"{group}={name}")[group]
+        node = composed(f"{group}={name}", "metrics=off")[group]
         assert set(node) - {"_target_"} == _arguments(get_object(node["_target_"])) - GIVEN[group], name
 
 
@@ -86,7 +99,8 @@ def _arguments(target):
 
 def test_every_strategy_stands_under_its_own_name_so_that_lists_compose():
     for name in catalogue.options("strategy"):
-        assert list(composed(f"strategy={name}")["strategy"]) == [name]
+        assert list(OmegaConf.load(CONF / "strategy" / f"{name}.yaml")) == [name]
+    assert list(composed(EVERY, "metrics=off")["strategy"]) == list(catalogue.options("strategy"))
     assert list(composed("strategy=[l2_init,naive]")["strategy"]) == ["l2_init", "naive"]
     assert list(composed("strategy=[naive,l2_init]")["strategy"]) == ["naive", "l2_init"]
 

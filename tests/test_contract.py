@@ -22,7 +22,8 @@ from tests.toy import FILES, MODELS, OPTIMIZERS, make, node, strategy_class
 def settings() -> list[Any]:
     """Strategy, scenario, model, optimizer: all optimizers on the MLP in the first scenario, one by turns elsewhere.
 
-    By day each scenario and each optimizer once on the MLP, and the residual net in one scenario; the rest nightly.
+    By day every scenario and every optimizer: the first scenario on the MLP, one by turns on the residual net, the
+    others on the MLP. The rest nightly.
     """
     found = []
     for at, name in enumerate(FILES):
@@ -32,7 +33,8 @@ def settings() -> list[Any]:
             on_mlp = optimizers if i == 0 else [optimizers[i]]
             pairs = [*(("mlp", o) for o in on_mlp), ("residual", optimizers[i])]
             for model, optimizer in pairs:
-                again = i == 0 and optimizer in elsewhere if model == "mlp" else i != at % len(scenarios)
+                turn = i == at % len(scenarios)  # of the residual net
+                again = not turn if model == "residual" else turn if i else optimizer in elsewhere
                 marks = [pytest.mark.nightly] if again else []
                 setting = (name, scenario, model, optimizer)
                 found.append(pytest.param(*setting, id="-".join(setting), marks=marks))

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from harness import ROOT
+from tests.command import harness
 
 MINE = """
 import sys
@@ -56,10 +54,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
-def go(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    typed = [sys.executable, "-m", "harness", "--config-dir", "mine", *SMALL, *words]
-    return subprocess.run(typed, cwd=folder, env=env, capture_output=True, text=True, timeout=300)
+def go(folder: Path, *words: str) -> Any:
+    return harness("--config-dir", "mine", *SMALL, *words, cwd=folder)
 
 
 @pytest.mark.parametrize("hook", ["step", "deploy"])

@@ -20,10 +20,10 @@ def said(*command: object, cwd: Path) -> str:
 
 def test_the_wheel_runs_from_another_folder(tmp_path: Path) -> None:
     said(sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", tmp_path / "wheel", ROOT, cwd=tmp_path)
-    venv.create(tmp_path / "env", with_pip=True)
+    venv.create(tmp_path / "env")
     python = tmp_path / "env" / "bin" / "python"
     (wheel,) = (tmp_path / "wheel").glob("harness-*.whl")
-    said(python, "-m", "pip", "install", "-q", "--no-deps", wheel, cwd=tmp_path)
+    said(sys.executable, "-m", "pip", "--python", python, "install", "-q", "--no-deps", wheel, cwd=tmp_path)
     site = Path(said(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=tmp_path).strip())
     # the dependencies of this environment stand in for a download of several gigabytes; a copy of harness that is
     # installed there comes later on the path than the wheel's

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from copy import deepcopy
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hydra import compose, initialize_config_dir
 from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 
@@ -15,6 +16,7 @@ from harness.config import catalogue
 from harness.config.catalogue import CONF
 from harness.config.ranges import check
 from harness.jobs.job import from_config
+from tests.compositions import composed, plain
 
 PRESETS = list(catalogue.options("experiment"))
 STRATEGIES = set(catalogue.options("strategy"))
@@ -28,17 +30,27 @@ SMALL = [
 SLIM = {"mlp": ["model.widths=[6]"], "cnn": [], "resnet18": ["model.width=4"]}
 
 
-def composed(*overrides: str) -> DictConfig:
-    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
-        return compose("config", list(overrides))
-
-
 @cache
 def resolved(*overrides: str) -> dict[str, Any]:
     """As plain dicts; remembered, so read only."""
-    plain = OmegaConf.to_container(composed(*overrides), resolve=True)
-    assert isinstance(plain, dict)
-    return {str(k): v for k, v in plain.items()}
+    return plain(composed(*overrides))
+
+
+@cache
+def everything(preset: str) -> DictConfig:
+    """The preset with every strategy that it names, and three more."""
+    tables = resolved(f"experiment={preset}")["tuned"].get(HELPERS, {})
+    named = {*tuned(preset), *tables.get("lr", ()), *tables.get("weight_decay", ()), "ema", "naive", "reset"}
+    return composed(f"experiment={preset}", f"strategy=[{','.join(sorted(named & STRATEGIES))}]", "metrics=off")
+
+
+def chosen(preset: str, strategies: Sequence[str], scenario: str = "", **values: Any) -> dict[str, Any]:
+    """The preset with a list of strategies, in its own scenario or another; `values` are the optimizer's."""
+    cfg = deepcopy(everything(preset))
+    cfg.strategy = {name: cfg.strategy[name] for name in strategies}
+    cfg.scenario = scenario or cfg.scenario
+    cfg.optimizer.update(values)
+    return plain(cfg)
 
 
 def tuned(preset: str, *overrides: str) -> dict[str, dict[str, Any]]:
@@ -70,13 +82,16 @@ def test_what_a_preset_tunes_are_keys_of_strategies_there_are_and_values_they_ta
         assert name in STRATEGIES, f"{preset} tunes {name}, which is no strategy"
         known = set(node(name)) - {"_target_"}
         assert set(values) <= known, f"{preset} tunes {name}.{set(values) - known}; it has {known}"
+    made: list[Any] = []
     for scenario in SCENARIOS if tuned(preset) else ():
         names = defined(scenario, preset)
-        whole = resolved(f"experiment={preset}", f"strategy=[{','.join(names)}]", f"scenario={scenario}")
+        whole = chosen(preset, names, scenario)
         for name in names:
             for key, value in whole["tuned"][name].items():
                 assert whole["strategy"][name][key] == value
-            instantiate(whole["strategy"][name])  # refuses values out of range
+            if whole["strategy"][name] not in made:
+                instantiate(whole["strategy"][name])  # refuses values out of range
+                made.append(whole["strategy"][name])
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -84,13 +99,11 @@ def test_a_preset_s_tables_name_strategies_there_are_and_reach_the_run(preset: s
     tables = resolved(f"experiment={preset}")["tuned"].get(HELPERS, {})
     for name in set(tables) & {"lr", "weight_decay"}:
         assert set(tables[name]) <= STRATEGIES
-        plain = resolved(f"experiment={preset}", "strategy=reset")["optimizer"][name]
+        other = resolved(f"experiment={preset}", "strategy=reset")["optimizer"][name]
         for strategy, value in tables[name].items():
-            joined = resolved(f"experiment={preset}", f"strategy=[{strategy},ema]")["optimizer"][name]
-            assert joined == value, "the first strategy's counts"
-        assert resolved(f"experiment={preset}", "strategy=[ema,naive]")["optimizer"][name] == plain
-        typed = resolved(f"experiment={preset}", f"strategy={strategy}", f"optimizer.{name}=0.123")
-        assert typed["optimizer"][name] == 0.123
+            assert chosen(preset, [strategy, "ema"])["optimizer"][name] == value, "the first strategy's counts"
+        assert chosen(preset, ["ema", "naive"])["optimizer"][name] == other
+        assert chosen(preset, [strategy], **{name: 0.123})["optimizer"][name] == 0.123
     for scenario in set(tables) & set(SCENARIOS):
         assert set(tables[scenario]) == set(tables["task"])
 

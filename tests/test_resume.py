@@ -1,9 +1,6 @@
 """A run that is killed and started again leaves the tables of one that was not."""
 
-import os
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -12,38 +9,26 @@ import pandas as pd
 import pytest
 from hydra import compose, initialize_config_dir
 
-import harness
 from harness import store
 from harness.config.catalogue import CONF
 from harness.jobs.job import from_config
 from tasks.datasets import load
+from tests.command import Command
 
-ROOT = Path(harness.__file__).resolve().parent.parent
-RUN = [
-    *(sys.executable, "-m", "harness", "strategy=[replay,ewc,cbp]", "tasks.n_tasks=4", "train.epochs=2", "threads=1"),
-    *("seeds=[0,1]", "metrics=fast", "tracker.mode=disabled", "strategy.ewc.samples=50", "strategy.cbp.rate=0.01"),
-]
+RUN = (
+    *("strategy=[replay,ewc,cbp]", "tasks.n_tasks=4", "train.epochs=1", "threads=1", "seeds=[0,1]", "metrics=fast"),
+    *("tracker.mode=disabled", "strategy.ewc.samples=50", "strategy.cbp.rate=0.01"),
+)
 
 
-def start(results: Path) -> subprocess.Popen[str]:
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(
-        [*RUN, f"results={results}"],
-        cwd=results.parent,
-        env=env,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        # a shell starts background jobs with Ctrl-C ignored, and the tests' children inherit it
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
+def start(results: Path) -> Command:
+    return Command(*RUN, f"results={results}", cwd=results.parent)
 
 
 def finished(results: Path) -> str:
-    process = start(results)
-    said, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, said
-    return said
+    done = start(results).wait()
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
 
 
 @pytest.fixture(scope="module")
@@ -55,17 +40,20 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> store.Run:
     return run
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "how", [signal.SIGKILL, *(pytest.param(s, marks=pytest.mark.nightly) for s in (signal.SIGINT, signal.SIGTERM))]
+)
 def test_a_run_cut_short_resumes_to_the_same_tables(tmp_path: Path, how: signal.Signals, whole: store.Run) -> None:
     cut = tmp_path / "cut"
-    process = start(cut)
+    command = start(cut)
     deadline = time.monotonic() + 120
     while not list(cut.glob("runs/*/replay+ewc+cbp/*/nets/1.pt")):
-        assert time.monotonic() < deadline and process.poll() is None, "it did not get to its second boundary"
+        assert time.monotonic() < deadline and command.poll() is None, "it did not get to its second boundary"
         time.sleep(0.01)
-    process.send_signal(how)
-    said, _ = process.communicate(timeout=60)
-    assert process.returncode == {signal.SIGKILL: -9, signal.SIGINT: 130, signal.SIGTERM: 143}[how], said
+    command.send_signal(how)
+    done = command.wait(60)
+    said = done.stdout + done.stderr
+    assert done.returncode == {signal.SIGKILL: -9, signal.SIGINT: 130, signal.SIGTERM: 143}[how], said
     assert how == signal.SIGKILL or "repeat the command to resume" in said
     assert "resumed after task" in finished(cut)
     (again,) = store.find_runs(cut, purpose="run")

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 
-from harness import ROOT, store
+from harness import store
 from harness.config.preflight import composed
 from harness.jobs.setting import build
 from harness.learner import Budget, Learner
@@ -25,6 +22,7 @@ from tasks.datasets import Dataset, load
 from tasks.permuted import permuted
 from tasks.split import split
 from tasks.stream import on_validation
+from tests.command import harness
 from tests.even import even
 
 SEEDS = (3, 4)
@@ -88,8 +86,8 @@ def test_a_data_set_without_validation_rows_is_refused_by_name() -> None:
 
 def test_runs_of_the_two_splits_stand_apart(tmp_path: Path) -> None:
     few = ["tasks.n_tasks=2", "train.steps=2", "seeds=[0,1]", "metrics=off", "tracker.mode=disabled", "results=results"]
-    harness(tmp_path, *few)
-    harness(tmp_path, *few, "eval.split=val")  # its control is trained anew: a control of test rows will not do
+    said(tmp_path, *few)
+    said(tmp_path, *few, "eval.split=val")  # its control is trained anew: a control of test rows will not do
     runs = list(store.find_runs(tmp_path / "results"))
     assert sorted((one.manifest["purpose"], one.manifest["split"]) for one in runs) == [
         *(("control", "test"), ("control", "val"), ("run", "test"), ("run", "val"))
@@ -97,15 +95,12 @@ def test_runs_of_the_two_splits_stand_apart(tmp_path: Path) -> None:
     assert len({one.manifest["setting"] for one in runs}) == 2
     for one in runs:
         assert set(pd.read_parquet(one.path / "accuracy.parquet").split) == {one.manifest["split"]}
-    board = harness(tmp_path, "leaderboard")
+    board = said(tmp_path, "leaderboard")
     assert board.count("naive") >= 2 and "on the val split" in board
-    said = harness(tmp_path, *few, "eval.split=validation", code=2)
-    assert "eval.split=validation: must be test or val" in said
+    assert "eval.split=validation: must be test or val" in said(tmp_path, *few, "eval.split=validation", code=2)
 
 
-def harness(folder: Path, *words: str, code: int = 0) -> str:
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    typed = [sys.executable, "-m", "harness", *words]
-    done = subprocess.run(typed, cwd=folder, env=env, capture_output=True, text=True, timeout=300)
+def said(folder: Path, *words: str, code: int = 0) -> str:
+    done = harness(*words, cwd=folder)
     assert done.returncode == code, done.stderr
     return done.stdout + done.stderr

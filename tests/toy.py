@@ -55,20 +55,23 @@ TUNED = {
 }
 
 
-def node(name: str, tuned: dict[str, Any] | None = None) -> Any:
-    """The strategy's configuration as a run has it, interpolations resolved."""
-    whole = OmegaConf.create({"tuned": tuned or {}, "strategy": OmegaConf.load(FILES[name])})
+@cache
+def node(name: str, tuned: bool = False) -> Any:
+    """The strategy's configuration as a run has it, interpolations resolved, with TUNED if asked; read only."""
+    values = TUNED if tuned else {}
+    whole = OmegaConf.create({"tuned": {name: values.get(name, {})}, "strategy": OmegaConf.load(FILES[name])})
     resolved = OmegaConf.to_container(whole, resolve=True)
     assert isinstance(resolved, dict)
     return resolved["strategy"][name]
 
 
+@cache
 def strategy_class(name: str) -> type[Strategy]:
     return get_class(node(name)["_target_"])
 
 
 def make(name: str) -> Strategy:
-    part = instantiate(node(name, TUNED))
+    part = instantiate(node(name, tuned=True))
     assert isinstance(part, Strategy)
     return part
 

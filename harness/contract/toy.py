@@ -69,8 +69,9 @@ def digits() -> Dataset:
     return replace(whole, train=nine, val=whole.val[:20], test=whole.test[:60])
 
 
-def stream(scenario: str, seeds: Sequence[int]) -> Stream:
-    data: dict[str, Any] = {"dataset": digits(), "seeds": tuple(seeds), "scenario": scenario, "fixed": False}
+@cache
+def stream(scenario: str, seeds: tuple[int, ...]) -> Stream:
+    data: dict[str, Any] = {"dataset": digits(), "seeds": seeds, "scenario": scenario, "fixed": False}
     whole = permuted(**data, n_tasks=TASKS) if scenario == "domain" else split(**data, n_tasks=5)
     return replace(whole, tasks=whole.tasks[:TASKS])
 
@@ -124,7 +125,7 @@ def begin(
     steps: int = STEPS,
 ) -> tuple[Learner, Chain]:
     """A learner and a chain, prepared. Undefined if a strategy refuses the net."""
-    source = stream(scenario, seeds)
+    source = stream(scenario, tuple(seeds))
     learner = Learner(model(source), source, optimizer, Budget(steps=steps, batch_size=8), dtype=dtype)
     chain = Chain(parts)
     try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +37,16 @@ def safe(
 
 def named_in(folders: Sequence[Path]) -> frozenset[str]:
     """Every `_target_` in the groups of these configuration folders."""
+    files = (file for folder in folders for group in GROUPS for file in (folder / group).rglob("*.yaml"))
+    return frozenset(target for file in files for target in _named(file.read_text("utf-8")))
+
+
+@cache
+def _named(text: str) -> tuple[str, ...]:
+    """The targets in a file; cached, since every run of a results folder is checked against the same files."""
     import yaml
 
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    files = (file for folder in folders for group in GROUPS for file in (folder / group).rglob("*.yaml"))
-    return frozenset(target for file in files for target in targets(yaml.load(file.read_text("utf-8"), loader)))
+    return tuple(targets(yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))))
 
 
 def entries(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:

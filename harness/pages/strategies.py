@@ -7,6 +7,7 @@ import importlib
 import inspect
 import re
 from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -83,16 +84,23 @@ def tests(name: str, kind: type[Strategy], folder: Path = ROOT / "tests" / "stra
     found = []
     for file in sorted(folder.glob("test_*.py")):
         own = file.stem == f"test_{kind.__module__.rpartition('.')[2]}"
-        for node in ast.parse(file.read_text(encoding="utf-8")).body:
-            if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
-                words = {getattr(n, "id", getattr(n, "value", None)) for n in ast.walk(node) if _word(n)}
-                if own or {name, kind.__name__} & words:
-                    found.append(node.name.removeprefix("test_").replace("_", " "))
+        for test, words in _words(file.read_text(encoding="utf-8")):
+            if own or {name, kind.__name__} & words:
+                found.append(test.removeprefix("test_").replace("_", " "))
     return found
 
 
-def _word(node: ast.AST) -> bool:
-    return isinstance(node, ast.Name) or (isinstance(node, ast.Constant) and isinstance(node.value, str))
+@cache
+def _words(source: str) -> list[tuple[str, set[str]]]:
+    """Each test of a file, with the names and strings in it; cached, since every strategy is looked for in each."""
+    tests = [n for n in ast.parse(source).body if isinstance(n, ast.FunctionDef) and n.name.startswith("test_")]
+    return [(test.name, {word for n in ast.walk(test) if (word := _word(n)) is not None}) for test in tests]
+
+
+def _word(node: ast.AST) -> str | None:
+    if isinstance(node, ast.Name):
+        return node.id
+    return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else None
 
 
 def _classes() -> list[tuple[str, type[Strategy]]]:

@@ -6,7 +6,7 @@ import ast
 import hashlib
 import sys
 import sysconfig
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from importlib.machinery import PathFinder
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any
 from harness import ROOT
 
 OURS = ("harness", "strategies", "tasks")
+PACKAGES = ("site-packages", "dist-packages")
 CORE = ("harness.run",)  # every run uses it: the loop, the learner, the recorder, and what they import
 
 
@@ -30,16 +31,21 @@ def files(targets: Iterable[str]) -> dict[str, str]:
     """
     roots = [module for target in [*CORE, *targets] if (module := _module(target))]
     packages = {*OURS, *(module.partition(".")[0] for module in roots)}
+    installed = cache(_installed)  # for this call: the search path may change after it
     found: dict[str, str] = {}
-    waiting = list(roots)
+    seen, waiting = {""}, list(roots)
     while waiting:
         name = waiting.pop()
+        if name in seen:
+            continue
+        seen.add(name)
         top = name.partition(".")[0]
-        path = _file(name) if name and name not in found and (top in packages or not _installed(top)) else None
+        path = _file(name) if top in packages or not installed(top) else None
         if path is None:
             continue
-        found[name] = _sha(path)
-        waiting += [*_imports(path, name), name.rpartition(".")[0]]  # importing a module runs its package as well
+        source, above = path.read_bytes(), name.rpartition(".")[0]
+        found[name] = hashlib.sha256(source).hexdigest()
+        waiting += [*_imports(source, name if path.name == "__init__.py" else above), above]  # a package runs as well
     return dict(sorted(found.items()))
 
 
@@ -115,28 +121,43 @@ def _libraries() -> tuple[Path, ...]:
 
 
 def _installed(top: str) -> bool:
-    """Whether a top-level module belongs to the standard library or to an installed package."""
+    """Whether a top-level module belongs to the standard library or to an installed package.
+
+    Packages are installed below a folder with one of the names in PACKAGES, which need not be this environment's: a
+    user's own site, the system's, or one that a .pth file adds. To follow imports into torch takes minutes.
+    """
     try:
         spec = PathFinder.find_spec(top)
     except (ImportError, KeyError, ValueError):
         return True
     places = [*(spec.submodule_search_locations or ()), *([spec.origin] if spec.origin else [])] if spec else []
-    return not places or any(folder in Path(p).resolve().parents for p in places for folder in _libraries())
+    above = [set(Path(p).resolve().parents) for p in places]
+    return not places or any(
+        not folders.isdisjoint(_libraries()) or any(f.name in PACKAGES for f in folders) for folders in above
+    )
 
 
-def _imports(path: Path, name: str) -> Iterator[str]:
-    """Names that a module imports, at any depth but under TYPE_CHECKING; `from a import b` gives both a and a.b."""
-    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
-    waiting: list[ast.AST] = [ast.parse(path.read_text("utf-8"))]
+@cache
+def _imports(source: bytes, package: str) -> tuple[str, ...]:
+    r"""Names that a module of `package` imports, at any depth but under TYPE_CHECKING.
+
+    `from a import b` gives both a and a.b. Cached: a sweep or a notebook asks for the same files in each run.
+
+    >>> _imports(b"import a.b\nfrom . import c\nif TYPE_CHECKING:\n    import d", "p")
+    ('p', 'p.c', 'a.b')
+    """
+    found: list[str] = []
+    waiting: list[ast.AST] = [ast.parse(source)]
     while waiting:
         node = waiting.pop()
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            found += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             above = package.split(".")[: package.count(".") + 2 - node.level] if node.level else []
             base = ".".join([*above, *([node.module] if node.module else [])])
-            yield from (base, *(f"{base}.{alias.name}" for alias in node.names))
+            found += [base, *(f"{base}.{alias.name}" for alias in node.names)]
         elif isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
             waiting += node.orelse
-        else:
+        elif not isinstance(node, ast.expr):  # which holds no statement
             waiting += ast.iter_child_nodes(node)
+    return tuple(found)

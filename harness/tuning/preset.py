@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -107,17 +108,23 @@ def scored(trial: Trial) -> str:
 
 def option(group: str, node: Mapping[str, Any], config_dir: str | None = None) -> str:
     """The file of conf/<group> behind a configuration: the same target and the fewest different values."""
-    from omegaconf import OmegaConf
-
     wanted = dict(leaves(node))
     found = {}
     for name, file in options(group, [*([Path(config_dir)] if config_dir else []), CONF]).items():
-        own = dict(leaves(OmegaConf.to_container(OmegaConf.load(file))))
+        own = _keys(file.read_text(encoding="utf-8"))
         if own.get("_target_") == wanted["_target_"]:
             found[name] = sum(wanted.get(key, ...) != value for key, value in own.items())
     if not found:
         raise ValueError(f"{group}: no file has the target {node['_target_']}; name its folder: --config-dir FOLDER")
     return min(found, key=lambda name: (found[name], name))
+
+
+@cache
+def _keys(text: str) -> dict[str, Any]:
+    """Dotted key -> value of a YAML file; cached, since each preset looks through the same files."""
+    from omegaconf import OmegaConf
+
+    return dict(leaves(OmegaConf.to_container(OmegaConf.create(text))))
 
 
 def difference(wanted: Mapping[str, Any], plain: Mapping[str, Any], above: str = "") -> dict[str, Any]:

@@ -71,7 +71,9 @@ def started(command: str, **environment: str) -> subprocess.CompletedProcess[byt
     return subprocess.run(["bash", "-c", line], check=False, capture_output=True, cwd=ROOT, env=given)
 
 
-@pytest.mark.parametrize("closed", [">&-", "<&- >&-", "<&- >&- 2>&-", "2>&-"])
+@pytest.mark.parametrize(
+    "closed", [">&-", "<&- >&- 2>&-", *(pytest.param(s, marks=pytest.mark.nightly) for s in ("<&- >&-", "2>&-"))]
+)
 def test_closed_streams_are_no_error(tmp_path: Path, closed: str) -> None:
     folders.write(tmp_path, "naive", [0.5, 0.6])
     done = started(f"leaderboard {tmp_path} --out {tmp_path}/out {closed}")

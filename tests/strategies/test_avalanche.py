@@ -118,11 +118,18 @@ def test_an_epoch_is_a_pass_over_what_it_trains_on(name: str, budget: Budget, ex
     assert found == expected
 
 
-def defined(scenario: str) -> list[str]:
-    return [n for n in WORK if scenario == "domain" or n not in OWN_LOSS]
+def settings() -> list[Any]:
+    """Scenario and name, one scenario by turns for each name; the others nightly."""
+    found = []
+    for at, name in enumerate(WORK):
+        scenarios = ("domain",) if name in OWN_LOSS else ("task", "domain", "class")
+        for i, scenario in enumerate(scenarios):
+            marks = [] if i == at % len(scenarios) else [pytest.mark.nightly]
+            found.append(pytest.param(scenario, name, marks=marks))
+    return found
 
 
-@pytest.mark.parametrize(("scenario", "name"), [(s, n) for s in ("task", "domain", "class") for n in defined(s)])
+@pytest.mark.parametrize(("scenario", "name"), settings())
 def test_each_runs_acts_keeps_to_itself_and_knows_no_other_seed(
     scenario: str, name: str, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from harness import ROOT
 from harness.contract.check import Finding, check
+from tests.command import harness
 
 OWN = Path(__file__).with_name("own_code.py")
 
@@ -119,9 +117,7 @@ def test_checking_leaves_torchs_generator_alone() -> None:
 
 
 def said(own: Path, *words: str) -> tuple[int, str]:
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    typed = [sys.executable, "-m", "harness", "check", *words, "--config-dir", "mine"]
-    done = subprocess.run(typed, cwd=own, env=env, capture_output=True, text=True, timeout=300)
+    done = harness("check", *words, "--config-dir", "mine", cwd=own)
     return done.returncode, done.stdout + done.stderr
 
 

@@ -4,17 +4,14 @@ import json
 import os
 import shlex
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-import harness
 from harness import store
-
-ROOT = Path(harness.__file__).resolve().parent.parent
+from tests.command import Command, harness
 
 # the command line with training replaced: what a job does is its strategy's name
 STUB = """
@@ -47,18 +44,13 @@ sys.exit(main())
 """
 
 
-def typed(folder: Path, *words: str) -> list[str]:
+def typed(folder: Path, *words: str) -> Command:
     (folder / "stub.py").write_text(STUB)
-    return [sys.executable, "-W", "error", "stub.py", *words]
+    return Command(*words, cwd=folder, file=folder / "stub.py")
 
 
-def environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-
-
-def sweep(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    line = typed(folder, *words)
-    return subprocess.run(line, cwd=folder, env=environment(), capture_output=True, text=True, timeout=120)
+def sweep(folder: Path, *words: str) -> Any:
+    return typed(folder, *words).wait()
 
 
 def jobs(folder: Path) -> list[list]:
@@ -137,31 +129,26 @@ def test_the_limit_of_jobs_and_the_threads_of_one_are_checked_and_counted():
     assert summary([]) == (["", "0 done"], 0)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.nightly)]
+)
 def test_an_interrupted_sweep_stops_its_jobs_and_says_how_to_go_on(tmp_path, number, code):
-    words = typed(tmp_path, "-m", "strategy=naive,lwf,ewc", "hydra.launcher.n_jobs=1")
-    running = subprocess.Popen(
-        words, cwd=tmp_path, env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        start_new_session=True,
-        # a shell starts background jobs with Ctrl-C ignored, and the tests' children inherit it
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )  # fmt: skip
+    running = typed(tmp_path, "-m", "strategy=naive,lwf,ewc", "hydra.launcher.n_jobs=1")
     until(lambda: len(jobs(tmp_path)) == 2)
     os.killpg(running.pid, number)  # the jobs as well, which their parent stops once more
     if number == signal.SIGTERM:
         running.send_signal(number)
-    _, err = running.communicate(timeout=30)
-    assert running.returncode == code
+    done = running.wait(30)
+    assert done.returncode == code
     start = "harness: interrupted: of 3 jobs, 1 had ended, 1 were stopped and 1 had not started; repeat the command "
-    assert err.startswith(start) and err.count("\n") == 1
+    assert done.stderr.startswith(start) and done.stderr.count("\n") == 1
     assert not alive(jobs(tmp_path)[1][2])
 
 
 def test_a_job_ends_with_a_parent_that_is_killed(tmp_path):
-    words = typed(tmp_path, "-m", "strategy=naive,lwf", "hydra.launcher.n_jobs=1")
-    running = subprocess.Popen(words, cwd=tmp_path, env=environment(), stdout=subprocess.DEVNULL)
+    running = typed(tmp_path, "-m", "strategy=naive,lwf", "hydra.launcher.n_jobs=1")
     until(lambda: len(jobs(tmp_path)) == 2)
-    running.kill()
+    running.send_signal(signal.SIGKILL)
     running.wait()
     until(lambda: not alive(jobs(tmp_path)[1][2]))
 
@@ -203,8 +190,7 @@ def test_a_sweep_does_what_is_missing_and_its_tables_are_those_of_single_runs(tm
     (tmp_path / "killer.py").write_text(KILLER)
 
     def typed(*words):
-        line = [sys.executable, "-W", "error", "-m", "harness", "--config-dir", "mine", *words, *TINY]
-        return subprocess.run(line, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=300)
+        return harness("--config-dir", "mine", *words, *TINY, cwd=tmp_path)
 
     first = typed("-m", "strategy=killer,naive", "tasks=permuted")
     assert first.returncode == 1 and "1 done, 1 failed" in first.stdout, first.stdout + first.stderr

@@ -30,6 +30,19 @@ def test_a_target_brings_what_it_imports_and_nothing_else(mine: Path) -> None:
     assert not [name for name in found if name.startswith(("harness.trackers", "harness.report", "harness.jobs"))]
 
 
+@pytest.mark.parametrize("name", ["site-packages", "dist-packages"])
+def test_packages_are_not_followed_wherever_they_are_installed(
+    mine: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A user's own site, the system's, one that a .pth file adds: none is below this environment's folders."""
+    (mine / name / "big").mkdir(parents=True)
+    (mine / name / "big" / "__init__.py").write_text("")
+    (mine / name / "small.py").write_text("")
+    (mine / "mine_b.py").write_text("import big, small\n")
+    monkeypatch.syspath_prepend(str(mine / name))
+    assert {"mine_a", "mine_b"} <= (found := set(sources.files(["mine_a.Mine"]))) and not {"big", "small"} & found
+
+
 def test_only_an_edit_of_a_used_file_counts(mine: Path) -> None:
     manifest = {"files": sources.files(["mine_a.Mine"])}
     assert sources.edited(manifest) == []

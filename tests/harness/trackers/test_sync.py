@@ -131,7 +131,7 @@ def test_a_run_that_was_never_tracked_is_sent_elsewhere_and_its_control_is_not(
     assert said(capfd, monkeypatch, control)[0] == 0 and control.name in server.runs  # but where it is named
 
 
-@pytest.mark.parametrize("state", ["refuse", "hang", "down"])
+@pytest.mark.parametrize("state", ["hang", *(pytest.param(s, marks=pytest.mark.nightly) for s in ("refuse", "down"))])
 def test_a_run_whose_server_dies_is_done_and_sent_later(
     tmp_path: Path, server: Server, state: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

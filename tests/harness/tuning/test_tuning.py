@@ -21,6 +21,7 @@ from harness.tuning import tune
 from harness.tuning.choice import Tried
 from harness.tuning.files import figure, markdown, write
 from harness.tuning.preset import option
+from tests import compositions
 from tests.harness import folders
 
 SEEDS = (100, 101, 102)
@@ -30,7 +31,7 @@ SETTING = ("tasks=split", "scenario=class", "tasks.n_tasks=2", "train.steps=7", 
 @cache
 def said(*words: str) -> dict[str, Any]:
     """The configuration that words compose to; to be copied before it is changed."""
-    return composed([*SETTING, *words])
+    return compositions.plain(compositions.composed(*SETTING, *words))
 
 
 def trial(root: Path, scores: list[float], *words: str, seeds: tuple[int, ...] = SEEDS, **manifest: Any) -> Path:
