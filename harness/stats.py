@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,19 +20,28 @@ RESAMPLES = 2000
 LEVEL = 0.95
 
 
-def student(x: Array, nan: Literal["keep", "skip"] = "keep") -> tuple[Array, Array]:
+def counted(x: Array, diverged: NDArray[np.bool_], lowest: float | None) -> Array:
+    """x [..., seeds] with `lowest` where a diverged seed has no value; None: it stays NaN, and so does every mean.
+
+    The one rule for means over seeds, which cannot flatter a method that diverges: a diverged seed counts with the
+    lowest possible value of a score, and a quantity without one has no mean. No mean is over the surviving seeds.
+
+    >>> x, diverged = np.array([0.8, np.nan, np.nan]), np.array([False, True, False])
+    >>> counted(x, diverged, 0.0), counted(x, diverged, None)
+    (array([0.8, 0. , nan]), array([0.8, nan, nan]))
+    """
+    return x if lowest is None else np.where(np.isnan(x) & diverged, lowest, x)
+
+
+def student(x: Array) -> tuple[Array, Array]:
     """Mean and half width of its 95 % Student interval over the last axis: t(0.975, n - 1) s / sqrt(n).
 
-    nan="keep": both are NaN if a value is NaN. nan="skip": only finite values count. Half is NaN for n < 2.
+    Both are NaN if a value is NaN (see `counted`); half is NaN for n < 2.
 
-    >>> x = np.array([[1.0, 2.0, 3.0, 4.0], [1.0, 2.0, 3.0, np.nan]])  # t(0.975, 2) = 4.3027, s = 1
-    >>> [v.round(4) for v in student(x)], [v.round(4) for v in student(x, nan="skip")]
-    ([array([2.5, nan]), array([2.0543,    nan])], [array([2.5, 2. ]), array([2.0543, 2.4841])])
+    >>> x = np.array([[1.0, 2.0, 3.0, 4.0], [1.0, 2.0, 3.0, np.nan]])
+    >>> [v.round(4) for v in student(x)]
+    [array([2.5, nan]), array([2.0543,    nan])]
     """
-    if nan == "skip":
-        rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
-        each = np.array([student(row[np.isfinite(row)]) for row in rows]).reshape(*x.shape[:-1], 2)
-        return each[..., 0], each[..., 1]
     n = x.shape[-1]
     if n < 2:
         return (x.mean(-1) if n else np.full(x.shape[:-1], math.nan)), np.full(x.shape[:-1], math.nan)

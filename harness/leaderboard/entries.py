@@ -13,11 +13,13 @@ import numpy as np
 from harness import store
 from harness.leaderboard.determined import COLUMNS, Determined, determined
 from harness.leaderboard.naming import labels
-from harness.leaderboard.records import ACCURACIES, SCORES, Entry, Place
+from harness.leaderboard.records import SCORES, Entry, Place
 from harness.stats import Array
 from harness.store.costs import by_key, costs_of
+from harness.store.entries import base, entry_of, setting_of
 from harness.store.readers import Wanted, snapshot, unfinished
-from harness.store.scores import DETERMINED
+from harness.store.scores import DETERMINED, lowest
+from harness.store.scores import SCORES as LOWEST
 from harness.wording import DIVERGED, UNDEFINED, UNMEASURED
 
 if TYPE_CHECKING:
@@ -45,7 +47,7 @@ def finished(folders: Sequence[Path]) -> tuple[dict[Place, list[Entry]], list[st
     why = reasons(runs, values, {*zip(lost.run_id, lost.seed, lost.metric)}, more)
     made = {}
     for place, specs in _grouped(runs, notes).items():
-        named = zip(labels([each[0] for each in specs.values()]), specs.values())
+        named = zip(labels([*specs.values()], notes), specs.values())
         entries = [_entry(label, each, values, why, costs, notes) for label, each in named]
         made[place] = [replace(entry, empty=_empty(entry, more)) for entry in entries]
     return made, notes
@@ -105,12 +107,13 @@ def _empty(entry: Entry, more: Determined) -> tuple[int, ...]:
 def place_of(run: store.Run) -> Place:
     """The setting of a run."""
     facts = run.manifest
-    return Place(facts["stream"], facts["scenario"], facts["setting"], facts["stream_version"], facts["split"])
+    return Place(facts["stream"], facts["scenario"], setting_of(facts), facts["stream_version"], facts["split"])
 
 
 def spec_of(run: store.Run) -> str:
-    """The strategy of a run with its values."""
-    return store.identity(run.manifest["config"]["strategy"])
+    """The strategy of a run with its values, and its version."""
+    version = entry_of(run.manifest).removeprefix(base(entry_of(run.manifest)))
+    return store.identity(run.manifest["config"]["strategy"]) + version
 
 
 def _grouped(runs: Sequence[store.Run], notes: list[str]) -> dict[Place, dict[str, list[store.Run]]]:
@@ -140,8 +143,11 @@ def seed_scores(runs: Sequence[store.Run], metrics: pd.DataFrame) -> dict[tuple[
 
     bottom = metrics[metrics.metric == "average_accuracy"].groupby("run_id").value.min()
     place = {run.manifest["run_id"]: place_of(run) for run in runs}
-    negative = {place[run] for run, low in bottom.items() if low < 0}
-    floor = {run: -math.inf if where in negative else 0.0 for run, where in place.items()}
+    found: dict[Place, list[float]] = {where: [] for where in place.values()}
+    for run_id, low in bottom.items():
+        found[place[str(run_id)]].append(low)
+    floors = {where: lowest(np.array(values)) for where, values in found.items()}
+    floor = {run: floors[where] for run, where in place.items()}
     lost = {(run.manifest["run_id"], seed) for run in runs for seed in run.manifest.get("diverged", [])}
     end = metrics.groupby("run_id").boundary.transform("max")
     made = {}
@@ -149,7 +155,7 @@ def seed_scores(runs: Sequence[store.Run], metrics: pd.DataFrame) -> dict[tuple[
         chosen = metrics.metric == score.metric
         rows = metrics[chosen & (metrics.boundary == end)] if score.last else metrics[chosen]
         value = rows.value
-        if score.name in ACCURACIES and lost:
+        if score.metric in LOWEST and lost:
             gone = pd.MultiIndex.from_frame(rows[["run_id", "seed"]]).isin(lost) & value.isna().to_numpy()
             value = value.mask(gone, rows.run_id.map(floor).astype(float))
         keys = [rows.run_id, rows.seed]
@@ -207,8 +213,8 @@ def missing(interrupted: Sequence[store.Run], found: Sequence[Entry]) -> list[En
     have = [(spec_of(run), set(e.seeds)) for e in found for run in e.runs]
     left = [r for r in interrupted if not any(spec_of(r) == spec and set(r.manifest["seeds"]) <= s for spec, s in have)]
     nothing = {score.name: np.array([], dtype=np.float64) for score in SCORES}
-    names = [run.manifest["strategy"] for run in left]
-    return [Entry(name, name, (run,), (), nothing, state=_state(run)) for name, run in zip(names, left)]
+    names = [(entry_of(run.manifest), run.manifest["strategy"]) for run in left]
+    return [Entry(*name, (run,), (), nothing, state=_state(run)) for name, run in zip(names, left)]
 
 
 def _state(run: store.Run) -> str:

@@ -11,11 +11,14 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from markupsafe import Markup
+from numpy.typing import NDArray
 
 from harness import stats
 from harness.leaderboard import Board, Entry
 from harness.report import svg
 from harness.stats import Array
+from harness.store import scores
+from harness.store.scores import SCORES
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -66,6 +69,7 @@ def groups(board: Board, rows: pd.DataFrame, accuracy: pd.DataFrame) -> list[Gro
     """All groups that have a figure. The tables contain the board's runs, and may contain others."""
     entries = [row.entry for row in board.rows if row.entry.seeds]
     whole = rows[(rows.axis == "") & (rows.task == -1)]
+    lowest = scores.lowest(accuracy.accuracy.to_numpy(dtype=np.float64))
     texts = declared_columns()
     known = {c.metric for c in (*STORY, *LANDSCAPE)}
     often = whole.groupby("metric").boundary.nunique()
@@ -81,15 +85,18 @@ def groups(board: Board, rows: pd.DataFrame, accuracy: pd.DataFrame) -> list[Gro
             "Accuracy",
             "Test accuracy in percent on each task (across) after each task (down), mean over seeds."
             " A column that gets darker downwards is a task being forgotten.",
-            _matrices(entries, accuracy),
+            _matrices(entries, accuracy, lowest),
         ),
         Group(
             "Forgetting and plasticity",
-            "Mean over seeds with its 95 % interval, which may run off the chart. A line ends where a seed diverged.",
-            _curves(entries, whole, STORY),
+            "Mean over seeds with its 95 % interval, which may run off the chart. A diverged seed counts with the"
+            " lowest accuracy; the line of any other quantity ends where a seed diverged.",
+            _curves(entries, whole, STORY, lowest),
         ),
         Group(
-            "The landscape", "Measured at the trained parameters after each task.", _curves(entries, whole, LANDSCAPE)
+            "The landscape",
+            "Measured at the trained parameters after each task.",
+            _curves(entries, whole, LANDSCAPE, lowest),
         ),
         Group(
             "Paths",
@@ -101,7 +108,7 @@ def groups(board: Board, rows: pd.DataFrame, accuracy: pd.DataFrame) -> list[Gro
         Group(
             "All other metrics",
             "One chart per metric. With many lines, the intervals are only in the numbers.",
-            _curves(entries, whole, rest, bands=len(entries) <= svg.COLOURS),
+            _curves(entries, whole, rest, lowest, bands=len(entries) <= svg.COLOURS),
             folded=True,
         ),
     ]
@@ -157,15 +164,22 @@ def _text(mean: float, half: float) -> str:
     return svg.number(mean) + (f" ± {svg.number(half)}" if half > 0 else "")
 
 
-def _curves(entries: Sequence[Entry], whole: pd.DataFrame, curves: Sequence[Curve], bands: bool = True) -> list[Figure]:
+def _curves(
+    entries: Sequence[Entry], whole: pd.DataFrame, curves: Sequence[Curve], lowest: float, bands: bool = True
+) -> list[Figure]:
     made = []
     by_metric = dict(list(whole.groupby("metric")))
     for curve in (c for c in curves if c.metric in by_metric):
         cubes = _cubes(entries, by_metric[curve.metric], "boundary")
-        series = [_series(e, i, x + 1, values) for e, i, x, values in cubes]
+        floor = lowest if curve.metric in SCORES else None
+        series = [_series(e, i, x + 1, stats.counted(values, _lost(e), floor)) for e, i, x, values in cubes]
         if any(np.isfinite(s.y).any() for s in series):
             made.append(_chart(curve.title, series, "after task", curve.unit, True, bands, note=curve.note))
     return made
+
+
+def _lost(entry: Entry) -> NDArray[np.bool_]:
+    return np.isin(entry.seeds, entry.diverged)
 
 
 def _fronts(board: Board) -> list[Figure]:
@@ -189,7 +203,7 @@ def _fronts(board: Board) -> list[Figure]:
     return made
 
 
-def _matrices(entries: Sequence[Entry], accuracy: pd.DataFrame) -> list[Figure]:
+def _matrices(entries: Sequence[Entry], accuracy: pd.DataFrame, lowest: float) -> list[Figure]:
     cells = accuracy[accuracy.boundary >= 0]
     values = cells.accuracy.to_numpy(dtype=np.float64)
     values = values[np.isfinite(values)]
@@ -203,6 +217,8 @@ def _matrices(entries: Sequence[Entry], accuracy: pd.DataFrame) -> list[Figure]:
         mine = cells[cells.run_id.isin({run.manifest["run_id"] for run in entry.runs}) & cells.seed.isin(entry.seeds)]
         if mine.empty:
             continue
+        lost = mine.seed.isin(entry.diverged).to_numpy()
+        mine = mine.assign(accuracy=stats.counted(mine.accuracy.to_numpy(dtype=np.float64), lost, lowest))
         mean = mine.groupby(["boundary", "task"]).accuracy.agg(lambda x: x.mean(skipna=False)).unstack()
         rows = [int(mean.index[i]) for i in _spread(len(mean.index), SHOWN)]
         columns = [int(mean.columns[i]) for i in _spread(len(mean.columns), SHOWN)]

@@ -54,7 +54,7 @@ STARTED = {  # once its configuration is written
     "threads": (f"a whole number of 1 to {THREADS}", lambda value: _whole(value) and 1 <= value <= THREADS),
 }  # fmt: skip
 PERHAPS = {
-    "attempts": WHOLE, "error": OPTIONAL_TEXT, "traceback": OPTIONAL_TEXT, "started_at": OPTIONAL_TEXT,
+    "entry": TEXT, "attempts": WHOLE, "error": OPTIONAL_TEXT, "traceback": OPTIONAL_TEXT, "started_at": OPTIONAL_TEXT,
     "ended_at": OPTIONAL_TEXT, "git": OPTIONAL_MAPPING, "versions": OPTIONAL_MAPPING, "hardware": OPTIONAL_MAPPING,
     "argv": ("a list of words", _list_of(_is(str, int, float))),
     "diverged": ("a list of whole numbers", _list_of(_whole)),

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import store
+from harness.store.entries import defaults
 
 CONFIG: dict[str, Any] = {
     "train": {"epochs": 2, "steps": None, "batch_size": 32},
@@ -33,11 +34,12 @@ def write(
     tasks: int = 3,
     done: bool = True,
     force: bool = False,
+    version: int = 1,  # 2: kept beside the first
     **manifest: Any,
 ) -> Path:
     """The folder of one finished run (`done=False`: cut short)."""
     seeds = list(seeds or range(len(accuracy)))
-    spec = {strategy: {"_target_": f"strategies.{strategy}.X", **(settings or {})}}
+    spec = {strategy: {**(defaults(strategy) or {"_target_": f"strategies.{strategy}.X"}), **(settings or {})}}
     facts = {
         "setting": "a" * 12, "stream_version": 1, "stream_hash": "h", "split": "test", "purpose": "run",
         "source": "s" * 64, "config": {**CONFIG, "strategy": spec}, "argv": ["harness", f"strategy={strategy}"],
@@ -50,12 +52,17 @@ def write(
         "memory": [[100.0] * len(seeds)] * tasks,
         **(metrics or {}),
     }
+
+    def lost(t: int, i: int) -> bool:  # a run writes NaN everywhere
+        return all(math.isnan(values[t][i]) for name, values in given.items() if values[t] and name != "memory")
+
     run_id = store.identity({"s": stream, "spec": spec, "seeds": seeds, "to": facts["setting"], "d": done})
+    run_id += f"-{version}" if version > 1 else ""
     with store.RunFolder.open(root, stream, strategy, run_id, scenario="domain", force=force) as run:
         run.update_manifest(seeds=seeds, **facts)
         for t in range(tasks):
             rows = [
-                {"seed": s, "metric": name, "value": values[t][i]}
+                {"seed": s, "metric": name, "value": values[t][i], "diverged": s in facts["diverged"] and lost(t, i)}
                 for name, values in given.items()
                 if values[t]
                 for i, s in enumerate(seeds)
