@@ -85,12 +85,15 @@ def bootstrap(
     """95 % percentile interval of a statistic of all scores of some tasks, each [..., n], by the stratified bootstrap.
 
     Each task resamples its own seeds with replacement (Agarwal et al. 2021, section 4.1). `statistic` reduces the last
-    axis, along which the tasks are concatenated; low and high [...]. NaN if a task has fewer than two seeds. With five
-    seeds such intervals are too narrow.
+    axis, along which the tasks are concatenated, and does not depend on the order of the scores; low and high [...].
+    NaN if a task has fewer than two seeds. With five seeds such intervals are too narrow.
     """
     if any(x.shape[-1] < 2 for x in tasks):
         unknown = np.full(tasks[0].shape[:-1], math.nan)
         return unknown, unknown
+    if len(tasks) == 1:  # five seeds can be drawn in 126 ways: each is computed once
+        ways, which = _ways(tasks[0].shape[-1], resamples, seed)
+        return limits(statistic(tasks[0][..., ways])[..., which])
     drawn = [x[..., draws(x.shape[-1], resamples, seed + i)] for i, x in enumerate(tasks)]
     return limits(statistic(np.concatenate(drawn, -1)))
 
@@ -101,6 +104,13 @@ def draws(n: int, resamples: int = RESAMPLES, seed: int = 0) -> NDArray[np.int64
     drawn = np.random.default_rng(seed).integers(0, n, (resamples, n))
     drawn.flags.writeable = False
     return drawn
+
+
+@cache
+def _ways(n: int, resamples: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The different draws of `draws` without their order, and which of them each resample is."""
+    ways, which = np.unique(np.sort(draws(n, resamples, seed), 1), axis=0, return_inverse=True)
+    return ways, which.ravel()
 
 
 def limits(x: Array) -> tuple[Array, Array]:
@@ -173,6 +183,7 @@ def improvement_unpaired(x: Array, y: Array) -> Array:
     return np.asarray(((a > b) + 0.5 * (a == b)).mean((-2, -1)))
 
 
+@cache
 def proportion_interval(share: float, n: int) -> tuple[float, float]:
     """Clopper and Pearson's (1934) exact 95 % interval of a probability, given the `share` observed in n trials.
 
@@ -208,6 +219,7 @@ def detectable(differences: Array, *, power: float = 0.8) -> float:
     return float(noncentrality(n - 1, power=power) * differences.std(ddof=1) / math.sqrt(n))
 
 
+@cache
 def noncentrality(df: float, *, alpha: float = 1 - LEVEL, power: float = 0.8) -> float:
     """Size of an effect, in standard errors, that a two-sided t test at level `alpha` detects with this power.
 

@@ -80,6 +80,8 @@ def reference(sets: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
 
 def on(entry: Entry, seeds: tuple[int, ...]) -> Entry:
     """The entry restricted to these seeds."""
+    if entry.seeds == seeds:
+        return entry
     at = [entry.seeds.index(s) for s in seeds]
     kept = {name: values[at] for name, values in entry.scores.items()}
     marks = {name: tuple(values[i] for i in at) for name, values in entry.marks.items()}

@@ -22,7 +22,7 @@ def versions(found: Sequence[Entry]) -> list[str]:
         changed = sources.differing([run.manifest for run in runs])
         if len(entries) > 1:
             said = f" ({sources.listed(changed)})" if changed else ""
-            notes.append(f"{', '.join(entry.label for entry in entries)}: versions of {name}{said}")
+            notes.append(f"{', '.join(sorted(entry.label for entry in entries))}: versions of {name}{said}")
         elif changed:
             notes.append(f"{name}: versions of it are mixed, because {sources.listed(changed)} between {_seeds(runs)}")
     if between := sources.differing(

@@ -15,6 +15,7 @@ from harness.leaderboard.determined import COLUMNS, Determined, determined
 from harness.leaderboard.naming import labels
 from harness.leaderboard.records import SCORES, Entry, Place
 from harness.stats import Array
+from harness.store.columns import Where
 from harness.store.costs import by_key, costs_of
 from harness.store.entries import base, entry_of, setting_of
 from harness.store.readers import Wanted, snapshot, unfinished
@@ -28,15 +29,13 @@ if TYPE_CHECKING:
 
 def finished(folders: Sequence[Path]) -> tuple[dict[Place, list[Entry]], list[str]]:
     """The entries of every setting, and notes on what was left out."""
-    import pyarrow.dataset as ds
-
     names = [score.metric for score in SCORES] + ["memory"]
-    whole = (ds.field("phase") == "end") & (ds.field("axis") == "") & (ds.field("task") == -1)
+    whole: Where = {"metric": names, "phase": ["end"], "axis": [""], "task": [-1]}
     read = snapshot(
         folders,
         {
-            "metrics": Wanted(("seed", "boundary", "metric", "value"), whole & ds.field("metric").isin(names)),
-            "timing": Wanted(("boundary", "part", "seconds"), ds.field("part").isin(["step", "plain step", "train"])),
+            "metrics": Wanted(("seed", "boundary", "metric", "value"), whole),
+            "timing": Wanted(("boundary", "part", "seconds"), {"part": ["step", "plain step", "train"]}),
         },
         purpose="run",
     )
@@ -81,22 +80,22 @@ def reasons(
     more: Determined,
 ) -> dict[tuple[str, int], tuple[str, ...]]:
     """Why each score of a seed is missing, as a mark: (run_id, seed) -> [SCORES]; empty if it is there."""
+    nothing, there = np.full(len(SCORES), math.nan), ("",) * len(SCORES)
     made = {}
-    for run, seed in [(each, seed) for each in runs for seed in each.manifest["seeds"]]:
-        run_id, cfg, diverged = run.manifest["run_id"], run.manifest["config"], seed in run.manifest.get("diverged", [])
+    for run in runs:
+        run_id, cfg, lost = run.manifest["run_id"], run.manifest["config"], run.manifest.get("diverged", [])
         no_copy = not (cfg.get("gap", True) and cfg.get("control", True))  # then nothing was trained to compare with
-        row = values.get((run_id, seed), np.full(len(SCORES), math.nan))
-        marks = []
-        for score, value in zip(SCORES, row):
-            untested = score.name in DETERMINED and run_id in more.partial and not diverged
-            untested |= score.name == "plasticity_lost" and no_copy
-            if not math.isnan(value):
-                marks.append("")
-            elif untested or (run_id, seed, score.metric) not in recorded:
-                marks.append(UNMEASURED)
-            else:
-                marks.append(DIVERGED if diverged else UNDEFINED)
-        made[run_id, seed] = tuple(marks)
+        for seed in run.manifest["seeds"]:
+            marks = list(there)
+            for i in np.flatnonzero(np.isnan(values.get((run_id, seed), nothing))).tolist():
+                score, diverged = SCORES[i], seed in lost
+                untested = score.name in DETERMINED and run_id in more.partial and not diverged
+                untested |= score.name == "plasticity_lost" and no_copy
+                if untested or (run_id, seed, score.metric) not in recorded:
+                    marks[i] = UNMEASURED
+                else:
+                    marks[i] = DIVERGED if diverged else UNDEFINED
+            made[run_id, seed] = tuple(marks)
     return made
 
 
@@ -191,7 +190,7 @@ def _entry(
         runs=tuple(runs),
         seeds=seeds,
         scores={score.name: table[:, i] for i, score in enumerate(SCORES)},
-        marks={score.name: tuple(why[of[s].manifest["run_id"], s][i] for s in seeds) for i, score in enumerate(SCORES)},
+        marks=dict(zip([score.name for score in SCORES], zip(*(why[of[s].manifest["run_id"], s] for s in seeds)))),
         diverged=tuple(s for s in seeds if s in of[s].manifest.get("diverged", [])),
         step=float(step),
         memory=float(memory),

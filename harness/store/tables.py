@@ -198,28 +198,29 @@ def read_file(path: Path, name: str) -> tuple[Any, dict[str, Any]]:
 
 def check_file(path: Path, name: str) -> None:
     """Damaged unless `path` is a table of this name that is complete, by its first and last bytes. SchemaError."""
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
     regular(path)
     try:
         with pq.ParquetFile(path) as file:
             state = _state(path, file)
-            types = pa.types
-            tests = {
-                "string": lambda t: types.is_string(t) or types.is_large_string(t),
-                "int64": types.is_integer,
-                "float64": types.is_floating,
-                "bool": types.is_boolean,
-            }
             added = ADDED if state["schema_version"] < SCHEMA_VERSION else ()
             for column, kind in SCHEMAS[name].items():
-                if column not in added and not tests[kind](found := file.schema_arrow.field(column).type):
+                if column not in added and not fits(kind, found := file.schema_arrow.field(column).type):
                     raise ValueError(f"{column} is {found}, not {kind}")
     except SchemaError:
         raise
     except UNREADABLE as error:
         raise Damaged(path, first_line(error, 200)) from error
+
+
+def fits(kind: str, found: Any) -> bool:
+    """Whether a pyarrow type holds values of this kind."""
+    from pyarrow import types
+
+    if kind == "string":
+        return bool(types.is_string(found) or types.is_large_string(found))
+    return bool({"int64": types.is_integer, "float64": types.is_floating, "bool": types.is_boolean}[kind](found))
 
 
 def _state(path: Path, file: Any) -> dict[str, Any]:

@@ -9,6 +9,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from harness import store
 from harness.store.entries import defaults
 
@@ -93,26 +96,21 @@ def edit(path: Path, **changes: Any) -> None:
 
 
 def copies(source: Path, root: Path, count: int) -> None:
-    """Many run folders out of one: other streams, strategies and run_ids."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
+    """Many run folders out of one, with all its tables: other streams, strategies and run_ids."""
     facts = json.loads((source / "manifest.json").read_text())
-    tables = {name: pq.ParquetFile(source / f"{name}.parquet").read() for name in ("metrics", "timing")}
+    tables = {name: pq.ParquetFile(source / f"{name}.parquet").read() for name in store.SCHEMAS}
     for i in range(count):
         stream, strategy, run_id = f"s{i % 40}_domain", f"m{i // 40}", store.identity({"i": i})
         path = root / "runs" / stream / strategy / run_id
         os.makedirs(path)
+        named: dict[str, Any] = {"stream": stream, "strategy": strategy, "run_id": run_id, "entry": strategy}
+        named["setting"] = store.identity({"s": stream})
+        texts = {**named, "setting": f"{named['setting']}@{facts['stream_version']}"}
         for name, rows in tables.items():
-            at = rows.schema.get_field_index("run_id")
-            rows = rows.set_column(at, rows.schema.field(at), pa.array([run_id] * len(rows)))
-            pq.write_table(rows, path / f"{name}.parquet")
-        named: dict[str, Any] = {
-            "stream": stream,
-            "strategy": strategy,
-            "run_id": run_id,
-            "setting": store.identity({"s": stream}),
-        }
+            for column in texts.keys() & {*rows.column_names}:
+                at, value = rows.schema.get_field_index(column), pa.array([texts[column]] * len(rows))
+                rows = rows.set_column(at, rows.schema.field(at), value)
+            pq.write_table(rows, path / f"{name}.parquet", compression="zstd")
         named["config"] = {**facts["config"], "strategy": {strategy: {}}}
         (path / "manifest.json").write_text(json.dumps({**facts, **named}))
         (path / "DONE").touch()
