@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -149,7 +151,23 @@ def snapshot(folders: Sequence[Path], wanted: Mapping[str, Wanted], **filters: o
     last.
     """
     notes: list[str] = []
-    runs = _distinct(finished(folders, filters, notes), notes)
+    with _uncollected():
+        return _snapshot(_distinct(finished(folders, filters, notes), notes), wanted, notes)
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Without the garbage collector, which would visit thousands of manifests again and again."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
+
+
+def _snapshot(runs: list[Run], wanted: Mapping[str, Wanted], notes: list[str]) -> Snapshot:
     while True:
         tables: dict[str, pd.DataFrame] = {}
         try:

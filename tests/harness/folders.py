@@ -56,8 +56,9 @@ def write(
         **(metrics or {}),
     }
 
-    def lost(t: int, i: int) -> bool:  # a run writes NaN everywhere
-        return all(math.isnan(values[t][i]) for name, values in given.items() if values[t] and name != "memory")
+    def gone(t: int, i: int) -> bool:  # a diverged seed has no value at all from some boundary on
+        known = [values[t][i] for name, values in given.items() if values[t] and name != "memory"]
+        return seeds[i] in facts["diverged"] and all(map(math.isnan, known))
 
     run_id = store.identity({"s": stream, "spec": spec, "seeds": seeds, "to": facts["setting"], "d": done})
     run_id += f"-{version}" if version > 1 else ""
@@ -65,15 +66,26 @@ def write(
         run.update_manifest(seeds=seeds, **facts)
         for t in range(tasks):
             rows = [
-                {"seed": s, "metric": name, "value": values[t][i], "diverged": s in facts["diverged"] and lost(t, i)}
+                {
+                    "seed": s,
+                    "metric": name,
+                    "value": math.nan if gone(t, i) else values[t][i],
+                    "diverged": gone(t, i),
+                }
                 for name, values in given.items()
                 if values[t]
                 for i, s in enumerate(seeds)
             ]
             parts = {"step": step, "train": 3.0} | ({"plain step": 1.0} if plain else {})
             cells = [
-                {"seed": s, "task": j, "accuracy": 0.9 - 0.1 * (t - j), "loss": 0.5, "n": 10}
-                for s in seeds
+                {
+                    "seed": s,
+                    "task": j,
+                    "accuracy": math.nan if gone(t, i) else 0.9 - 0.1 * (t - j),
+                    "loss": 0.5,
+                    "n": 10,
+                }
+                for i, s in enumerate(seeds)
                 for j in range(t + 1)
             ]
             tables = {
