@@ -233,7 +233,7 @@ def _files(folder: Path, name: str) -> list[Path]:
             for entry in _entries(above)
             if not entry.name.startswith(".") and entry.is_dir()
         ]
-    return [Path(path) for path in sorted(f"{path}/{name}" for path in found) if os.path.lexists(path)]
+    return [Path(path, name) for path in sorted(found) if os.path.lexists(f"{path}/{name}")]
 
 
 def _entries(folder: str) -> list[os.DirEntry[str]]:
