@@ -48,6 +48,7 @@ class Boundary:
     random: RandomStream  # separate from training, which metrics must not change
     control: Tensor | None = None  # [S, T] a fresh net's accuracy on each task just after training on it
     gap: Tensor | None = None  # [S] test accuracy of the learner's copy after plain training on task t
+    trained_score: Tensor | None = None  # [S] test score of the trained net on task t; None: the deployed net's
     alive: Tensor | None = None  # [S] False where the seed has diverged
     inside: Inside | None = None  # None unless eval.every is set
 

@@ -14,10 +14,12 @@ from typing import Any
 from harness.types import Apply, Column, Out
 
 COLUMNS = {
-    "hessian_products": Column("lower", "", "Hessian products of a metric"),
-    "gradients": Column("lower", "", "backward passes of a metric, including those from which Hessian products start"),
-    "forward_passes": Column("lower", "", "forward passes of a metric, including those of gradients"),
-    "forward_rows": Column("lower", "rows", "rows of one seed in these forward passes"),
+    "hessian_products": Column("lower", "", "Hessian products of a metric", net=""),
+    "gradients": Column(
+        "lower", "", "backward passes of a metric, including those from which Hessian products start", net=""
+    ),
+    "forward_passes": Column("lower", "", "forward passes of a metric, including those of gradients", net=""),
+    "forward_rows": Column("lower", "rows", "rows of one seed in these forward passes", net=""),
 }
 
 _counter: ContextVar[Counter[str] | None] = ContextVar("work", default=None)

@@ -39,8 +39,8 @@ def sheet(title: str, panels: int = 1, rows: int = 1, width: float = 4.6, height
 
 
 def band_of(values: Array) -> tuple[Array, Array]:
-    """Mean over the finite seeds of values [S, K] and half width of its 95 % interval, 0 if unknown: [K] each."""
-    mean, half = student(values.T, nan="skip")
+    """Mean over seeds of values [S, K] and half width of its 95 % interval, 0 if unknown: [K] each."""
+    mean, half = student(values.T)
     return mean, np.nan_to_num(half)
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,19 +20,28 @@ RESAMPLES = 2000
 LEVEL = 0.95
 
 
-def student(x: Array, nan: Literal["keep", "skip"] = "keep") -> tuple[Array, Array]:
+def counted(x: Array, diverged: NDArray[np.bool_], lowest: float | None) -> Array:
+    """x [..., seeds] with `lowest` where a diverged seed has no value; None: it stays NaN, and so does every mean.
+
+    The one rule for means over seeds, which cannot flatter a method that diverges: a diverged seed counts with the
+    lowest possible value of a score, and a quantity without one has no mean. No mean is over the surviving seeds.
+
+    >>> x, diverged = np.array([0.8, np.nan, np.nan]), np.array([False, True, False])
+    >>> counted(x, diverged, 0.0), counted(x, diverged, None)
+    (array([0.8, 0. , nan]), array([0.8, nan, nan]))
+    """
+    return x if lowest is None else np.where(np.isnan(x) & diverged, lowest, x)
+
+
+def student(x: Array) -> tuple[Array, Array]:
     """Mean and half width of its 95 % Student interval over the last axis: t(0.975, n - 1) s / sqrt(n).
 
-    nan="keep": both are NaN if a value is NaN. nan="skip": only finite values count. Half is NaN for n < 2.
+    Both are NaN if a value is NaN (see `counted`); half is NaN for n < 2.
 
-    >>> x = np.array([[1.0, 2.0, 3.0, 4.0], [1.0, 2.0, 3.0, np.nan]])  # t(0.975, 2) = 4.3027, s = 1
-    >>> [v.round(4) for v in student(x)], [v.round(4) for v in student(x, nan="skip")]
-    ([array([2.5, nan]), array([2.0543,    nan])], [array([2.5, 2. ]), array([2.0543, 2.4841])])
+    >>> x = np.array([[1.0, 2.0, 3.0, 4.0], [1.0, 2.0, 3.0, np.nan]])
+    >>> [v.round(4) for v in student(x)]
+    [array([2.5, nan]), array([2.0543,    nan])]
     """
-    if nan == "skip":
-        rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
-        each = np.array([student(row[np.isfinite(row)]) for row in rows]).reshape(*x.shape[:-1], 2)
-        return each[..., 0], each[..., 1]
     n = x.shape[-1]
     if n < 2:
         return (x.mean(-1) if n else np.full(x.shape[:-1], math.nan)), np.full(x.shape[:-1], math.nan)
@@ -77,12 +85,15 @@ def bootstrap(
     """95 % percentile interval of a statistic of all scores of some tasks, each [..., n], by the stratified bootstrap.
 
     Each task resamples its own seeds with replacement (Agarwal et al. 2021, section 4.1). `statistic` reduces the last
-    axis, along which the tasks are concatenated; low and high [...]. NaN if a task has fewer than two seeds. With five
-    seeds such intervals are too narrow.
+    axis, along which the tasks are concatenated, and does not depend on the order of the scores; low and high [...].
+    NaN if a task has fewer than two seeds. With five seeds such intervals are too narrow.
     """
     if any(x.shape[-1] < 2 for x in tasks):
         unknown = np.full(tasks[0].shape[:-1], math.nan)
         return unknown, unknown
+    if len(tasks) == 1:  # five seeds can be drawn in 126 ways: each is computed once
+        ways, which = _ways(tasks[0].shape[-1], resamples, seed)
+        return limits(statistic(tasks[0][..., ways])[..., which])
     drawn = [x[..., draws(x.shape[-1], resamples, seed + i)] for i, x in enumerate(tasks)]
     return limits(statistic(np.concatenate(drawn, -1)))
 
@@ -93,6 +104,13 @@ def draws(n: int, resamples: int = RESAMPLES, seed: int = 0) -> NDArray[np.int64
     drawn = np.random.default_rng(seed).integers(0, n, (resamples, n))
     drawn.flags.writeable = False
     return drawn
+
+
+@cache
+def _ways(n: int, resamples: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The different draws of `draws` without their order, and which of them each resample is."""
+    ways, which = np.unique(np.sort(draws(n, resamples, seed), 1), axis=0, return_inverse=True)
+    return ways, which.ravel()
 
 
 def limits(x: Array) -> tuple[Array, Array]:
@@ -165,6 +183,7 @@ def improvement_unpaired(x: Array, y: Array) -> Array:
     return np.asarray(((a > b) + 0.5 * (a == b)).mean((-2, -1)))
 
 
+@cache
 def proportion_interval(share: float, n: int) -> tuple[float, float]:
     """Clopper and Pearson's (1934) exact 95 % interval of a probability, given the `share` observed in n trials.
 
@@ -200,6 +219,7 @@ def detectable(differences: Array, *, power: float = 0.8) -> float:
     return float(noncentrality(n - 1, power=power) * differences.std(ddof=1) / math.sqrt(n))
 
 
+@cache
 def noncentrality(df: float, *, alpha: float = 1 - LEVEL, power: float = 0.8) -> float:
     """Size of an effect, in standard errors, that a two-sided t test at level `alpha` detects with this power.
 

@@ -251,6 +251,10 @@ class Net:
     apply: Apply
     probabilistic: bool = True  # whether the softmax is a probability: not for distances to means
 
+    def same(self, other: Net) -> bool:
+        """Whether the other net has these very parameters, buffers and forward pass."""
+        return self.params is other.params and self.buffers is other.buffers and self.apply == other.apply
+
     def __call__(self, x: Tensor, t: Tensor, *, record: bool = False) -> Out:
         """Evaluation mode: no dropout, running statistics."""
         return self.apply(self.params, self.buffers, x, t, record=record)
@@ -296,3 +300,4 @@ class Column(NamedTuple):
     unit: str
     text: str  # one line
     data: str = ""  # split that it is measured on: train, val, test or "" for none
+    net: str = "trained"  # net that it is of: trained, deployed, both (what sets them apart) or "" for neither

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 import traceback
@@ -12,6 +13,7 @@ from typing import Any
 
 UNMEASURED, UNDEFINED, DIVERGED = "-", "n/a", "div"  # marks of a value that is missing, by its reason
 MARKS = f"{UNMEASURED}: not measured; {UNDEFINED}: undefined, for example without test rows; {DIVERGED}: diverged"
+MARKS += "; with 4/5: of 5 seeds, 4 have a value"
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")  # as OWASP lists them
 UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
@@ -56,6 +58,17 @@ def spreadsheet(value: Any) -> Any:
     ["'=1+1", "'@x", 'ewc', -0.5]
     """
     return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
+
+
+def mean_text(mean: float, half: float, found: int, seeds: int, form: str = ".3f", mark: str = UNMEASURED) -> str:
+    """A mean over seeds ± half width; if seeds have no value, the mark that says why, and how many have one.
+
+    >>> mean_text(0.91234, 0.01, 5, 5), mean_text(math.nan, math.nan, 4, 5, mark="div"), mean_text(1, math.nan, 1, 1)
+    ('0.912 ± 0.010', 'div 4/5', '1.000')
+    """
+    if found == seeds:
+        return format(mean, form) + ("" if math.isnan(half) else f" ± {format(half, form.lstrip('+'))}")
+    return f"{mark} {found}/{seeds}" if found else mark
 
 
 def warn(line: str) -> None:

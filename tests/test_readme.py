@@ -1,5 +1,6 @@
 """What the README shows runs as it stands there."""
 
+import math
 import re
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 import harness
 from harness.leaderboard import cells, heading, leaderboard
 from harness.pages import strategies
+from tests.harness.folders import write
 
 README = Path(harness.__file__).resolve().parent.parent / "README.md"
 SNIPPETS = re.findall(r"```python\n(.*?)```", README.read_text("utf-8"), re.DOTALL)
@@ -35,20 +37,58 @@ def said(snippet: str, capsys: pytest.CaptureFixture[str]) -> str:
     return capsys.readouterr().out
 
 
-def test_the_queries_are_three_lines_each_and_answer_alike(
-    results: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def answers(snippet: str, capsys: pytest.CaptureFixture[str]) -> dict[tuple[str, str], list[float]]:
+    """Average accuracy and forgetting by setting and entry, as a query prints them."""
+    with pd.option_context("display.width", 1000, "display.precision", 12, "display.multi_sparse", False):
+        lines = said(snippet, capsys).replace("│", " ").splitlines()
+    cells = [line.split() for line in lines if "@" in line]
+    return {(line[1], line[2]): [*map(float, line[3:])] for line in cells}
+
+
+def ranked(folder: Path) -> dict[tuple[str, str], list[float]]:
+    """The same on the leaderboard."""
+    return {
+        (board.setting, row.entry.label): [row.means[score][0] for score in ("average_accuracy", "forgetting")]
+        for board in leaderboard([folder]).boards
+        for row in board.rows
+    }
+
+
+@pytest.mark.parametrize("snippet", SNIPPETS[:2], ids=["pandas", "duckdb"])
+def test_a_query_of_real_runs_agrees_with_the_leaderboard(
+    snippet: str, results: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(results.parent)
-    assert [snippet.count("\n") for snippet in SNIPPETS[:2]] == [3, 3]
-    (path,) = results.glob("runs/*/replay/*/metrics.parquet")
-    rows = pd.read_parquet(path)
-    known = rows[(rows.metric == "forgetting") & (rows.boundary == 2)].value.mean()
-    for snippet in SNIPPETS[:2]:
-        out = said(snippet, capsys)
-        (line,) = [line for line in out.splitlines() if "replay" in line]
-        assert "permuted_digits_domain" in out and "naive" in out
-        numbers = [float(word) for word in re.findall(r"-?\d+\.\d+(?:e-?\d+)?", line)]
-        assert numbers[0] == pytest.approx(known, abs=1e-6)
+    found, shown = answers(snippet, capsys), ranked(results)
+    assert {entry for _, entry in shown} == {"naive", "replay"} and found.keys() == shown.keys()
+    for key, values in shown.items():
+        assert found[key] == pytest.approx(values, abs=1e-6)
+
+
+@pytest.mark.parametrize("snippet", SNIPPETS[:2], ids=["pandas", "duckdb"])
+def test_a_query_and_the_leaderboard_keep_the_same_things_apart(
+    snippet: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Values of a strategy, settings, versions of the stream and of the code, seeds in two runs, diverged seeds."""
+    folder = tmp_path / "results"
+    write(folder, "naive", [0.5, 0.6])
+    write(folder, "naive", [0.6], seeds=[1])
+    write(folder, "naive", [0.55, 0.67], version=2)
+    write(folder, "ewc", [0.7, 0.8], settings={"strength": 1.0})
+    write(folder, "ewc", [0.2, 0.3], settings={"strength": 100.0})
+    write(folder, "ewc", [0.1, 0.3], setting="b" * 12)
+    write(folder, "ewc", [0.1, 0.2], setting="c" * 12, stream_version=2, stream="other_domain")
+    gone = {"learning_accuracy": [[0.8, 0.8], [0.8, 0.8], [math.nan, 0.8]],
+            "forgetting": [[math.nan] * 2, [0.1, 0.1], [math.nan, 0.2]]}  # fmt: skip
+    write(folder, "sam", [math.nan, 0.9], metrics=gone, diverged=[0])
+    write(folder, "si", [math.nan, 0.9])  # undefined, and not diverged
+    monkeypatch.chdir(tmp_path)
+    found, shown = answers(snippet, capsys), ranked(folder)
+    assert len(shown) == 8 and found.keys() == shown.keys()
+    for key, values in shown.items():
+        assert found[key] == pytest.approx(values, abs=1e-9, nan_ok=True), key
+    assert shown["a" * 12 + "@1", "sam"] == pytest.approx([0.45, math.nan], nan_ok=True)
+    assert shown["a" * 12 + "@1", "ewc[strength=100]"][0] == pytest.approx(0.25)
 
 
 def test_the_python_call_prints_the_accuracy_matrix(capsys: pytest.CaptureFixture[str]) -> None:

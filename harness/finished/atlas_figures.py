@@ -176,7 +176,7 @@ def spectra(frame: pd.DataFrame, unit: str = "nat") -> Figure:
     for n, t in enumerate(sorted(frame.after.unique())):
         rows = frame[frame.after == t]
         largest = (rows.groupby("seed").eigenvalue.max() / rows.share.max()).to_numpy()
-        mean, half = map(float, student(largest, nan="skip"))
+        mean, half = map(float, student(largest))
         spread = f" ± {half:.2g}" if np.isfinite(half) else ""
         share, values = over_seeds(rows, "share")
         how = {"color": COLOURS[n], "linestyle": DASHES[n]}

@@ -14,7 +14,7 @@ import numpy as np
 
 from harness import store
 from harness.stats import student
-from harness.wording import markdown
+from harness.wording import DIVERGED, MARKS, UNDEFINED, UNMEASURED, markdown, mean_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -69,6 +69,8 @@ up the cost for the old tasks.
 ## Sharpness and forgetting
 
 {sharpness}
+
+Without a value: {marks}.
 """
 
 
@@ -101,6 +103,7 @@ def card(path: Path, out: Path | None = None) -> list[Path]:
         bound=BOUND if old[old.metric == "ledger_bound"].value.notna().any() else "",
         ledger=table(old, "task", LEDGER),
         sharpness=table(each, "boundary", SHARPNESS, "after task"),
+        marks=MARKS,
     )
     out = path if out is None else out
     with rc_context(STYLE), store.reporting(out, "out=FOLDER"):
@@ -114,21 +117,27 @@ def card(path: Path, out: Path | None = None) -> list[Path]:
 
 def table(frame: pd.DataFrame, by: str, items: Sequence[Item], title: str = "") -> str:
     """A Markdown table: a row for each value of `by`, a column for each recorded item."""
-    shown = [item for item in items if frame[frame.metric == item.metric].value.notna().any()]
+    shown = [item for item in items if item.metric in set(frame.metric)]
     lines = [f"| {title or by} | {' | '.join(item.title for item in shown)} |", "| ---: |" + " ---: |" * len(shown)]
     for t, rows in frame.groupby(by):
-        cells = [cell(rows[rows.metric == item.metric].value.to_numpy(dtype=np.float64), item.form) for item in shown]
-        if any(c != "-" for c in cells):
+        each = [rows[rows.metric == item.metric] for item in shown]
+        cells = [
+            cell(one.value.to_numpy(np.float64), bool(one.diverged.any()), item.form) for one, item in zip(each, shown)
+        ]
+        if any(c not in (UNMEASURED, UNDEFINED) for c in cells):
             lines.append(f"| {int(str(t)) + 1} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def cell(values: np.ndarray, form: str) -> str:
-    """Mean and half width of the 95 % interval.
+def cell(values: np.ndarray, diverged: bool, form: str) -> str:
+    """Mean and half width of the 95 % interval; a mark if a seed has no value, because one has `diverged` or not.
 
-    >>> cell(np.array([1.0, 2.0, 3.0]), ".1f"), cell(np.array([np.nan]), ".1f")
-    ('2.0 ± 2.5', '-')
+    >>> three, lost = np.array([1.0, 2.0, 3.0]), np.array([1.0, np.nan])
+    >>> cell(three, False, ".1f"), cell(lost, True, ".1f"), cell(lost[1:], False, ".1f"), cell(lost[:0], False, ".1f")
+    ('2.0 ± 2.5', 'div 1/2', 'n/a', '-')
     """
-    mean, half = map(float, student(values, nan="skip"))
-    n = np.isfinite(values).sum()
-    return "-" if n == 0 else f"{mean:{form}}" + (f" ± {half:{form}}" if n > 1 else "")
+    if not len(values):
+        return UNMEASURED
+    mean, half = map(float, student(values))
+    found = int((~np.isnan(values)).sum())
+    return mean_text(mean, half, found, len(values), form, DIVERGED if diverged else UNDEFINED)

@@ -27,7 +27,7 @@ from harness.groups import groups, stream_of
 from harness.jobs.setting import Setting, build, build_strategies, chosen_device, chosen_metrics
 from harness.learner import Learner
 from harness.record.clock import Clock
-from harness.record.evaluation import measured
+from harness.record.evaluation import measured, trained_score
 from harness.record.layout import timing_rows
 from harness.record.meter import Meter
 from harness.record.sinks import InMemory, Lane, StoredNets, shared
@@ -319,8 +319,19 @@ class Replay:
             random=self.random,
             control=accuracy[:, 1:].diagonal(dim1=1, dim2=2) if self.is_control else self.fresh,
             gap=None if self.plain is None or (plain and not ended) else self.plain[:, task.index],
+            trained_score=self.trained_score(task) if ended else None,
             alive=learner.alive,
         )
+
+    def trained_score(self, task: Task) -> Tensor | None:
+        """As in the run: None unless the strategy deploys another net."""
+        run, learner = self.run, self.run.learner
+        absent = isinstance(learner.apply, _Absent)
+        if not run.strategy.active["deploy"] or absent or self.fresh is None:
+            return None
+        if run.strategy.known and learner.net.same(run.strategy.deploy(learner, learner.net)):
+            return None
+        return trained_score(learner, task, run.setting.evaluation)
 
 
 # --- from the tables ---------------------------------------------------------------------------

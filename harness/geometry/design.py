@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from harness import store
-from harness.leaderboard.naming import leaves, listed
+from harness.leaderboard.naming import listed
+from harness.store.entries import leaves
 
 RATE = "optimizer.lr"
 KNOBS = (RATE, "train.batch_size", "strategy.sam.rho", "model.dropout")  # may differ within a strategy

@@ -21,7 +21,7 @@ from harness.groups import groups
 from harness.jobs.setting import Setting, build, build_strategies, chosen_device, chosen_metrics
 from harness.record.sinks import Columns
 from harness.run import check_boundaries, check_scenario, run
-from harness.store import provenance, sources
+from harness.store import entries, provenance, sources
 from harness.strategy import Chain, Strategy
 from harness.trackers import About, Tracker, Trackers, published, summaries
 from harness.types import Net, Stream
@@ -172,6 +172,7 @@ def _resume(
     folder.write_config(OmegaConf.to_yaml(OmegaConf.create(setting.cfg)))
     folder.update_manifest(
         setting=store.identity(setting.identity),
+        entry=entries.named(folder.manifest["strategy"], spec, folder.manifest["run_id"]),
         seeds=list(stream.seeds),
         stream_version=stream.version,
         stream_hash=stream.hash,

@@ -333,17 +333,22 @@ def negative_mass(q: Quadrature) -> tuple[Tensor, Tensor]:
     return share, spread / math.sqrt(part.shape[1])
 
 
-def curvature_rank(q: Quadrature, thresholds: Sequence[float]) -> tuple[Tensor, Tensor]:
-    """Number of eigenvalues above threshold x lambda_1, and its standard error: [S, K], [S, K].
+def curvature_rank(q: Quadrature, thresholds: Sequence[float]) -> Tensor:
+    """Number of eigenvalues above threshold x lambda_1: [S, K].
 
     In [0, P]; an estimate, P times the weight above the threshold. NaN if lambda_1 <= 0.
 
+    Without a standard error: the spread over the start vectors leaves out the bias of the quadrature, whose nodes near
+    the threshold stand for many eigenvalues on both sides of it. More vectors do not reduce it, more steps do. Against
+    dense float64 Hessians of trained nets with 244 and 1,210 parameters, 80 steps and 10 vectors were off by at most 4
+    % at thresholds 0.1 and 0.01, within half of that spread; at 0.001 by 3 to 6 % either way, 1 to 2 times the spread.
+    20 steps were off by +68 % there, 7 times the spread.
+
     >>> q = Quadrature(torch.tensor([[[3.0, 0.1, -1.0]] * 2]), torch.tensor([[[0.25, 0.5, 0.25]] * 2]), 8)
-    >>> curvature_rank(q, [0.1, 0.01])[0].tolist()
+    >>> curvature_rank(q, [0.1, 0.01]).tolist()
     [[2.0, 6.0]]
     """
     top = q.nodes.amax((1, 2))
     top = top.masked_fill(top <= 0, math.nan)[:, None, None]
     counts = torch.stack([q.size * (q.weights * (q.nodes > c * top)).sum(2) for c in thresholds], 2)  # [S, V, K]
-    counts = counts.masked_fill(top.isnan(), math.nan)
-    return counts.mean(1), counts.std(1) / math.sqrt(counts.shape[1])
+    return counts.masked_fill(top.isnan(), math.nan).mean(1)

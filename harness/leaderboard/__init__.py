@@ -56,7 +56,8 @@ def leaderboard(folders: Sequence[Path], *, by: str = "average_accuracy", baseli
         board(place, groups.get(place, []), interrupted.get(place, []), BY_NAME[by], baseline)
         for place in sorted({*groups, *interrupted}, key=lambda place: tuple(map(str, place)))
     ]
-    labels = {row.entry.label for one in boards for row in one.rows}
-    if labels and baseline not in (BASELINE, *labels):
-        raise ValueError(f"--baseline {baseline}: unknown entry; choose from {', '.join(sorted(labels))}")
+    entries = [row.entry for one in boards for row in one.rows]
+    if entries and baseline not in (BASELINE, *(name for e in entries for name in (e.label, e.strategy))):
+        known = ", ".join(sorted({e.label for e in entries}))
+        raise ValueError(f"--baseline {baseline}: unknown entry; choose from {known}")
     return Leaderboard(tuple(boards), overall(boards, baseline), (*notes, *incomparable(boards)), baseline)

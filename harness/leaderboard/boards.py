@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from harness import store
+from harness.leaderboard.code import versions
 from harness.leaderboard.comparison import compared, score_means
 from harness.leaderboard.entries import missing
 from harness.leaderboard.naming import listed, setting_in_words, told_apart
@@ -22,7 +23,7 @@ from harness.wording import UNDEFINED
 def board(place: Place, found: Sequence[Entry], interrupted: Sequence[store.Run], by: Score, baseline: str) -> Board:
     """The board of one setting: its entries, and the runs that started and did not finish."""
     seeds = reference([e.seeds for e in found] or [tuple(run.manifest["seeds"]) for run in interrupted])
-    notes = _sources([run for e in found for run in e.runs])
+    notes = versions(found)
     complete: list[Entry] = []
     partial: list[Entry] = []
     for entry in found:
@@ -35,7 +36,7 @@ def board(place: Place, found: Sequence[Entry], interrupted: Sequence[store.Run]
     for entry in partial:
         if np.isnan(entry.scores[by.name]).all() and not entry.diverged:
             notes.append(f"{entry.label}: {by.title} {_missing(entry, by)}")
-    against = next((e for e in complete if e.label == baseline), None)
+    against = _baseline(complete, baseline)
     if complete and against is None:
         notes.append(f"{baseline} is missing or incomplete, so nothing is compared with it")
     rows = compared(complete, by, against)
@@ -57,6 +58,13 @@ def board(place: Place, found: Sequence[Entry], interrupted: Sequence[store.Run]
     )
 
 
+def _baseline(entries: Sequence[Entry], name: str) -> Entry | None:
+    """The entry of this name, or the only one of the strategy of this name."""
+    exact = [e for e in entries if e.label == name]
+    alike = [e for e in entries if e.strategy == name]
+    return exact[0] if exact else alike[0] if len(alike) == 1 else None
+
+
 def reference(sets: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
     """The seeds that are compared: the set that most entries were run with.
 
@@ -72,6 +80,8 @@ def reference(sets: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
 
 def on(entry: Entry, seeds: tuple[int, ...]) -> Entry:
     """The entry restricted to these seeds."""
+    if entry.seeds == seeds:
+        return entry
     at = [entry.seeds.index(s) for s in seeds]
     kept = {name: values[at] for name, values in entry.scores.items()}
     marks = {name: tuple(values[i] for i in at) for name, values in entry.marks.items()}
@@ -93,14 +103,6 @@ def _missing(entry: Entry, by: Score) -> str:
 def _uncompared(entry: Entry, seeds: tuple[int, ...], by: Score) -> Row:
     got = {s for s, v in zip(entry.seeds, entry.scores[by.name]) if not math.isnan(v)}
     return Row(entry, len(got & set(seeds)), score_means([entry])[0])
-
-
-def _sources(runs: Sequence[store.Run]) -> list[str]:
-    counts = Counter(str(run.manifest.get("source", ""))[:12] for run in runs)
-    if len(counts) < 2:
-        return []
-    each = ", ".join(f"{source or 'unknown'}: {n} run{'s' * (n > 1)}" for source, n in sorted(counts.items()))
-    return [f"the runs come from {len(counts)} versions of the source ({each}); their results may differ"]
 
 
 def hours(found: Sequence[Entry]) -> list[str]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from harness.leaderboard.naming import listed
 from harness.leaderboard.records import SCORES, UNKNOWN, Board, Leaderboard, Standing
 from harness.leaderboard.standings import comparing
-from harness.wording import UNDEFINED, UNMEASURED
+from harness.wording import UNDEFINED, mean_text
 
 
 def cells(board: Board) -> list[dict[str, str]]:
@@ -28,7 +28,8 @@ def cells(board: Board) -> list[dict[str, str]]:
             "seeds": _coverage(row.found, len(board.seeds), diverged or undefined, entry.state),
         }
         for score in scores:
-            line[score.title] = mean_cell(row.means[score.name], len(entry.seeds), score.form, entry.mark(score.name))
+            mean, half, found = row.means[score.name]
+            line[score.title] = mean_text(mean, half, found, len(entry.seeds), score.form, entry.mark(score.name))
             if score == board.by:
                 line["IQM"] = _ranged(row.iqm, row.iqm_interval, score.form)
         if board.baseline:
@@ -79,18 +80,6 @@ def _ranged(value: float, limits: tuple[float, float] = UNKNOWN, form: str = ".3
         return format(value, form)
     low, high = (format(v, form) for v in limits)
     return f"{value:{form}} ({low})" if low == high else f"{value:{form}} ({low}–{high})"
-
-
-def mean_cell(value: tuple[float, float, int], seeds: int, form: str = ".3f", mark: str = UNMEASURED) -> str:
-    """Mean ± half width; if values are missing, their number and no mean; if all are, the mark that says why.
-
-    >>> mean_cell((0.91234, 0.01, 5), 5), mean_cell((math.nan, math.nan, 4), 5), mean_cell((math.nan, math.nan, 0), 5)
-    ('0.912 ± 0.010', '4/5', '-')
-    """
-    mean, half, n = value
-    if n == 0:
-        return mark
-    return _spread(mean, half, form) if n >= seeds else f"{n}/{seeds}"
 
 
 def _spread(mean: float, half: float, form: str) -> str:

@@ -22,6 +22,10 @@ def compared(entries: Sequence[Entry], by: Score, baseline: Entry | None) -> lis
     rank, between = stats.ranks(table.mean(1)), np.stack(stats.rank_intervals(table), 1)
     middle, around = sign * stats.iqm(table), np.sort(sign * np.stack(stats.bootstrap([table], stats.iqm), 1), 1)
     front, means = fronts(entries), score_means(entries)
+    base = sign * baseline.scores[by.name] if baseline is not None else np.full(table.shape[1], np.nan)
+    with np.errstate(invalid="ignore"):  # both diverged: minus infinity minus itself
+        apart = table - base
+    distance, half = stats.student(sign * apart)
     rows = []
     for i, entry in enumerate(entries):
         row = Row(
@@ -35,17 +39,13 @@ def compared(entries: Sequence[Entry], by: Score, baseline: Entry | None) -> lis
             fronts=tuple(name for name in FRONTS if front[name][i]),
         )
         if baseline is not None and entry is not baseline:
-            base = sign * baseline.scores[by.name]
-            with np.errstate(invalid="ignore"):  # both diverged: minus infinity minus itself
-                difference = table[i] - base
-            mean, half = stats.student(sign * difference)
             share = stats.improvement(table[i], base)
             row = replace(
                 row,
-                difference=(float(mean), float(half)),
+                difference=(float(distance[i]), float(half[i])),
                 improvement=share,
                 improvement_interval=stats.proportion_interval(share, len(base)),
-                detectable=stats.detectable(difference),
+                detectable=stats.detectable(apart[i]),
             )
         rows.append(row)
     return sorted(rows, key=lambda row: (row.rank, row.entry.label))

@@ -13,11 +13,14 @@ import numpy as np
 from harness import store
 from harness.leaderboard.determined import COLUMNS, Determined, determined
 from harness.leaderboard.naming import labels
-from harness.leaderboard.records import ACCURACIES, SCORES, Entry, Place
+from harness.leaderboard.records import SCORES, Entry, Place
 from harness.stats import Array
+from harness.store.columns import Where
 from harness.store.costs import by_key, costs_of
+from harness.store.entries import base, entry_of, setting_of
 from harness.store.readers import Wanted, snapshot, unfinished
-from harness.store.scores import DETERMINED
+from harness.store.scores import DETERMINED, lowest
+from harness.store.scores import SCORES as LOWEST
 from harness.wording import DIVERGED, UNDEFINED, UNMEASURED
 
 if TYPE_CHECKING:
@@ -26,15 +29,13 @@ if TYPE_CHECKING:
 
 def finished(folders: Sequence[Path]) -> tuple[dict[Place, list[Entry]], list[str]]:
     """The entries of every setting, and notes on what was left out."""
-    import pyarrow.dataset as ds
-
     names = [score.metric for score in SCORES] + ["memory"]
-    whole = (ds.field("phase") == "end") & (ds.field("axis") == "") & (ds.field("task") == -1)
+    whole: Where = {"metric": names, "phase": ["end"], "axis": [""], "task": [-1]}
     read = snapshot(
         folders,
         {
-            "metrics": Wanted(("seed", "boundary", "metric", "value"), whole & ds.field("metric").isin(names)),
-            "timing": Wanted(("boundary", "part", "seconds"), ds.field("part").isin(["step", "plain step", "train"])),
+            "metrics": Wanted(("seed", "boundary", "metric", "value"), whole),
+            "timing": Wanted(("boundary", "part", "seconds"), {"part": ["step", "plain step", "train"]}),
         },
         purpose="run",
     )
@@ -45,7 +46,7 @@ def finished(folders: Sequence[Path]) -> tuple[dict[Place, list[Entry]], list[st
     why = reasons(runs, values, {*zip(lost.run_id, lost.seed, lost.metric)}, more)
     made = {}
     for place, specs in _grouped(runs, notes).items():
-        named = zip(labels([each[0] for each in specs.values()]), specs.values())
+        named = zip(labels([*specs.values()], notes), specs.values())
         entries = [_entry(label, each, values, why, costs, notes) for label, each in named]
         made[place] = [replace(entry, empty=_empty(entry, more)) for entry in entries]
     return made, notes
@@ -79,22 +80,22 @@ def reasons(
     more: Determined,
 ) -> dict[tuple[str, int], tuple[str, ...]]:
     """Why each score of a seed is missing, as a mark: (run_id, seed) -> [SCORES]; empty if it is there."""
+    nothing, there = np.full(len(SCORES), math.nan), ("",) * len(SCORES)
     made = {}
-    for run, seed in [(each, seed) for each in runs for seed in each.manifest["seeds"]]:
-        run_id, cfg, diverged = run.manifest["run_id"], run.manifest["config"], seed in run.manifest.get("diverged", [])
+    for run in runs:
+        run_id, cfg, lost = run.manifest["run_id"], run.manifest["config"], run.manifest.get("diverged", [])
         no_copy = not (cfg.get("gap", True) and cfg.get("control", True))  # then nothing was trained to compare with
-        row = values.get((run_id, seed), np.full(len(SCORES), math.nan))
-        marks = []
-        for score, value in zip(SCORES, row):
-            untested = score.name in DETERMINED and run_id in more.partial and not diverged
-            untested |= score.name == "plasticity_lost" and no_copy
-            if not math.isnan(value):
-                marks.append("")
-            elif untested or (run_id, seed, score.metric) not in recorded:
-                marks.append(UNMEASURED)
-            else:
-                marks.append(DIVERGED if diverged else UNDEFINED)
-        made[run_id, seed] = tuple(marks)
+        for seed in run.manifest["seeds"]:
+            marks = list(there)
+            for i in np.flatnonzero(np.isnan(values.get((run_id, seed), nothing))).tolist():
+                score, diverged = SCORES[i], seed in lost
+                untested = score.name in DETERMINED and run_id in more.partial and not diverged
+                untested |= score.name == "plasticity_lost" and no_copy
+                if untested or (run_id, seed, score.metric) not in recorded:
+                    marks[i] = UNMEASURED
+                else:
+                    marks[i] = DIVERGED if diverged else UNDEFINED
+            made[run_id, seed] = tuple(marks)
     return made
 
 
@@ -105,12 +106,13 @@ def _empty(entry: Entry, more: Determined) -> tuple[int, ...]:
 def place_of(run: store.Run) -> Place:
     """The setting of a run."""
     facts = run.manifest
-    return Place(facts["stream"], facts["scenario"], facts["setting"], facts["stream_version"], facts["split"])
+    return Place(facts["stream"], facts["scenario"], setting_of(facts), facts["stream_version"], facts["split"])
 
 
 def spec_of(run: store.Run) -> str:
-    """The strategy of a run with its values."""
-    return store.identity(run.manifest["config"]["strategy"])
+    """The strategy of a run with its values, and its version."""
+    version = entry_of(run.manifest).removeprefix(base(entry_of(run.manifest)))
+    return store.identity(run.manifest["config"]["strategy"]) + version
 
 
 def _grouped(runs: Sequence[store.Run], notes: list[str]) -> dict[Place, dict[str, list[store.Run]]]:
@@ -140,8 +142,11 @@ def seed_scores(runs: Sequence[store.Run], metrics: pd.DataFrame) -> dict[tuple[
 
     bottom = metrics[metrics.metric == "average_accuracy"].groupby("run_id").value.min()
     place = {run.manifest["run_id"]: place_of(run) for run in runs}
-    negative = {place[run] for run, low in bottom.items() if low < 0}
-    floor = {run: -math.inf if where in negative else 0.0 for run, where in place.items()}
+    found: dict[Place, list[float]] = {where: [] for where in place.values()}
+    for run_id, low in bottom.items():
+        found[place[str(run_id)]].append(low)
+    floors = {where: lowest(np.array(values)) for where, values in found.items()}
+    floor = {run: floors[where] for run, where in place.items()}
     lost = {(run.manifest["run_id"], seed) for run in runs for seed in run.manifest.get("diverged", [])}
     end = metrics.groupby("run_id").boundary.transform("max")
     made = {}
@@ -149,7 +154,7 @@ def seed_scores(runs: Sequence[store.Run], metrics: pd.DataFrame) -> dict[tuple[
         chosen = metrics.metric == score.metric
         rows = metrics[chosen & (metrics.boundary == end)] if score.last else metrics[chosen]
         value = rows.value
-        if score.name in ACCURACIES and lost:
+        if score.metric in LOWEST and lost:
             gone = pd.MultiIndex.from_frame(rows[["run_id", "seed"]]).isin(lost) & value.isna().to_numpy()
             value = value.mask(gone, rows.run_id.map(floor).astype(float))
         keys = [rows.run_id, rows.seed]
@@ -185,7 +190,7 @@ def _entry(
         runs=tuple(runs),
         seeds=seeds,
         scores={score.name: table[:, i] for i, score in enumerate(SCORES)},
-        marks={score.name: tuple(why[of[s].manifest["run_id"], s][i] for s in seeds) for i, score in enumerate(SCORES)},
+        marks=dict(zip([score.name for score in SCORES], zip(*(why[of[s].manifest["run_id"], s] for s in seeds)))),
         diverged=tuple(s for s in seeds if s in of[s].manifest.get("diverged", [])),
         step=float(step),
         memory=float(memory),
@@ -207,8 +212,8 @@ def missing(interrupted: Sequence[store.Run], found: Sequence[Entry]) -> list[En
     have = [(spec_of(run), set(e.seeds)) for e in found for run in e.runs]
     left = [r for r in interrupted if not any(spec_of(r) == spec and set(r.manifest["seeds"]) <= s for spec, s in have)]
     nothing = {score.name: np.array([], dtype=np.float64) for score in SCORES}
-    names = [run.manifest["strategy"] for run in left]
-    return [Entry(name, name, (run,), (), nothing, state=_state(run)) for name, run in zip(names, left)]
+    names = [(entry_of(run.manifest), run.manifest["strategy"]) for run in left]
+    return [Entry(*name, (run,), (), nothing, state=_state(run)) for name, run in zip(names, left)]
 
 
 def _state(run: store.Run) -> str:

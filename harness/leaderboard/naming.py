@@ -7,17 +7,43 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from harness import store
+from harness.store.entries import entry_of, leaves
 
 
-def labels(runs: Sequence[store.Run]) -> list[str]:
-    """The strategy's name; if several runs share it, with the values in which they differ."""
-    names = [run.manifest["strategy"] for run in runs]
-    found = list(names)
-    for name in {n for n, count in Counter(names).items() if count > 1}:
-        same = [i for i, n in enumerate(names) if n == name]
-        for i, text in zip(same, told_apart([runs[i].manifest["config"]["strategy"] for i in same])):
+def labels(groups: Sequence[Sequence[store.Run]], notes: list[str]) -> list[str]:
+    """The entry of each group of runs with the same values, as their tables name it.
+
+    Defaults that have changed since can give different values one name; then it is followed by what differs.
+    """
+    found = [min(entry_of(run.manifest) for run in runs) for runs in groups]
+    for name in [name for name, count in Counter(found).items() if count > 1]:
+        same = [i for i, other in enumerate(found) if other == name]
+        texts = told_apart([groups[i][0].manifest["config"]["strategy"] for i in same])
+        notes.append(
+            f"{name}: the tables give {len(same)} strategies with different values this entry ({'; '.join(texts)}),"
+            " because defaults have changed; rerun them before a query by entry"
+        )
+        for i, text in zip(same, texts):
             found[i] = f"{name} ({text})"
     return found
+
+
+def shared(boards: Sequence[Sequence[tuple[str, str]]]) -> list[dict[str, str]]:
+    """Names by which entries, given as (entry, strategy), are compared across boards: for each board entry -> name.
+
+    A strategy that has one entry on each board is compared under its name, whatever its values (a tuned strategy has
+    others in each setting); else an entry is compared with the same entry.
+
+    >>> shared([[("ewc[strength=3]", "ewc"), ("si", "si")], [("ewc", "ewc"), ("si", "si"), ("si[strength=2]", "si")]])
+    [{'ewc[strength=3]': 'ewc', 'si': 'si'}, {'ewc': 'ewc', 'si': 'si', 'si[strength=2]': 'si[strength=2]'}]
+    """
+    several = {
+        strategy
+        for entries in boards
+        for strategy, count in Counter(strategy for _, strategy in entries).items()
+        if count > 1
+    }
+    return [{entry: entry if strategy in several else strategy for entry, strategy in entries} for entries in boards]
 
 
 def told_apart(configs: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -33,19 +59,6 @@ def told_apart(configs: Sequence[Mapping[str, Any]]) -> list[str]:
     ends = Counter(key.rpartition(".")[2] for key in differing)
     short = {key: end if ends[end := key.rpartition(".")[2]] == 1 else key for key in differing}
     return [", ".join(f"{short[k]}={one[k]}" if k in one else f"no {short[k]}" for k in differing) for one in flat]
-
-
-def leaves(node: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:
-    """The values of a configuration by dotted key.
-
-    >>> dict(leaves({"ewc": {"strength": 1.0, "options": {"mode": None}}}))
-    {'ewc.strength': 1.0, 'ewc.options.mode': None}
-    """
-    if isinstance(node, Mapping) and node:
-        for key, value in node.items():
-            yield from leaves(value, f"{prefix}.{key}" if prefix else str(key))
-    else:
-        yield prefix, node
 
 
 def setting_in_words(facts: Mapping[str, Any]) -> str:

@@ -37,7 +37,6 @@ SCORES = (
     Score("barrier", "barrier", "barrier_entezari_loss_joint", False, "lower", ".3g"),
 )
 BY_NAME = {score.name: score for score in SCORES}
-ACCURACIES = ("average_accuracy", "learning_accuracy")  # a diverged seed has the lowest value of these
 FRONTS = ("step", "memory", "forgetting")  # what average accuracy is traded against
 BASELINE = "naive"
 UNKNOWN = (math.nan, math.nan)

@@ -11,6 +11,7 @@ import numpy as np
 
 from harness import stats
 from harness.leaderboard.comparison import pair
+from harness.leaderboard.naming import shared
 from harness.leaderboard.records import UNKNOWN, Board, Standing
 from harness.stats import Array
 
@@ -31,7 +32,9 @@ def overall(boards: Sequence[Board], baseline: str) -> tuple[Standing, ...]:
     if len(boards) < 2:
         return ()
     sign = boards[0].by.sign
-    complete = [{r.entry.label: r.entry for r in b.rows if not math.isnan(r.rank)} for b in boards]
+    ranked = [[r.entry for r in b.rows if not math.isnan(r.rank)] for b in boards]
+    names = shared([[(e.label, e.strategy) for e in entries] for entries in ranked])
+    complete = [{name[e.label]: e for e in entries} for name, entries in zip(names, ranked)]
     counts = Counter(label for entries in complete for label in entries)
     diverged = Counter(label for entries in complete for label, entry in entries.items() for _ in entry.diverged)
     whole = sorted(label for label, count in counts.items() if count == len(boards))

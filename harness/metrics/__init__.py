@@ -106,6 +106,11 @@ def on_train(columns: Mapping[str, Column]) -> dict[str, Column]:
     return {name: c._replace(data="train") for name, c in columns.items()}
 
 
+def of_deployed(columns: Mapping[str, Column]) -> dict[str, Column]:
+    """The same columns, of the deployed net."""
+    return {name: c._replace(net="deployed") for name, c in columns.items()}
+
+
 def objective(b: Boundary, batch: Batch) -> Loss:
     """Loss of the trained net on a batch, in evaluation mode and under this boundary's mask."""
     return b.learner.objective([batch], b.stream, b.t, b.trained.buffers, b.trained.apply)

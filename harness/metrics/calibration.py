@@ -16,10 +16,9 @@ from torch.nn.functional import one_hot
 
 from harness.boundary import Boundary
 from harness.learner import mask_logits
-from harness.metrics import Readings, blank, shares, spaced
+from harness.metrics import Readings, blank, of_deployed, shares, spaced
 from harness.types import Column, Reading
 
-NET = "deployed"  # the net whose probabilities these are
 BINS = 15
 HOTTEST = 100.0  # temperatures are searched in [1 / HOTTEST, HOTTEST]
 
@@ -31,11 +30,13 @@ _TEXT = {
     "ece_tempered": ("lower", "probability", "ece with the logits divided by the temperature", "test"),
     "nll_tempered": ("lower", "nat", "nll with the logits divided by the temperature", "test"),
 }  # fmt: skip
-COLUMNS: dict[str, Column] = {
-    name + task: Column(better, unit, text + (", each task" if task else ", all tasks seen"), data)
-    for name, (better, unit, text, data) in _TEXT.items()
-    for task in ("", "_task")
-}
+COLUMNS: dict[str, Column] = of_deployed(
+    {
+        name + task: Column(better, unit, text + (", each task" if task else ", all tasks seen"), data)
+        for name, (better, unit, text, data) in _TEXT.items()
+        for task in ("", "_task")
+    }
+)
 
 
 def calibration(b: Boundary, *, size: int, tasks: int) -> Readings:

@@ -86,7 +86,7 @@ def forecast(
         found["next_stable_rank"] = Reading(m.square / top, m.square_error / top)
     if vectors:
         q = quadrature(hessian, params, fold(key, "quadrature"), vectors=vectors, steps=quadrature_steps)
-        found["next_curvature_rank"] = Reading(*curvature_rank(q, thresholds), axis="threshold", coords=thresholds)
+        found["next_curvature_rank"] = Reading(curvature_rank(q, thresholds), axis="threshold", coords=thresholds)
         found["next_negative_mass"] = Reading(*negative_mass(q))
     if edge_ratio:
         lr = edge_of_stability.rate(b.learner, 0)

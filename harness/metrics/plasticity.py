@@ -22,9 +22,12 @@ COLUMNS: dict[str, Column] = {
     "dist_init_l2": Column("", "weight", "Euclidean distance of all parameters from the initialisation"),
     "grad_norm": Column("", "nat/weight", "norm of the gradient of the probe's mean loss", "train"),
     "grad_zero_frac": Column("", "fraction", "entries of that gradient that are exactly 0", "train"),
-    "intransigence": Column("lower", "score", "a fresh net's score on the new task minus the learner's", "test"),
+    "intransigence": Column("lower", "score", "a fresh net's score on the new task minus the trained net's", "test"),
+    "intransigence_deployed": Column(
+        "lower", "score", "a fresh net's score on the new task minus the deployed net's", "test", "deployed"
+    ),
     "trainability_gap": Column(
-        "lower", "score", "a fresh net's score on the new task minus that of plain training", "test"
+        "lower", "score", "a fresh net's score on the new task minus that of plain training", "test", ""
     ),
 }
 
@@ -50,7 +53,10 @@ def plasticity(b: Boundary, *, size: int, duplicates: bool, rank: bool, gradient
         )
     if b.phase == "end":
         fresh = unmeasured(b) if b.control is None else b.control[:, b.t]
-        found["intransigence"] = fresh - b.accuracy[:, b.t + 1, b.t].to(fresh.device)
+        given_out = b.accuracy[:, b.t + 1, b.t]
+        mine = given_out if b.trained_score is None else b.trained_score
+        found["intransigence"] = fresh - mine.to(fresh.device)
+        found["intransigence_deployed"] = fresh - given_out.to(fresh.device)
         found["trainability_gap"] = fresh - (unmeasured(b) if b.gap is None else b.gap.to(fresh.device))
     return blank(b, found)
 

@@ -23,11 +23,11 @@ from harness.types import Batch, Column, Net, Reading
 
 COLUMNS: dict[str, Column] = {
     "linear_probe_task": Column("higher", "accuracy", "of a ridge probe fitted to the task's features", "test"),
-    "readout_gap_task": Column("", "accuracy", "that minus the deployed net's accuracy on the task", "test"),
+    "readout_gap_task": Column("", "accuracy", "that minus the deployed net's accuracy on the task", "test", "both"),
     "forgetting_deep_task": Column("lower", "accuracy", "drop of the probe since the task's own boundary", "test"),
-    "forgetting_shallow_task": Column("lower", "accuracy", "drop of the deployed net since then, minus deep", "test"),
+    "forgetting_shallow_task": Column("lower", "accuracy", "drop of the deployed net, minus deep", "test", "both"),
     "forgetting_deep": Column("lower", "accuracy", "mean of deep over the measured old tasks", "test"),
-    "forgetting_shallow": Column("lower", "accuracy", "mean of shallow over the measured old tasks", "test"),
+    "forgetting_shallow": Column("lower", "accuracy", "mean of shallow over the measured old tasks", "test", "both"),
     "cka_task": Column("", "", "debiased linear CKA with the features at the task's own boundary", "train"),
 }  # fmt: skip
 

@@ -19,7 +19,7 @@ COLUMNS: dict[str, Column] = by_probe(
         "spectral_density": Column("", "1", "density of eigenvalues in units of the spectral radius"),
         "spectral_radius": Column("", "nat/weight2", "largest |eigenvalue| found by the quadrature"),
         "negative_mass": Column("", "fraction", "sum of |lambda| over the negative / over all, with standard error"),
-        "curvature_rank": Column("", "dimensions", "eigenvalues above threshold x lambda_max, with standard error"),
+        "curvature_rank": Column("", "dimensions", "eigenvalues above threshold x lambda_max"),
     }
 )
 
@@ -40,7 +40,8 @@ def spectrum(
 
     * spectral_density [points]: phi(x) = mean over the vectors of sum_j weight_j N(x; lambda_j / radius, width^2) on a
       grid x in [-1.05, 1.05] (Ghorbani, Krishnan & Xiao 2019); spectral_radius turns x into eigenvalues.
-    * negative_mass in [0, 1] and curvature_rank [thresholds] in [0, P] with standard errors: see `curvature`.
+    * negative_mass in [0, 1] with its standard error, and curvature_rank [thresholds] in [0, P], whose error is not
+      known (the quadrature is biased at small thresholds): see `curvature`.
 
     Cost per probe: `vectors` x `steps` Hessian products and one gradient. NaN for a diverged seed and, except for the
     radius, for a flat seed; curvature_rank is NaN if no eigenvalue is positive. Raises ValueError for fewer than 2
@@ -60,7 +61,7 @@ def spectrum(
             "spectral_density": Reading(values, axis="grid", coords=[round(x, 6) for x in grid.tolist()]),
             "spectral_radius": radius,
             "negative_mass": Reading(*negative_mass(q)),
-            "curvature_rank": Reading(*curvature_rank(q, thresholds), axis="threshold", coords=thresholds),
+            "curvature_rank": Reading(curvature_rank(q, thresholds), axis="threshold", coords=thresholds),
         }
 
     return blank(b, probed(b, "spectrum", probes, size, tasks, around))

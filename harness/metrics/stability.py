@@ -9,19 +9,17 @@ from __future__ import annotations
 from torch import Tensor
 
 from harness.boundary import Boundary
-from harness.metrics import Readings
+from harness.metrics import Readings, of_deployed
 from harness.types import Column, Reading
 
-NET = "deployed"  # the net whose scores these are
-
-COLUMNS: dict[str, Column] = {
+COLUMNS: dict[str, Column] = of_deployed({
     "score_inside": Column("higher", "score", "score on each task so far, every eval.every steps of this task", "test"),
     "min_accuracy": Column("higher", "score", "mean over old tasks of the lowest score since it was learnt", "test"),
     "min_accuracy_task": Column("higher", "score", "that lowest score of each old task", "test"),
     "wc_accuracy": Column("higher", "score", "mean of the score on this task and the lowest on each old task", "test"),
     "stability_gap": Column("lower", "score", "mean over old tasks of stability_gap_task", "test"),
     "stability_gap_task": Column("lower", "score", "score after the last step minus the lowest in this task", "test"),
-}  # fmt: skip
+})  # fmt: skip
 
 
 def stability(b: Boundary) -> Readings:

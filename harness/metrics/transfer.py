@@ -11,19 +11,28 @@ import torch
 from torch import Tensor
 
 from harness.boundary import Boundary
-from harness.metrics import Readings
+from harness.metrics import Readings, of_deployed
 from harness.types import Column, Reading
 
-NET = "deployed"  # the net whose accuracy this is
-
-COLUMNS: dict[str, Column] = {
-    "average_accuracy": Column("higher", "score", "mean test score over the tasks seen so far"),
-    "learning_accuracy": Column("higher", "score", "test score on the new task just after training on it, R[t+1,t]"),
-    "forgetting": Column("lower", "score", "mean over old tasks of the best score since learnt minus the score now"),
-    "forgetting_task": Column("lower", "score", "the same for each old task"),
-    "backward_transfer": Column("higher", "score", "mean over old tasks of the score now minus when just learnt"),
-    "forward_transfer": Column("higher", "score", "mean over tasks 1..t of the score before training minus untrained"),
-    "online_accuracy": Column("higher", "score", "mean over the task's steps of the score before each update"),
+COLUMNS: dict[str, Column] = of_deployed(
+    {
+        "average_accuracy": Column("higher", "score", "mean test score over the tasks seen so far"),
+        "learning_accuracy": Column(
+            "higher", "score", "test score on the new task just after training on it, R[t+1,t]"
+        ),
+        "forgetting": Column(
+            "lower", "score", "mean over old tasks of the best score since learnt minus the score now"
+        ),
+        "forgetting_task": Column("lower", "score", "the same for each old task"),
+        "backward_transfer": Column("higher", "score", "mean over old tasks of the score now minus when just learnt"),
+        "forward_transfer": Column(
+            "higher", "score", "mean over tasks 1..t of the score before training minus untrained"
+        ),
+    }
+) | {
+    "online_accuracy": Column(
+        "higher", "score", "mean over the task's steps of the score before each update, in training mode"
+    ),
 }
 
 

@@ -86,12 +86,10 @@ def section(name: str) -> str:
         "| column | better | unit | of | meaning |",
         "| --- | --- | --- | --- | --- |",
     ]
-    of = getattr(module, "NET", "trained")
-    for column, (better, unit, meaning, data) in module.COLUMNS.items():
-        where = f"{of} net, {data} rows" if data else f"{of} net"
-        lines.append(
-            f"| {column} | {better or '-'} | {unit or '-'} | {where} | {meaning.replace('|', chr(92) + '|')} |"
-        )
+    for column, (better, unit, meaning, data, net) in module.COLUMNS.items():
+        where = [{"": "neither net", "both": "both nets"}.get(net, f"{net} net"), *[f"{data} rows"] * bool(data)]
+        cells = (column, better or "-", unit or "-", ", ".join(where), meaning.replace("|", "\\|"))
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([*lines, ""])
 
 

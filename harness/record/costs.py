@@ -15,8 +15,8 @@ STEPS = 20  # plain steps to time
 WARMUP = 3
 
 COLUMNS = {
-    "memory": Column("lower", "byte", "bytes stored for one seed between tasks: memories, networks..."),
-    "extra_parameters": Column("lower", "", "trained parameters for one seed beyond the model's own"),
+    "memory": Column("lower", "byte", "bytes stored for one seed between tasks: memories, networks...", net=""),
+    "extra_parameters": Column("lower", "", "trained parameters for one seed beyond the model's own", net=""),
 }
 
 

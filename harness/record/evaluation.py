@@ -55,6 +55,11 @@ def measured(t: int, total: int, every: int) -> bool:
     return t % every == 0 or t == total - 1
 
 
+def trained_score(learner: Learner, task: Task, evaluation: Evaluation) -> Tensor:
+    """Test score of the trained net on `task`, as that of the deployed net in the accuracy matrix: [S]."""
+    return learner.evaluate(learner.net, task.test, size=evaluation.batch_size, samples=evaluation.samples)[0].cpu()
+
+
 def trained_plainly(learner: Learner, task: Task, evaluation: Evaluation) -> Tensor:
     """Test score on `task` of a copy of the learner, trained on it without any strategy: [S]."""
     copy = learner.clone()

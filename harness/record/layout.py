@@ -22,7 +22,6 @@ def reading_rows(
     *,
     boundary: int,
     phase: str,
-    net: str,
     metric: str,
     value: Tensor | Reading,
     column: Column | None,
@@ -42,13 +41,14 @@ def reading_rows(
         "seed": [s for s in seeds for _ in coords],
         "boundary": [boundary] * n,
         "phase": [phase] * n,
-        "net": [net] * n,
+        "net": [column.net if column else "trained"] * n,
         "task": [task for _ in seeds for task in tasks],
         "metric": [metric] * n,
         "axis": ["" if per_task else reading.axis] * n,
         "coord": ["" if per_task or not reading.axis else str(c) for _ in seeds for c in coords],
         "value": table.flatten().tolist(),
         "stderr": errors.flatten().tolist(),
+        "diverged": [not living for living in alive.tolist() for _ in coords],
         "better": [column.better if column else ""] * n,
     }
 

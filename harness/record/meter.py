@@ -37,20 +37,20 @@ class Meter:
                 with self.clock.timed(f"metric/{name}"), counting.counting() as spent[name]:
                     readings = metric(boundary)
                 returns.readings(name, readings, self.learner.S)
-                columns, net = columns_of(metric)
+                columns = columns_of(metric)
                 for column, value in readings.items():
-                    self.emit(boundary.t, boundary.phase, net, column, value, columns.get(column))
+                    self.emit(boundary.t, boundary.phase, column, value, columns.get(column))
         worked = {name: one for name, one in spent.items() if one}
         for kind, meaning in counting.COLUMNS.items() if worked else ():
             each = torch.tensor([[float(one[kind]) for one in worked.values()]]).expand(self.learner.S, -1)
             reading = Reading(each, axis="metric", coords=list(worked))
-            self.emit(boundary.t, boundary.phase, "trained", kind, reading, meaning)
+            self.emit(boundary.t, boundary.phase, kind, reading, meaning)
 
-    def emit(self, t: int, phase: str, net: str, name: str, value: Tensor | Reading, column: Column | None) -> None:
+    def emit(self, t: int, phase: str, name: str, value: Tensor | Reading, column: Column | None) -> None:
         """Write the rows of one column."""
         learner = self.learner
         columns = reading_rows(
-            learner.seeds, learner.alive, boundary=t, phase=phase, net=net, metric=name, value=value, column=column
+            learner.seeds, learner.alive, boundary=t, phase=phase, metric=name, value=value, column=column
         )
         self.sink.write("metrics", columns)
 
@@ -65,8 +65,9 @@ class Meter:
             self.learner.apply = plain
 
 
-def columns_of(metric: Metric) -> tuple[Mapping[str, Column], str]:
-    """The meaning of a metric's columns, and the net that it measures, from its module's COLUMNS and NET."""
+def columns_of(metric: Metric) -> Mapping[str, Column]:
+    """The meaning of a metric's columns, from its module's COLUMNS."""
     function = metric.func if isinstance(metric, partial) else metric
     module = sys.modules.get(getattr(function, "__module__", ""))
-    return getattr(module, "COLUMNS", {}), getattr(module, "NET", "trained")
+    columns: Mapping[str, Column] = getattr(module, "COLUMNS", {})
+    return columns

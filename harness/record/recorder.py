@@ -14,7 +14,7 @@ from harness.boundary import Boundary, Inside, Metric
 from harness.learner import Learner
 from harness.record import costs
 from harness.record.clock import Clock
-from harness.record.evaluation import INSIDE, Evaluation, measured, trained_plainly
+from harness.record.evaluation import INSIDE, Evaluation, measured, trained_plainly, trained_score
 from harness.record.layout import accuracy_rows, curve_rows, timing_rows
 from harness.record.meter import Meter
 from harness.record.online import Online
@@ -24,8 +24,12 @@ from harness.types import Aux, Column, Step, Task
 
 IDLE = 1e-4  # share of the loss: a penalty or replay that stays below it for a whole task has no effect
 COLUMNS = {
-    "fresh_score": Column("", "score", "test score of a fresh net on the new task just after training on it"),
-    "plain_score": Column("", "score", "test score on the new task of a copy of the learner, trained on it plainly"),
+    "fresh_score": Column(
+        "", "score", "test score of a fresh net on the new task just after training on it", "test", ""
+    ),
+    "plain_score": Column(
+        "", "score", "test score on the new task of a copy of the learner, trained on it plainly", "test", ""
+    ),
 }
 
 
@@ -60,6 +64,7 @@ class Recorder:
         self.loss = self.accuracy.clone()
         self.least = torch.full_like(self.accuracy[:, 0], math.inf)  # lowest score of each old task within later ones
         self.random = learner.random("probe")
+        self.trained_score: Tensor | None = None
 
     # --- the observer's hooks ---------------------------------------------------------------------
 
@@ -125,6 +130,9 @@ class Recorder:
                 net, stream.tasks[j].test, size=self.evaluation.batch_size, samples=self.evaluation.samples
             )
             self.accuracy[:, now + 1, j], self.loss[:, now + 1, j] = score.cpu(), loss.cpu()
+        self.trained_score = None
+        if now in self.chosen and self.control is not None and not learner.net.same(net):
+            self.trained_score = trained_score(learner, stream.tasks[now], self.evaluation)
 
     def look(self) -> None:
         """Test the tasks so far between two steps (De Lange et al. 2023)."""
@@ -155,6 +163,7 @@ class Recorder:
             random=self.random,
             control=self.control,
             gap=self.gap,
+            trained_score=self.trained_score if phase == "end" else None,
             alive=learner.alive,
             inside=inside,
         )
@@ -169,7 +178,7 @@ class Recorder:
         fresh = None if self.control is None else self.control[:, task.index]
         for name, value in (("fresh_score", fresh), ("plain_score", self.gap)):
             if value is not None:
-                self.meter.emit(task.index, "end", "deployed", name, value, COLUMNS[name])
+                self.meter.emit(task.index, "end", name, value, COLUMNS[name])
 
     def costs(self, task: Task) -> None:
         """What the strategy stores and adds; and the time of a plain step, in the table of times."""
@@ -177,7 +186,7 @@ class Recorder:
         values = {"memory": costs.held(self.strategy.holds()), "extra_parameters": _numel(learner) - self.size}
         for name, value in values.items():
             each = torch.full((S,), value / S, dtype=torch.float64)
-            self.meter.emit(task.index, "end", "trained", name, each, costs.COLUMNS[name])
+            self.meter.emit(task.index, "end", name, each, costs.COLUMNS[name])
         if learner.planned and not self.strategy.plain:
             self.clock.add("plain step", costs.plain_step(learner, task, self.clock.now))
 

@@ -21,7 +21,7 @@ from harness.leaderboard import (
     overall_table,
 )
 from harness.leaderboard.determined import COLUMNS, determined
-from harness.report.figures import Group, groups
+from harness.report.figures import MOST, Group, groups
 from harness.store.readers import Snapshot, Wanted, snapshot
 
 if TYPE_CHECKING:
@@ -33,11 +33,9 @@ PALETTE = 8
 
 def report(folders: Sequence[Path], *, by: str = "average_accuracy", baseline: str = "naive") -> str:
     """The HTML report of the finished runs in results folders, or of single runs."""
-    import pyarrow.dataset as ds
-
     found = leaderboard(folders, by=by, baseline=baseline)
     wanted = {
-        "metrics": Wanted(("seed", "boundary", "task", "metric", "axis", "coord", "value"), ds.field("phase") == "end"),
+        "metrics": Wanted(("seed", "boundary", "task", "metric", "axis", "coord", "value"), {"phase": ["end"]}),
         "accuracy": Wanted(COLUMNS),
     }
     read = snapshot(folders, wanted, purpose="run")
@@ -98,7 +96,7 @@ def _board(board: Board, figures: Sequence[Group]) -> dict[str, Any]:
         ],
         "legend": [(row.entry.label, i) for i, row in enumerate(drawn)],
         "groups": figures,
-        "entries": [_origin(row) for row in board.rows] if figures else [],
+        "entries": [_origin(row, i < MOST) for i, row in enumerate(board.rows)] if figures else [],
     }
 
 
@@ -122,10 +120,8 @@ def _value(head: str, row: Row) -> float | str:
     return row.improvement if head.startswith("> ") else others[head]
 
 
-def _origin(row: Row) -> dict[str, Any]:
-    """How to reproduce an entry: command, configuration, source and machine of each run."""
-    from omegaconf import OmegaConf
-
+def _origin(row: Row, whole: bool) -> dict[str, Any]:
+    """How to reproduce an entry: command and, if `whole`, configuration, source and machine of each run."""
     runs = []
     for run in row.entry.runs:
         facts = run.manifest
@@ -146,7 +142,15 @@ def _origin(row: Row) -> dict[str, Any]:
                     ).replace(", ,", ","),
                     "ended": facts.get("ended_at"),
                 },
-                "config": OmegaConf.to_yaml(OmegaConf.create(facts["config"])),
+                "config": _yaml(facts["config"]) if whole else "",
             }
         )
     return {"label": row.entry.label, "runs": runs, "state": row.entry.state}
+
+
+def _yaml(config: Any) -> str:
+    import yaml
+
+    dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)  # OmegaConf's takes thirty times as long
+    text: str = yaml.dump(config, Dumper=dumper, sort_keys=False, default_flow_style=False, allow_unicode=True)
+    return text

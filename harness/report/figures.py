@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-import importlib
 import math
-import pkgutil
+import re
 from collections.abc import Sequence
 from functools import cache
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from markupsafe import Markup
+from numpy.typing import NDArray
 
-from harness import stats
+from harness import ROOT, stats
 from harness.leaderboard import Board, Entry
 from harness.report import svg
 from harness.stats import Array
+from harness.store import scores
+from harness.store.scores import SCORES
 
 if TYPE_CHECKING:
     import pandas as pd
 
+MOST = 20  # entries of a board that are drawn and described whole
 SHOWN = 12  # most boundaries or tasks shown in a matrix
 
 
@@ -63,9 +66,17 @@ ACROSS = ("alpha", "task", "layer", "rho", "")  # axes that are not spectra
 
 
 def groups(board: Board, rows: pd.DataFrame, accuracy: pd.DataFrame) -> list[Group]:
-    """All groups that have a figure. The tables contain the board's runs, and may contain others."""
-    entries = [row.entry for row in board.rows if row.entry.seeds]
+    """All groups that have a figure. The tables contain the board's runs, and may contain others.
+
+    Of a board with more than `MOST` entries the first are drawn, and each group says so.
+    """
+    known_entries = [row.entry for row in board.rows if row.entry.seeds]
+    entries = known_entries[:MOST]
+    ids = {run.manifest["run_id"] for entry in entries for run in entry.runs}
+    if len(entries) < len(known_entries):
+        rows, accuracy = (table[table.run_id.isin(ids)] for table in (rows, accuracy))
     whole = rows[(rows.axis == "") & (rows.task == -1)]
+    lowest = scores.lowest(accuracy.accuracy.to_numpy(dtype=np.float64))
     texts = declared_columns()
     known = {c.metric for c in (*STORY, *LANDSCAPE)}
     often = whole.groupby("metric").boundary.nunique()
@@ -81,15 +92,18 @@ def groups(board: Board, rows: pd.DataFrame, accuracy: pd.DataFrame) -> list[Gro
             "Accuracy",
             "Test accuracy in percent on each task (across) after each task (down), mean over seeds."
             " A column that gets darker downwards is a task being forgotten.",
-            _matrices(entries, accuracy),
+            _matrices(entries, accuracy, lowest),
         ),
         Group(
             "Forgetting and plasticity",
-            "Mean over seeds with its 95 % interval, which may run off the chart. A line ends where a seed diverged.",
-            _curves(entries, whole, STORY),
+            "Mean over seeds with its 95 % interval, which may run off the chart. A diverged seed counts with the"
+            " lowest accuracy; the line of any other quantity ends where a seed diverged.",
+            _curves(entries, whole, STORY, lowest),
         ),
         Group(
-            "The landscape", "Measured at the trained parameters after each task.", _curves(entries, whole, LANDSCAPE)
+            "The landscape",
+            "Measured at the trained parameters after each task.",
+            _curves(entries, whole, LANDSCAPE, lowest),
         ),
         Group(
             "Paths",
@@ -101,10 +115,13 @@ def groups(board: Board, rows: pd.DataFrame, accuracy: pd.DataFrame) -> list[Gro
         Group(
             "All other metrics",
             "One chart per metric. With many lines, the intervals are only in the numbers.",
-            _curves(entries, whole, rest, bands=len(entries) <= svg.COLOURS),
+            _curves(entries, whole, rest, lowest, bands=len(entries) <= svg.COLOURS),
             folded=True,
         ),
     ]
+    if len(entries) < len(known_entries):
+        cut = f" Of {len(known_entries)} entries, the first {MOST} are drawn."
+        made = [made[0], *(group._replace(text=group.text + cut) for group in made[1:])]
     return [group for group in made if group.figures]
 
 
@@ -157,15 +174,22 @@ def _text(mean: float, half: float) -> str:
     return svg.number(mean) + (f" ± {svg.number(half)}" if half > 0 else "")
 
 
-def _curves(entries: Sequence[Entry], whole: pd.DataFrame, curves: Sequence[Curve], bands: bool = True) -> list[Figure]:
+def _curves(
+    entries: Sequence[Entry], whole: pd.DataFrame, curves: Sequence[Curve], lowest: float, bands: bool = True
+) -> list[Figure]:
     made = []
     by_metric = dict(list(whole.groupby("metric")))
     for curve in (c for c in curves if c.metric in by_metric):
         cubes = _cubes(entries, by_metric[curve.metric], "boundary")
-        series = [_series(e, i, x + 1, values) for e, i, x, values in cubes]
+        floor = lowest if curve.metric in SCORES else None
+        series = [_series(e, i, x + 1, stats.counted(values, _lost(e), floor)) for e, i, x, values in cubes]
         if any(np.isfinite(s.y).any() for s in series):
             made.append(_chart(curve.title, series, "after task", curve.unit, True, bands, note=curve.note))
     return made
+
+
+def _lost(entry: Entry) -> NDArray[np.bool_]:
+    return np.isin(entry.seeds, entry.diverged)
 
 
 def _fronts(board: Board) -> list[Figure]:
@@ -189,7 +213,7 @@ def _fronts(board: Board) -> list[Figure]:
     return made
 
 
-def _matrices(entries: Sequence[Entry], accuracy: pd.DataFrame) -> list[Figure]:
+def _matrices(entries: Sequence[Entry], accuracy: pd.DataFrame, lowest: float) -> list[Figure]:
     cells = accuracy[accuracy.boundary >= 0]
     values = cells.accuracy.to_numpy(dtype=np.float64)
     values = values[np.isfinite(values)]
@@ -199,14 +223,21 @@ def _matrices(entries: Sequence[Entry], accuracy: pd.DataFrame) -> list[Figure]:
     if low == 0 and high <= 1:
         high = 1.0  # the same colours on every board
     made = []
-    for entry in entries:
-        mine = cells[cells.run_id.isin({run.manifest["run_id"] for run in entry.runs}) & cells.seed.isin(entry.seeds)]
-        if mine.empty:
+    owner = {run.manifest["run_id"]: i for i, entry in enumerate(entries) for run in entry.runs}
+    of, at = cells.run_id.map(owner).to_numpy(), [cells[c].to_numpy() for c in ("boundary", "task", "seed", "accuracy")]
+    for i, entry in enumerate(entries):
+        chosen = (of == i) & np.isin(at[2], entry.seeds)
+        if not chosen.any():
             continue
-        mean = mine.groupby(["boundary", "task"]).accuracy.agg(lambda x: x.mean(skipna=False)).unstack()
-        rows = [int(mean.index[i]) for i in _spread(len(mean.index), SHOWN)]
-        columns = [int(mean.columns[i]) for i in _spread(len(mean.columns), SHOWN)]
-        table = mean.loc[rows, columns].to_numpy(dtype=np.float64)
+        after, task, seed, score = (column[chosen] for column in at)
+        score = stats.counted(score.astype(np.float64), np.isin(seed, entry.diverged), lowest)
+        (after, down), (task, across) = (np.unique(column, return_inverse=True) for column in (after, task))
+        total, count = np.zeros((len(after), len(task))), np.zeros((len(after), len(task)))
+        np.add.at(total, (down, across), score)
+        np.add.at(count, (down, across), 1)
+        mean = np.where(count > 0, total / np.maximum(count, 1), math.nan)
+        rows, columns = ([int(x[k]) for k in _spread(len(x), SHOWN)] for x in (after, task))
+        table = mean[np.ix_(_spread(len(after), SHOWN), _spread(len(task), SHOWN))]
         drawn = svg.heat(f"Accuracy of {entry.label}; the numbers follow", table, rows, columns, low, high)
         text = [[f"after {i + 1}", *map(svg.number, line)] for i, line in zip(rows, table)]
         made.append(Figure(entry.label, drawn, ["", *(f"task {j + 1}" for j in columns)], text))
@@ -263,15 +294,14 @@ def _spectra(entries: Sequence[Entry], table: pd.DataFrame) -> list[Figure]:
 
 @cache
 def declared_columns() -> dict[str, tuple[str, str]]:
-    """Unit and meaning of each built-in metric."""
-    from harness import metrics  # imports torch, which takes seconds and the leaderboard does not need
-
+    """Unit and meaning of each built-in metric, from the page that is generated from them: their code imports torch."""
+    page = ROOT / "harness" / "metrics" / "README.md"
     found = {}
-    for module in pkgutil.iter_modules(metrics.__path__, "harness.metrics."):
-        declared = getattr(importlib.import_module(module.name), "COLUMNS", {})
-        found.update(
-            {name: (column.unit.replace("weight2", "weight²"), column.text) for name, column in declared.items()}
-        )
+    for line in page.read_text("utf-8").splitlines():
+        cells = [cell.strip().replace("\\|", "|") for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+        if len(cells) == 5 and "net" in cells[3]:
+            unit = "" if cells[2] == "-" else cells[2]
+            found[cells[0]] = unit.replace("weight2", "weight²"), cells[4]
     return found
 
 

@@ -37,8 +37,10 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
 
     >>> ticks(0, 1), ticks(0.12, 0.31, 4)
     ([0.0, 0.2, 0.4, 0.6, 0.8, 1.0], [0.1, 0.15, 0.2, 0.25, 0.3, 0.35])
+    >>> ticks(0.1 - 2e-17, 0.1 + 2e-17)
+    [0.1, 0.102, 0.104, 0.106, 0.108, 0.11]
     """
-    if high <= low:
+    if high - low <= 1e-9 * max(abs(low), abs(high)):  # equal but for rounding
         high = low + (abs(low) or 1.0) * 0.1
     raw = (high - low) / count
     step = 10 ** math.floor(math.log10(raw))

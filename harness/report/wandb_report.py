@@ -26,7 +26,7 @@ from harness.leaderboard import (
     piped,
     table,
 )
-from harness.leaderboard.naming import leaves
+from harness.store.entries import leaves
 from harness.trackers.sync import target_of
 from harness.trackers.wandb import AXIS, Target, environment, require_server
 from harness.wording import first_line, markdown

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from harness.wording import first_line
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+READABLE = (1, SCHEMA_VERSION)  # harness/store/versions.py reads the first as the second
 
 
 class StoreError(ValueError):
@@ -52,10 +53,11 @@ def regular(path: Path) -> None:
 
 
 def check_version(folder: Path, version: object) -> None:
-    """SchemaError unless `version` is this program's."""
-    if version != SCHEMA_VERSION:
+    """SchemaError unless this program reads `version`."""
+    if version not in READABLE:
         raise SchemaError(
-            f"{folder}: written under schema version {version}, but this program reads version {SCHEMA_VERSION};"
+            f"{folder}: written under schema version {version}, but this program reads versions"
+            f" {' and '.join(map(str, READABLE))};"
             " use the program that wrote it, or rerun with force=true"
         )
 

@@ -54,13 +54,14 @@ STARTED = {  # once its configuration is written
     "threads": (f"a whole number of 1 to {THREADS}", lambda value: _whole(value) and 1 <= value <= THREADS),
 }  # fmt: skip
 PERHAPS = {
-    "attempts": WHOLE, "error": OPTIONAL_TEXT, "traceback": OPTIONAL_TEXT, "started_at": OPTIONAL_TEXT,
+    "entry": TEXT, "attempts": WHOLE, "error": OPTIONAL_TEXT, "traceback": OPTIONAL_TEXT, "started_at": OPTIONAL_TEXT,
     "ended_at": OPTIONAL_TEXT, "git": OPTIONAL_MAPPING, "versions": OPTIONAL_MAPPING, "hardware": OPTIONAL_MAPPING,
     "argv": ("a list of words", _list_of(_is(str, int, float))),
     "diverged": ("a list of whole numbers", _list_of(_whole)),
     "measured": ("a list of mappings", _list_of(_is(dict))), "data": OPTIONAL_MAPPING,
     "files": ("a mapping of texts", lambda value: _is(dict)(value) and all(map(_is(str), value.values()))),
 }  # fmt: skip
+WHOLE_RUN = {**ALWAYS, **STARTED}
 CONFIG = {
     "train": MAPPING, "train.epochs": COUNT, "train.steps": COUNT, "train.batch_size": WHOLE,
     "tasks": MAPPING, "tasks._target_": TEXT, "model": MAPPING, "model._target_": TEXT,
@@ -101,7 +102,9 @@ def read_manifest(run: Path, *, whole: bool = True) -> dict[str, Any]:
         raise Damaged(path, "not a mapping")
     if "schema_version" in facts and _whole(facts["schema_version"]):
         check_version(run, facts["schema_version"])
-    if wrong := _too_deep(facts) or _wrong(facts, {**ALWAYS, **(STARTED if whole else {})}, {**STARTED, **PERHAPS}):
+    if wrong := _too_deep(facts) or _wrong(
+        facts, WHOLE_RUN if whole else ALWAYS, PERHAPS if whole else {**STARTED, **PERHAPS}
+    ):
         raise Damaged(path, wrong)
     if "config" in facts and (wrong := _wrong(facts["config"], CONFIG if whole else {}, CONFIG_PERHAPS, "config.")):
         raise Damaged(path, wrong)
@@ -112,23 +115,23 @@ def read_manifest(run: Path, *, whole: bool = True) -> dict[str, Any]:
 
 def _wrong(node: Mapping[str, Any], needed: Mapping[str, Kind], perhaps: Mapping[str, Kind], prefix: str = "") -> str:
     """What is wrong with the first key that lacks or has another type; empty if nothing is."""
-    for key, (words, test) in {**perhaps, **needed}.items():
-        value: Any = node
-        for part in key.split("."):
-            value = value.get(part, ...) if isinstance(value, dict) else ...
-        if value is ...:
-            if key in needed:
-                return f"{prefix}{key}: missing"
-        elif not test(value):
-            return f"{prefix}{key}={printable(str(value), 60)}: must be {words}"
+    for kinds in (perhaps, needed):
+        for key, (words, test) in kinds.items():
+            value: Any = node
+            for part in key.split(".") if "." in key else (key,):
+                value = value.get(part, ...) if isinstance(value, dict) else ...
+            if value is ...:
+                if kinds is needed:
+                    return f"{prefix}{key}: missing"
+            elif not test(value):
+                return f"{prefix}{key}={printable(str(value), 60)}: must be {words}"
     return ""
 
 
-def _too_deep(facts: dict[str, Any]) -> str:
-    level: list[Any] = [facts]
-    for _ in range(DEEPEST):
-        level = [v for node in level for v in (node.values() if isinstance(node, dict) else node)]
-        level = [v for v in level if isinstance(v, (dict, list))]
-        if not level:
-            return ""
-    return f"nested more than {DEEPEST} levels deep"
+def _too_deep(node: Any, levels: int = DEEPEST) -> str:
+    if levels == 0:
+        return f"nested more than {DEEPEST} levels deep"
+    for value in node.values() if isinstance(node, dict) else node:
+        if isinstance(value, (dict, list)) and (wrong := _too_deep(value, levels - 1)):
+            return wrong
+    return ""

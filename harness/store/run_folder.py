@@ -11,12 +11,9 @@ rows that are ahead.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
-import socket
-import time
 import traceback
 from collections.abc import Mapping
 from contextlib import suppress
@@ -26,8 +23,10 @@ from typing import Any, Self
 
 from harness.store import sources
 from harness.store.checks import check_finished
-from harness.store.errors import SCHEMA_VERSION, Damaged, RunLocked, StoreError, reporting
+from harness.store.entries import columns
+from harness.store.errors import SCHEMA_VERSION, Damaged, StoreError, reporting
 from harness.store.files import jsonable, load, now, portable, save, write_text
+from harness.store.locks import acquire
 from harness.store.manifest import read_manifest
 from harness.store.names import slug
 from harness.store.tables import (
@@ -61,7 +60,8 @@ class RunFolder:
         self.notes: list[str] = []  # one line for everything that was set aside
         self.manifest: dict[str, Any] = {}
         self._lock: int | None = lock
-        self._names = dict(names)  # constant columns
+        self._names = dict(names)  # of the run
+        self._constant: dict[str, Any] | None = None  # columns
         self._keep = keep
         self._begin()
 
@@ -90,7 +90,7 @@ class RunFolder:
                 if not folder.resolve().is_relative_to(top.resolve()):
                     raise StoreError(f"{folder}: a link leads out of the results folder {top}; remove it")
             path.mkdir(parents=True, exist_ok=True)
-            lock = _acquire(path, wait)
+            lock = acquire(path, wait)
         names = {"run_id": run_id, "stream": stream, "scenario": scenario, "strategy": strategy}
         try:
             with reporting(path):
@@ -112,7 +112,7 @@ class RunFolder:
             raise StoreError(f"{path}: the run is not finished; repeat its command to resume it")
         check_finished(path)
         with reporting(path):
-            lock = _acquire(path, wait)
+            lock = acquire(path, wait)
         try:
             with reporting(path):
                 folder = cls(path, lock, {}, "all")
@@ -125,7 +125,7 @@ class RunFolder:
 
     def filled(self, name: str, rows: TableRows) -> Any:
         """Rows in the form that `append` takes, with the constant columns filled in, as a pyarrow table."""
-        return as_table(name, rows, {**self._names, "schema_version": SCHEMA_VERSION})
+        return as_table(name, rows, self._filled())
 
     def replace(self, name: str, rows: TableRows) -> None:
         """Replace all rows of a finished run's table, atomically."""
@@ -192,19 +192,26 @@ class RunFolder:
         with reporting(self.path):
             text = json.dumps(changed, indent=1, ensure_ascii=False, allow_nan=False)
             write_text(self.path / "manifest.json", text + "\n")
-        self.manifest = changed
+        self.manifest, self._constant = changed, None
+
+    def _filled(self) -> dict[str, Any]:
+        """The columns that are the same in all rows of the run."""
+        if self._constant is None:
+            about = {**self.manifest, **self._names}
+            self._constant = {**self._names, **columns(about), "schema_version": SCHEMA_VERSION}
+        return self._constant
 
     def append(self, t: int, phase: str, tables: Mapping[str, TableRows]) -> None:
         """Keep rows of boundary `t` in memory until `commit`.
 
         Rows are dicts, or columns by name (arrays, tensors, lists; a scalar is repeated in every row). Columns that
-        are left out: run_id, stream, scenario, strategy, boundary, phase and schema_version are filled in, others take
-        their DEFAULTS, floats NaN; ValueError for any other.
+        are left out: run_id, stream, scenario, strategy, setting, entry, boundary, phase and schema_version are filled
+        in, others take their DEFAULTS, floats NaN; ValueError for any other.
         """
         self._writable()
         if not self._ready:
             raise StoreError(f"{self.path}: has a checkpoint; call resume() before adding rows")
-        fill = {**self._names, "boundary": t, "phase": phase, "schema_version": SCHEMA_VERSION}
+        fill = {**self._filled(), "boundary": t, "phase": phase}
         made = {name: as_table(name, rows, fill) for name, rows in tables.items()}
         for name, table in made.items():
             self._fresh[name].append(table)
@@ -413,27 +420,6 @@ def _part(path: Path, key: str) -> dict[str, Any]:
     if not isinstance(part, dict):
         raise Damaged(path, f"{key}: missing")
     return part
-
-
-def _acquire(path: Path, wait: float) -> int:
-    fd = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
-    until = time.monotonic() + wait
-    try:
-        while True:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() >= until:
-                    holder = os.pread(fd, 200, 0).decode(errors="replace").strip() or "another process"
-                    raise RunLocked(f"{path}: in use by {holder}; wait until it ends, or stop it") from None
-                time.sleep(0.1)
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd
 
 
 def _wipe(path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -9,6 +10,18 @@ import numpy as np
 from harness.stats import Array
 
 DETERMINED = ("average_accuracy", "learning_accuracy", "forgetting")
+SCORES = ("average_accuracy", "learning_accuracy", "online_accuracy", "min_accuracy", "wc_accuracy")
+
+
+def lowest(values: Array) -> float:
+    """The lowest possible score, as which a diverged seed counts (`stats.counted`), from the scores of a run.
+
+    0 for accuracies; minus infinity if a score is negative, as in regression.
+
+    >>> lowest(np.array([0.5, np.nan])), lowest(np.array([-0.5, 0.2]))
+    (0.0, -inf)
+    """
+    return -math.inf if bool((values < 0).any()) else 0.0
 
 
 def scores(r: Array) -> Mapping[str, Array]:

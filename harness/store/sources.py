@@ -62,6 +62,28 @@ def edited(manifest: Mapping[str, Any]) -> list[str]:
     return [name for name, sha in known.items() if (path := _file(name)) is None or _sha(path) != sha]
 
 
+def differing(*groups: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Modules whose files differ between the runs of one group, or, given several, between those of two groups.
+
+    Runs are given by their manifests. Older ones know only of all files, and differ from the others as a whole.
+
+    >>> old, new, other = {"files": {"a": "1", "b": "1"}}, {"files": {"a": "1", "b": "2"}}, {"files": {"a": "3"}}
+    >>> differing([old, new]), differing([old, new], [other]), differing([old], [{"source": "4"}])
+    (['b'], ['a'], ['the harness'])
+    """
+    parts = [[one] for one in groups[0]] if len(groups) == 1 else groups
+    whole = "the harness"
+    seen: dict[str, set[frozenset[str]]] = {}  # module -> its digests in each part that has it
+    for part in parts:
+        mine: dict[str, set[str]] = {}
+        for facts in part:
+            for name, sha in (facts.get("files") or {whole: facts.get("source", "")}).items():
+                mine.setdefault(name, set()).add(sha)
+        for name, found in mine.items():
+            seen.setdefault(name, set()).add(frozenset(found))
+    return sorted(name for name, found in seen.items() if len(found) > 1 or (name == whole and len(seen) > 1))
+
+
 def listed(changed: Sequence[str], most: int = 3) -> str:
     """Changed modules in a message.
 

@@ -14,31 +14,32 @@ from typing import Any
 
 from harness.store.errors import SCHEMA_VERSION, Damaged, SchemaError, StoreError, check_version, regular, reporting
 from harness.store.files import jsonable, replacing
+from harness.store.versions import ADDED, upgraded
 from harness.wording import first_line
 
 # plain names: importing this module must not import pyarrow
 SCHEMAS: dict[str, dict[str, str]] = {
     "metrics": {
         "run_id": "string", "stream": "string", "scenario": "string", "strategy": "string",
-        "seed": "int64", "boundary": "int64", "phase": "string", "net": "string", "task": "int64",
-        "metric": "string", "axis": "string", "coord": "string", "value": "float64",
-        "stderr": "float64", "better": "string", "schema_version": "int64",
+        "setting": "string", "entry": "string", "seed": "int64", "boundary": "int64", "phase": "string",
+        "net": "string", "task": "int64", "metric": "string", "axis": "string", "coord": "string",
+        "value": "float64", "stderr": "float64", "diverged": "bool", "better": "string", "schema_version": "int64",
     },
     "accuracy": {
-        "run_id": "string", "seed": "int64", "boundary": "int64", "task": "int64", "split": "string",
-        "accuracy": "float64", "loss": "float64", "n": "int64",
+        "run_id": "string", "setting": "string", "entry": "string", "seed": "int64", "boundary": "int64",
+        "task": "int64", "split": "string", "accuracy": "float64", "loss": "float64", "n": "int64",
     },
     "curves": {
-        "run_id": "string", "seed": "int64", "boundary": "int64", "step": "int64",
-        "online_accuracy": "float64", "loss": "float64",
+        "run_id": "string", "setting": "string", "entry": "string", "seed": "int64", "boundary": "int64",
+        "step": "int64", "online_accuracy": "float64", "loss": "float64",
     },
     "timing": {
-        "run_id": "string", "boundary": "int64", "part": "string", "seconds": "float64",
-        "peak_memory": "float64",
+        "run_id": "string", "setting": "string", "entry": "string", "boundary": "int64", "part": "string",
+        "seconds": "float64", "peak_memory": "float64",
     },
 }  # fmt: skip
 DEFAULTS: dict[str, Any] = {  # of columns that a row may omit; every float may be omitted, and is then NaN
-    "net": "trained", "task": -1, "axis": "", "coord": "", "better": "", "split": "test",
+    "net": "trained", "task": -1, "axis": "", "coord": "", "better": "", "split": "test", "diverged": False,
 }  # fmt: skip
 
 MOST = 50_000_000  # rows of a table; more would fill the memory
@@ -62,7 +63,7 @@ def schema(name: str, boundary: int | None = None, after: int | None = None) -> 
     import pyarrow as pa
 
     state = {"schema_version": SCHEMA_VERSION, "boundary": boundary, "after": after}
-    types = {"string": pa.string(), "int64": pa.int64(), "float64": pa.float64()}
+    types = {"string": pa.string(), "int64": pa.int64(), "float64": pa.float64(), "bool": pa.bool_()}
     return pa.schema(
         [pa.field(column, types[kind], nullable=False) for column, kind in SCHEMAS[name].items()],
         metadata={"harness": json.dumps(state)},
@@ -129,7 +130,9 @@ def _array(where: str, kind: str, value: Any, n: int) -> Any:
     array = np.asarray([math.nan if v is None else v for v in value] if isinstance(value, list) else value)
     if kind == "int64" and array.size and array.dtype.kind not in "iub":
         raise ValueError(f"{where}: {array.flat[0]!r} is not an integer")
-    dtype = np.int64 if kind == "int64" else np.float64
+    if kind == "bool" and array.size and array.dtype.kind != "b":
+        raise ValueError(f"{where}: {array.flat[0]!r} is not true or false")
+    dtype = {"int64": np.int64, "float64": np.float64, "bool": np.bool_}[kind]
     return pa.array(np.broadcast_to(array.astype(dtype), n).copy())
 
 
@@ -164,12 +167,13 @@ def write_table(path: Path, table: Any, name: str, boundary: int, after: int | N
     import pyarrow.parquet as pq
 
     floats = [c for c, kind in SCHEMAS[name].items() if kind == "float64"]
+    repeated = [c for c, kind in SCHEMAS[name].items() if kind in ("string", "int64")]
     with replacing(path) as tmp:
         pq.write_table(
             table.cast(schema(name, boundary, after)),
             tmp,
             compression="zstd",
-            use_dictionary=[c for c in SCHEMAS[name] if c not in floats],
+            use_dictionary=repeated,
             use_byte_stream_split=floats,  # half the time of a dictionary of distinct floats, and smaller
             write_page_checksum=True,
         )
@@ -185,31 +189,38 @@ def read_file(path: Path, name: str) -> tuple[Any, dict[str, Any]]:
         state = _state(path, file)
         if file.metadata.num_rows > MOST:
             raise ValueError(f"{file.metadata.num_rows:,} rows, more than {MOST:,}")
-        return file.read().cast(schema(name)), state
+        table = file.read()
+    if state["schema_version"] < SCHEMA_VERSION:
+        table = upgraded(name, table, path.parent.parent if path.parent.name == "parts" else path.parent)
+        table = table.select(list(SCHEMAS[name]))
+    return table.cast(schema(name)), state
 
 
 def check_file(path: Path, name: str) -> None:
     """Damaged unless `path` is a table of this name that is complete, by its first and last bytes. SchemaError."""
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
     regular(path)
     try:
         with pq.ParquetFile(path) as file:
-            _state(path, file)
-            types = pa.types
-            tests = {
-                "string": lambda t: types.is_string(t) or types.is_large_string(t),
-                "int64": types.is_integer,
-                "float64": types.is_floating,
-            }
+            state = _state(path, file)
+            added = ADDED if state["schema_version"] < SCHEMA_VERSION else ()
             for column, kind in SCHEMAS[name].items():
-                if not tests[kind](found := file.schema_arrow.field(column).type):
+                if column not in added and not fits(kind, found := file.schema_arrow.field(column).type):
                     raise ValueError(f"{column} is {found}, not {kind}")
     except SchemaError:
         raise
     except UNREADABLE as error:
         raise Damaged(path, first_line(error, 200)) from error
+
+
+def fits(kind: str, found: Any) -> bool:
+    """Whether a pyarrow type holds values of this kind."""
+    from pyarrow import types
+
+    if kind == "string":
+        return bool(types.is_string(found) or types.is_large_string(found))
+    return bool({"int64": types.is_integer, "float64": types.is_floating, "bool": types.is_boolean}[kind](found))
 
 
 def _state(path: Path, file: Any) -> dict[str, Any]:

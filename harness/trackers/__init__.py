@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
-from harness.stats import Array, finite_mean
+from harness.stats import Array, counted, finite_mean
 from harness.store import SCHEMAS
+from harness.store.scores import SCORES, lowest
 from harness.wording import first_line, warn
 
 
@@ -43,6 +45,34 @@ class Summary:
     def old(self) -> Array:
         """Mean accuracy on the earlier tasks that were measured: [S]; NaN where there are none."""
         return finite_mean(self.accuracy[:, : max(self.t, 0)])
+
+    @property
+    def diverged(self) -> NDArray[np.bool_]:
+        """Seeds that have no value at this boundary: [S]. A task without test rows leaves them other values."""
+        there = ~np.isnan(self.accuracy).all(1)
+        for values in self.values.values():
+            there = there | ~np.isnan(values)
+        return np.asarray(~there)
+
+    def means(self, lowest: float) -> Array:
+        """Mean accuracy over seeds on each task, as `counted` says: [T]; NaN where no seed was measured."""
+        tested = ~np.isnan(self.accuracy).all(0)
+        values = counted(self.accuracy.T, self.diverged, lowest)
+        return np.where(tested, values.mean(1), math.nan)
+
+
+def floor(history: Sequence[Summary]) -> float:
+    """The score as which a diverged seed counts in this run."""
+    return lowest(np.concatenate([s.accuracy.ravel() for s in history])) if history else 0.0
+
+
+def quantity(summary: Summary, key: str, floor: float) -> Array | None:
+    """Values [S] of `new`, `old` or a metric, with `floor` for diverged seeds if it is a score; None: not recorded."""
+    values = {"new": summary.new, "old": summary.old, **summary.values}.get(key)
+    if values is None:
+        return None
+    defined = key in (*SCORES, "new") or (key == "old" and summary.t > 0)
+    return counted(values, summary.diverged, floor if defined else None)
 
 
 class Tracker(Protocol):

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, NamedTuple, TextIO
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.stats import Array, finite_mean, student
+from harness.stats import Array, student
 from harness.store.scores import scores
-from harness.trackers import About, Summary
-from harness.wording import DIVERGED, UNDEFINED, UNMEASURED
+from harness.trackers import About, Summary, floor, quantity
+from harness.wording import DIVERGED, UNDEFINED, UNMEASURED, mean_text
 
 if TYPE_CHECKING:
     from rich.console import Console as RichConsole
@@ -170,25 +170,11 @@ def _style(share: float) -> str:
     return f"{ink} on rgb({r},{g},{b})"
 
 
-def _values(summary: Summary, key: str) -> Array | None:
-    if key in ("new", "old"):
-        return summary.new if key == "new" else summary.old
-    return summary.values.get(key)
-
-
-def diverged(summary: Summary) -> NDArray[np.bool_]:
-    """The seeds [S] that have no finite value at this boundary. A task without test rows leaves them other values."""
-    finite = np.isfinite(summary.accuracy).any(1)
-    for values in summary.values.values():
-        finite = finite | np.isfinite(values)
-    return np.asarray(~finite)
-
-
-def mark(summary: Summary, key: str) -> str:
-    """Why a quantity has no value in any seed."""
-    if diverged(summary).all():
-        return DIVERGED
-    return UNMEASURED if key in COMPARED else UNDEFINED
+def mark(key: str, values: Array, diverged: NDArray[np.bool_]) -> str:
+    """Why a quantity has no mean, from its values [S] by `quantity`."""
+    if np.isnan(values[~diverged]).all() and not diverged.all():
+        return UNMEASURED if key in COMPARED else UNDEFINED
+    return DIVERGED if np.isnan(values[diverged]).any() else UNDEFINED
 
 
 def completed(history: Sequence[Summary]) -> list[Summary]:
@@ -208,42 +194,46 @@ def completed(history: Sequence[Summary]) -> list[Summary]:
 
 
 def line(summary: Summary, tasks: int, shown: Sequence[Shown]) -> str:
-    """`task  3/10  new 0.912  old 0.634 ...`: means over finite seeds, with the number of those that diverged."""
+    """`task  3/10  new 0.912  old 0.634 ...`: means over seeds (`stats.counted`), and how many diverged."""
     parts = [f"task {summary.t + 1:>{len(str(tasks))}}/{tasks}"]
+    lowest = floor([summary])
     for title, key, form, _ in shown:
-        values = _values(summary, key)
+        values = quantity(summary, key, lowest)
         if values is None:
             continue
-        average = float(finite_mean(values))
-        parts.append(f"{title} {mark(summary, key) if math.isnan(average) else format(average, form):>6}")
-    if lost := int(diverged(summary).sum()):
+        average = float(values.mean())
+        parts.append(
+            f"{title} {mark(key, values, summary.diverged) if math.isnan(average) else format(average, form):>6}"
+        )
+    if lost := int(summary.diverged.sum()):
         parts.append(f"({lost} of {len(summary.new)} seeds diverged)")
     return "  ".join(parts)
 
 
 def table(history: Sequence[Summary], seeds: int, shown: Sequence[Shown]) -> list[str]:
-    """Mean ± 95 % interval over seeds of each quantity, aligned; n if some seeds have no value."""
+    """Mean ± 95 % interval over seeds of each quantity (`stats.counted`), aligned; and which seeds have no value."""
     trained = [s for s in completed(history) if s.t >= 0]
-    empty = [s.t + 1 for s in trained if not np.isfinite(s.new[~diverged(s)]).any() and not diverged(s).all()]
+    empty = [s.t + 1 for s in trained if np.isnan(s.new[~s.diverged]).all() and not s.diverged.all()]
+    lost, lowest = trained[-1].diverged, floor(trained)
     rows: list[tuple[str, str, str]] = []
     for title, key, form, over in shown:
-        found = [v for s in (trained if over == "mean" else trained[-1:]) if (v := _values(s, key)) is not None]
-        if empty and key in ("average_accuracy", "new") and found and not all(np.isfinite(v).any() for v in found):
+        at = trained if over == "mean" else trained[-1:]
+        values = [(s, v) for s in at if (v := quantity(s, key, lowest)) is not None]
+        if empty and key in ("average_accuracy", "new") and any(np.isnan(v[~s.diverged]).all() for s, v in values):
             tasks = f"task{'s' * (len(empty) > 1)} {', '.join(map(str, empty))}"
             rows.append((title, UNDEFINED, f"undefined, because {tasks} had no test rows"))
             continue
-        # boundaries at which no seed has a value (no old task yet) do not count; a diverged seed stays NaN
-        found = [v for v in found if np.isfinite(v).any()]
+        # boundaries at which the quantity is undefined (no old task yet) do not count
+        found = [v for s, v in values if s.diverged.all() or not np.isnan(v).all()]
         if not found:
             continue
         means = np.mean(found, 0)
-        average, half = map(float, student(means, nan="skip"))
-        n = int(np.isfinite(means).sum())
-        text = DIVERGED if n == 0 else format(average, form)
-        if n > 1:
-            text += f" ± {format(half, form)}"
+        average, half = map(float, student(means))
+        n = int((~np.isnan(means)).sum())
+        text = mean_text(average, half, n, seeds, form, mark(key, means, lost))
+        note = f"{lost.sum()} diverged, counted as {lowest:g}" if lost.any() and n == seeds else ""
         word = title if fractions(trained) else title.replace("accuracy", "score")
-        rows.append((word, text, "" if n == seeds else f"n = {n} of {seeds}"))
+        rows.append((word, text, note))
     wide = [max((len(row[i]) for row in rows), default=0) for i in (0, 1)]
     head = f"mean{' ± 95 % interval' if seeds > 1 else ''} over {seeds} seed{'s' if seeds > 1 else ''}"
     return [head, *(f"  {a:<{wide[0]}}  {b:<{wide[1]}}  {c}".rstrip() for a, b, c in rows)]
@@ -261,15 +251,16 @@ def _spread(n: int, limit: int) -> list[int]:
 
 def _cell_mark(summary: Summary, task: int) -> str:
     """Why there is no accuracy on a task."""
-    if diverged(summary).all():
+    if summary.diverged.all():
         return DIVERGED if task <= summary.t else UNMEASURED
-    return UNDEFINED if task == summary.t else UNMEASURED
+    return UNDEFINED if task == summary.t or not np.isnan(summary.accuracy[:, task]).all() else UNMEASURED
 
 
 def matrix(history: Sequence[Summary], tasks: int, width: int) -> tuple[str, list[str], list[tuple[list[str], Array]]]:
     """Heading, row labels and cells (texts, values) of the mean accuracy on task j (column) after task i (row)."""
     trained = [s for s in history if s.t >= 0]
-    means = np.array([finite_mean(s.accuracy.T) for s in trained])  # [rows, T]
+    lowest = floor(trained)
+    means = np.array([s.means(lowest) for s in trained])  # [rows, T]
     percent = fractions(trained)
     cell = 4 if percent else 8
     margin = max(5, len(str(tasks)) + 1)

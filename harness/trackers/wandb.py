@@ -20,9 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.stats import finite_mean, student
+from harness.stats import student
 from harness.store import read_table
-from harness.trackers import About, Summary
+from harness.trackers import About, Summary, floor, quantity
 from harness.wording import first_line, warn
 
 if TYPE_CHECKING:
@@ -96,12 +96,15 @@ class Record:
         self.run.define_metric("*", step_metric=AXIS)
 
     def log(self, summary: Summary) -> None:
-        """One boundary: for each metric the mean, its interval and the value of every seed."""
+        """One boundary: for each metric the mean, its interval and the value of every seed, as `stats.counted` says."""
         if summary.t >= 0:
             row: dict[str, float] = {AXIS: summary.t}
-            values = {"accuracy/new": summary.new, "accuracy/old": summary.old, **summary.values}
-            for name, per_seed in values.items():
-                average, half = map(float, student(per_seed, nan="skip"))
+            lowest = floor([*self.history, summary])
+            for key in ("new", "old", *summary.values):
+                per_seed = quantity(summary, key, lowest)
+                assert per_seed is not None
+                name = f"accuracy/{key}" if key in ("new", "old") else key
+                average, half = map(float, student(per_seed))
                 row[name] = average
                 row[f"{name}/lo"], row[f"{name}/hi"] = average - half, average + half
                 row.update({f"{name}/seed={seed}": float(v) for seed, v in zip(self.about.seeds, per_seed)})
@@ -116,9 +119,8 @@ class Record:
             require_server(self.target.init_timeout)
         if self.history and not error:
             columns: list[str | int] = ["after task", *(f"task {j}" for j in range(self.about.tasks))]
-            data: list[Any] = [
-                [s.t, *(None if math.isnan(v) else v for v in finite_mean(s.accuracy.T))] for s in self.history
-            ]
+            lowest = floor(self.history)
+            data: list[Any] = [[s.t, *(None if math.isnan(v) else v for v in s.means(lowest))] for s in self.history]
             self.run.log({AXIS: self.history[-1].t, "accuracy_matrix": wandb.Table(columns=columns, data=data)})
         if files:
             manifest = json.loads((self.about.path / "manifest.json").read_text("utf-8"))

@@ -13,8 +13,9 @@ from harness import store
 from harness.config.catalogue import CONF, options
 from harness.finished.trust import safe
 from harness.leaderboard.entries import finished
-from harness.leaderboard.naming import leaves, listed, setting_in_words
+from harness.leaderboard.naming import listed, setting_in_words
 from harness.leaderboard.records import Entry
+from harness.store.entries import leaves
 from harness.tuning.choice import Trial, Tried, Values, place
 from harness.tuning.preset import option, preset
 from harness.wording import printable

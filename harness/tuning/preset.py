@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.config.catalogue import CONF, options
-from harness.leaderboard.naming import leaves
+from harness.store.entries import leaves
 from harness.tuning.choice import Trial, Tried, Values
 from harness.wording import printable
 

@@ -74,19 +74,23 @@ def test_student_interval_is_scipys_and_skips_nothing() -> None:
     assert stats.student(np.array([0.5]))[0] == 0.5 and np.isnan(stats.student(np.array([0.5]))[1])
 
 
-@pytest.mark.parametrize("n", [2, 3, 5, 10])
-def test_student_interval_can_skip_what_is_not_finite(n: int) -> None:
-    values = np.random.default_rng(n).normal(size=n)
-    low, high = scipy_stats.ttest_1samp(values, 0.0).confidence_interval(0.95)
-    mean, half = stats.student(np.append(values, [np.nan, np.nan]), nan="skip")
-    assert (mean - half, mean + half) == pytest.approx((low, high), rel=1e-9)
+def test_a_diverged_seed_is_never_left_out_of_a_mean() -> None:
+    x, diverged = np.array([0.9, np.nan, 0.7]), np.array([False, True, False])
+    mean, half = stats.student(stats.counted(x, diverged, 0.0))
+    low, high = scipy_stats.ttest_1samp([0.9, 0.0, 0.7], 0.0).confidence_interval(0.95)
+    assert (mean - half, mean + half) == pytest.approx((low, high))
+    assert stats.counted(x, diverged, -np.inf).mean() == -np.inf
+    assert np.isnan(stats.student(stats.counted(x, diverged, None))).all()
+    assert np.isnan(stats.counted(x, ~diverged, 0.0)[1])  # undefined, and not diverged
+    assert stats.counted(np.array([0.4]), np.array([True]), 0.0).tolist() == [0.4]  # it diverged later
+    assert np.isnan(stats.student(np.array([]))).all() and np.isnan(stats.finite_mean(np.array([])))
 
 
-def test_a_skipping_interval_of_one_seed_or_none_is_undefined() -> None:
-    one = np.array([2.0, np.nan])
-    assert stats.student(one, nan="skip")[0] == 2.0 and np.isnan(stats.student(one, nan="skip")[1])
-    assert np.isnan(stats.student(np.array([np.nan, np.nan]), nan="skip")).all()
-    assert np.isnan(stats.student(np.array([]), nan="skip")).all() and np.isnan(stats.finite_mean(np.array([])))
+def test_a_bootstrap_of_different_draws_is_that_of_all_draws() -> None:
+    x = np.random.default_rng(0).normal(size=(3, 5))
+    low, high = stats.bootstrap([x], stats.iqm)
+    known = stats.limits(stats.iqm(x[:, stats.draws(5)]))
+    assert np.array_equal((low, high), known)
 
 
 def test_proportion_interval_is_the_exact_one() -> None:

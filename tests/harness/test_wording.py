@@ -46,7 +46,8 @@ def test_a_hostile_name_is_text_in_every_output(
 ) -> None:
     path = folders.write(tmp_path, "naive", [0.5, 0.6])
     folders.write(tmp_path, "ewc", [0.6, 0.7])
-    folders.edit(path, strategy=f"=1+1{LIVE}{ESCAPE}", stream=f"s{LIVE}{ESCAPE}", argv=["x", ESCAPE], status=ESCAPE)
+    name = f"=1+1{LIVE}{ESCAPE}"
+    folders.edit(path, strategy=name, entry=name, stream=f"s{LIVE}{ESCAPE}", argv=["x", ESCAPE], status=ESCAPE)
     found = leaderboard([tmp_path])
     assert all(line.isprintable() for line in text(found))
     write_files(found, tmp_path / "out")

@@ -35,7 +35,7 @@ def test_a_card_holds_the_means_of_the_tables_and_names_the_command_for_what_is_
     assert [int(t) for t, _ in ledger] == [1, 2]
     assert ledger[1][1].split(" | ")[1] == f"{rows.value.mean():.3f} ± {half:.3f}"
     beside = re.findall(r"^\| (\d) \| (.*) \|$", text.partition("## Sharpness and")[2], re.MULTILINE)
-    assert [int(t) for t, _ in beside] == [1, 2, 3] and beside[0][1].startswith("- |")
+    assert [int(t) for t, _ in beside] == [1, 2, 3] and beside[0][1].startswith("n/a |")
     assert (tmp_path / "out" / "card.png").read_bytes().startswith(b"\x89PNG")
     assert "the bound" not in text  # which takes metrics.ledger.steps, and has no column here
     monkeypatch.setattr("sys.argv", ["harness", "card", str(path), f"out={tmp_path / 'out' / 'card.md' / 'x'}"])

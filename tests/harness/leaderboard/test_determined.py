@@ -148,9 +148,9 @@ def test_the_console_shows_the_same_three_marks() -> None:
         assert f"  {title:30}  n/a" in empty
     assert empty.count("undefined, because task 2 had no test rows") == 2
     lost = console(first, Summary(1, {"memory": np.array([NAN, NAN])}, np.full((2, 2), NAN)))
-    assert "task 2/2  new    div  old    div  (2 of 2 seeds diverged)" in lost and "    2 div div\n" in lost
+    assert "task 2/2  new  0.000  old  0.000  (2 of 2 seeds diverged)" in lost and "    2 div div\n" in lost
     one = console(first, Summary(1, {"memory": np.array([1.0, NAN])}, np.array([[0.5, NAN], [NAN, NAN]])))
-    assert "new    n/a  old  0.500  (1 of 2 seeds diverged)" in one
+    assert "new    n/a  old  0.250  (1 of 2 seeds diverged)" in one
 
 
 def test_the_report_of_an_undefined_score_says_so(tmp_path: Path) -> None:

@@ -83,7 +83,7 @@ def test_no_mean_skips_a_missing_value(tmp_path: Path) -> None:
     write(tmp_path, "naive", [0.5, 0.6], metrics=gap)
     board = only(tmp_path)
     assert np.isnan(board.rows[0].entry.scores["plasticity_lost"]).tolist() == [True, False]
-    assert table(board)["naive"]["plasticity lost"] == "1/2"
+    assert table(board)["naive"]["plasticity lost"] == "n/a 1/2"
     stopped_early = {"forgetting": [[0.1, 0.1], [0.2, 0.2], []]}  # nothing at the end is not the last there is
     write(tmp_path, "ewc", [0.5, 0.6], metrics=stopped_early)
     assert table(only(tmp_path))["ewc"]["forgetting"] == "-"
@@ -106,7 +106,7 @@ def test_only_complete_entries_are_ranked(tmp_path: Path) -> None:
         ("replay", "si", "lwf", "mas"), "-"
     )
     assert shown["replay"]["seeds"] == "2/3" and shown["replay"]["average accuracy"] == "0.900 ± 0.000"
-    assert shown["si"]["seeds"] == "2/3" and shown["si"]["average accuracy"] == "2/3"
+    assert shown["si"]["seeds"] == "2/3" and shown["si"]["average accuracy"] == "n/a 2/3"
     assert shown["lwf"]["seeds"] == "0/3, not finished"
     assert shown["mas"]["seeds"] == "0/3, failed: ValueError: no"
 
@@ -150,7 +150,7 @@ def test_a_diverged_seed_counts_as_nothing_learnt(tmp_path: Path) -> None:
     assert shown["sam"]["seeds"] == "2, 1 diverged"
     assert shown["sam"]["average accuracy"].startswith("0.450 ±")
     assert board.rows[1].entry.scores["learning_accuracy"] == pytest.approx([0.8 / 3, 0.8])
-    assert shown["sam"]["sharpness"] == "1/2"  # undefined, and no mean of the rest
+    assert shown["sam"]["sharpness"] == "div 1/2"  # no mean of the rest
     assert board.rows[1].improvement == 0.5
 
 
@@ -227,7 +227,57 @@ def test_the_same_seeds_on_other_data_are_not_compared(tmp_path: Path) -> None:
 def test_runs_of_several_sources_are_said_to_be(tmp_path: Path) -> None:
     write(tmp_path, "naive", [0.5, 0.5])
     write(tmp_path, "ewc", [0.6, 0.6], source="t" * 64)
-    assert any("2 versions of the source" in note for note in only(tmp_path).notes)
+    assert "the harness has changed between entries, whose results may differ for this reason" in only(tmp_path).notes
+
+
+def test_versions_of_an_entry_are_rows_and_it_is_said_if_they_mix(tmp_path: Path) -> None:
+    old, new = ({"harness.loop": "1", "strategies.l2": x} for x in "12")
+    write(tmp_path, "naive", [0.5, 0.5], files={"harness.loop": "1", "strategies.naive": "1"})
+    write(tmp_path, "l2", [0.6, 0.6], files=old)
+    assert not [note for note in only(tmp_path).notes if "versions" in note or "changed" in note]
+    write(tmp_path, "l2", [0.7, 0.9], files=new, version=2)
+    board = only(tmp_path)
+    means = {row.entry.label: row.means["average_accuracy"][0] for row in board.rows}
+    assert means == pytest.approx({"l2@2": 0.8, "l2": 0.6, "naive": 0.5})
+    assert [note for note in board.notes if "seed" in note] == []  # no run hides another
+    assert "l2, l2@2: versions of l2 (strategies.l2 has changed)" in board.notes
+    assert not any("between entries" in note for note in board.notes)
+    write(tmp_path, "si", [0.5], seeds=[0], files={"harness.loop": "2"})
+    write(tmp_path, "si", [0.5], seeds=[1], files={"harness.loop": "1"})
+    notes = only(tmp_path).notes
+    assert "si: versions of it are mixed, because harness.loop has changed between seeds 0 and seeds 1" in [
+        note.replace("seeds 1 and seeds 0", "seeds 0 and seeds 1") for note in notes
+    ]
+    assert "harness.loop has changed between entries, whose results may differ for this reason" in notes
+
+
+def test_a_baseline_is_an_entry_or_the_only_one_of_a_strategy(tmp_path: Path) -> None:
+    write(tmp_path, "naive", [0.5, 0.5])
+    write(tmp_path, "ewc", [0.6, 0.6], settings={"strength": 3.0})
+    assert only(tmp_path, baseline="ewc").baseline == only(tmp_path, baseline="ewc[strength=3]").baseline
+    write(tmp_path, "ewc", [0.6, 0.6], settings={"strength": 4.0})
+    assert only(tmp_path, baseline="ewc[strength=3]").baseline == "ewc[strength=3]"
+    assert "ewc is missing or incomplete" in only(tmp_path, baseline="ewc").notes[0]
+
+
+def test_one_entry_of_two_values_is_said_to_be_two(tmp_path: Path) -> None:
+    """Defaults change: what two runs recorded under one name can be different strategies."""
+    edit(write(tmp_path, "ewc", [0.5, 0.5], settings={"strength": 1.0}), entry="ewc")
+    edit(write(tmp_path, "ewc", [0.6, 0.6], settings={"strength": 3.0}), entry="ewc")
+    found = leaderboard([tmp_path])
+    assert [row.entry.label for row in found.boards[0].rows] == ["ewc (strength=3.0)", "ewc (strength=1.0)"]
+    assert "the tables give 2 strategies with different values this entry" in found.notes[0]
+
+
+def test_a_tuned_strategy_is_one_over_all_settings(tmp_path: Path) -> None:
+    for i, setting in enumerate("abc"):
+        write(tmp_path, "naive", [0.5, 0.5], setting=setting)
+        write(tmp_path, "ewc", [0.6, 0.6], setting=setting, settings={"strength": float(i)})
+    assert [s.label for s in leaderboard([tmp_path]).overall] == ["ewc", "naive"]
+    write(tmp_path, "ewc", [0.6, 0.6], setting="a", settings={"strength": 9.0})
+    assert {s.label for s in leaderboard([tmp_path]).overall} == {
+        "naive", "ewc[strength=0]", "ewc[strength=1]", "ewc[strength=2]", "ewc[strength=9]"
+    }  # fmt: skip
 
 
 def test_the_hours_and_the_machines_are_stated(tmp_path: Path) -> None:
@@ -242,7 +292,7 @@ def test_the_hours_and_the_machines_are_stated(tmp_path: Path) -> None:
 def test_entries_of_one_strategy_are_told_apart_by_their_values(tmp_path: Path) -> None:
     write(tmp_path, "ewc", [0.5, 0.5], settings={"strength": 1.0})
     write(tmp_path, "ewc", [0.6, 0.6], settings={"strength": 30.0})
-    assert [row.entry.label for row in only(tmp_path).rows] == ["ewc (strength=30.0)", "ewc (strength=1.0)"]
+    assert [row.entry.label for row in only(tmp_path).rows] == ["ewc[strength=30]", "ewc[strength=1]"]
     assert told_apart([{"a": {"x": 1}, "b": {"x": 1}}, {"a": {"x": 2}, "b": {"x": 3}}]) == [
         "a.x=1, b.x=1",
         "a.x=2, b.x=3",
@@ -317,8 +367,8 @@ def test_what_cannot_be_read_is_one_line(tmp_path: Path) -> None:
         return note
 
     edit(path, schema_version=99)
-    assert left_out().startswith(f"{path}: written under schema version 99, but this program reads version 1; use")
-    edit(path, schema_version=1)
+    assert left_out().startswith(f"{path}: written under schema version 99, but this program reads versions 1 and 2")
+    edit(path, schema_version=2)
     whole = (path / "metrics.parquet").read_bytes()
     for broken in (whole[:-100], b"", whole[:10] + bytes(60) + whole[70:]):
         (path / "metrics.parquet").write_bytes(broken)
@@ -339,10 +389,10 @@ def test_the_files_hold_what_is_printed(tmp_path: Path) -> None:
     page = (out / "leaderboard.md").read_text()
     assert "x\\|y&lt;b>'" in page and "<b>" not in page
     wide, csv = pd.read_parquet(out / "leaderboard.parquet"), pd.read_csv(out / "leaderboard.csv")
-    assert wide.label.tolist() == csv.label.tolist() == ["x|y<b>`", "naive"]
+    assert wide.entry.tolist() == csv.entry.tolist() == ["x|y<b>`", "naive"]
     assert wide.average_accuracy.tolist() == pytest.approx([0.75, 0.55])
     seeds = pd.read_parquet(out / "leaderboard_seeds.parquet")
-    mine = seeds[(seeds.score == "average_accuracy") & (seeds.label == "naive")]
+    mine = seeds[(seeds.score == "average_accuracy") & (seeds.entry == "naive")]
     assert mine.value.tolist() == [0.5, 0.6] and len(seeds) == len(pd.read_csv(out / "leaderboard_seeds.csv"))
     assert not list(out.glob(".*"))
     (tmp_path / "file").write_text("")

@@ -56,6 +56,11 @@ def test_gaps_compare_with_the_fresh_net_on_the_new_task(boundary) -> None:  # t
     gap = torch.tensor([0.75, 0.7], dtype=torch.float64)
     found = plasticity(boundary(t=2, accuracy=r, control=control, gap=gap), **SETTINGS)
     assert value(found["intransigence"]).tolist() == pytest.approx([0.2, -0.2])
+    assert torch.equal(value(found["intransigence"]), value(found["intransigence_deployed"]))  # one net is both
+    own = torch.tensor([0.5, 0.95], dtype=torch.float64)
+    other = plasticity(boundary(t=2, accuracy=r, control=control, gap=gap, trained_score=own), **SETTINGS)
+    assert value(other["intransigence"]).tolist() == pytest.approx([0.3, -0.25])
+    assert torch.equal(value(other["intransigence_deployed"]), value(found["intransigence"]))
     assert value(found["trainability_gap"]).tolist() == pytest.approx([0.05, 0.0])
     for missing in ({"control": None, "gap": gap}, {"control": control, "gap": None}):
         part = plasticity(boundary(t=2, accuracy=r, **missing), **SETTINGS)
@@ -68,7 +73,7 @@ def test_start_looks_at_the_new_task_before_training_on_it(boundary) -> None:  #
     found = plasticity(b, **SETTINGS)
     batch = b.probe(2, 40)
     acts = b.trained(batch.x, batch.t).acts
-    assert set(COLUMNS) - set(found) == {"intransigence", "trainability_gap"} | SATURATED
+    assert set(COLUMNS) - set(found) == {"intransigence", "intransigence_deployed", "trainability_gap"} | SATURATED
     expected = torch.cat([(acts[n] == 0).all(1) for n in ("fc1", "fc2")], 1).double().mean(1)
     torch.testing.assert_close(value(found["dead_frac"]), expected)
 

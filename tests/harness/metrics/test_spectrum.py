@@ -37,10 +37,10 @@ def test_columns_are_those_of_the_quadrature_of_each_probes_loss(boundary) -> No
         phi, radius = density(q, torch.tensor(grid.coords, dtype=torch.float64), 0.05)
         torch.testing.assert_close(grid.value, phi, rtol=1e-6, atol=1e-9)
         torch.testing.assert_close(value(found[f"spectral_radius_{probe}"]), radius)
-        for name, true in (("negative_mass", negative_mass(q)), ("curvature_rank", curvature_rank(q, [0.1, 0.01]))):
-            reading = found[f"{name}_{probe}"]
-            assert isinstance(reading, Reading) and reading.stderr is not None
-            torch.testing.assert_close((reading.value, reading.stderr), true, rtol=1e-6, atol=1e-9)
+        mass, rank = found[f"negative_mass_{probe}"], found[f"curvature_rank_{probe}"]
+        assert isinstance(mass, Reading) and isinstance(rank, Reading) and rank.stderr is None
+        torch.testing.assert_close((mass.value, mass.stderr), negative_mass(q), rtol=1e-6, atol=1e-9)
+        torch.testing.assert_close(rank.value, curvature_rank(q, [0.1, 0.01]), rtol=1e-6, atol=1e-9)
 
 
 def test_row_s_is_seed_s_alone_and_a_diverged_seed_is_nan(boundary) -> None:  # type: ignore[no-untyped-def]

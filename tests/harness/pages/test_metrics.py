@@ -30,3 +30,18 @@ def test_every_metric_has_a_section_with_all_its_columns_a_tier_and_a_cost() -> 
     transfer = dict(found)["transfer"]
     assert "| forgetting | lower | score | deployed net |" in transfer and "From tier: fast" in transfer
     assert "Hessian product" in dict(found)["sharpness"].split("| column")[0]
+
+
+def test_each_column_names_the_net_that_it_is_of() -> None:
+    found = {
+        name: column
+        for option in set(catalogue.options("metrics")) - set(metrics.TIERS)
+        for name, column in importlib.import_module(
+            get_method(metrics.settings_of(option)[option]["_target_"]).__module__
+        ).COLUMNS.items()
+    }
+    assert {column.net for column in found.values()} == {"trained", "deployed", "both", ""}
+    of = {net: {name for name, column in found.items() if column.net == net} for net in ("deployed", "both", "")}
+    assert of[""] == {"trainability_gap"}
+    assert of["both"] == {"readout_gap_task", "forgetting_shallow", "forgetting_shallow_task"}
+    assert "online_accuracy" not in of["deployed"] and {"average_accuracy", "ece", "wc_accuracy"} <= of["deployed"]

@@ -17,6 +17,7 @@ from harness.boundary import Boundary
 from harness.landscape.curvature import Hessian
 from harness.learner import Budget, Learner
 from harness.metrics import crossed
+from harness.metrics.plasticity import plasticity
 from harness.models.mlp import MLP
 from harness.optim import SGD
 from harness.record import costs
@@ -351,6 +352,39 @@ def test_the_gap_is_a_copy_of_the_learner_plainly_trained(strategies: Callable[[
         torch.testing.assert_close(gap, copy.evaluate(copy.net, s.tasks[t].test)[0], rtol=0, atol=1e-12)
         same.append(torch.equal(gap, accuracy))
     assert all(same) if not strategies() else not any(same)
+
+
+class Halved(Strategy):
+    """Gives out other parameters than it trains; from task 2 on the same."""
+
+    def deploy(self, learner: Learner, net: Net) -> Net:
+        return net if learner.now >= 2 else replace(net, params={k: v / 2 for k, v in net.params.items()})
+
+
+def test_intransigence_is_of_the_trained_net_and_of_the_deployed_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    s = stream()
+    by_hand = Seen(lambda b: b.learner.evaluate(b.trained, s.tasks[b.t].test)[0])
+    own = Seen(lambda b: b.trained_score)
+    metric = partial(plasticity, size=20, duplicates=False, rank=False, gradient=False)
+    sink, control = InMemory(), control_run(s)
+    result = run(
+        s, [Halved()], metrics={"m": metric, "a": by_hand, "b": own}, control=control, sink=sink, **settings(s)
+    )
+    for t in range(5):
+        at = {"boundary": t, "phase": "end"}
+        trained, given_out = by_hand.found[t, "end"], result.accuracy[:, t + 1, t]
+        assert (own.found[t, "end"] is None) == (t >= 2) and own.found[t, "start"] is None
+        assert (
+            column(sink.tables["metrics"], "value", metric="intransigence", **at) == (control[:, t] - trained).tolist()
+        )
+        deployed = column(sink.tables["metrics"], "value", metric="intransigence_deployed", **at)
+        assert deployed == (control[:, t] - given_out).tolist()
+        assert torch.equal(trained, given_out) == (t >= 2)
+    nets = {
+        name: set(column(sink.tables["metrics"], "net", metric=name)) for name in set(sink.tables["metrics"]["metric"])
+    }
+    assert nets["intransigence"] == {"trained"} and nets["intransigence_deployed"] == {"deployed"}
+    assert nets["trainability_gap"] == nets["memory"] == nets["fresh_score"] == nets["forward_rows"] == {""}
 
 
 def test_no_gap_is_measured_without_a_control_or_when_switched_off() -> None:

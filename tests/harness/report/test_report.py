@@ -16,6 +16,7 @@ from harness.report import html as rendered
 from harness.report import report, svg
 from harness.report.figures import declared_columns
 from harness.store import tables
+from harness.store.entries import named
 from tests.harness.browser import CHROMIUM, browser
 from tests.harness.folders import write
 
@@ -44,7 +45,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "barrier_entezari_loss_joint": [[], [0.1 * i, 0.2], [0.3, 0.1]],
             "weight_l2": [[1.0, 2.0]] * 3,
         }
-        path = write(root, name, [0.5 + 0.1 * i, 0.6], step=1.0 + i, metrics=shape, settings={"note": NASTY})
+        own = {"note": NASTY} if name == NASTY else {}
+        path = write(root, name, [0.5 + 0.1 * i, 0.6], step=1.0 + i, metrics=shape, settings=own)
         _along(path)
     return root
 
@@ -183,7 +185,7 @@ def test_in_a_browser(html: str, tmp_path: Path) -> None:
         assert shades["light"] > 230 and shades["dark"] < 40
         view.open(file, 1280, 900, "light")
         before = view.ask(order)
-        assert before == [NASTY, "replay", "naive"]
+        assert before == [named(NASTY, {NASTY: {"note": NASTY}}), "replay", "naive"]
         view.ask("document.querySelector('table.board th button').focus()")
         view.press("Enter", 13, "\r")  # rank: now the other way
         assert view.ask(order) == before[::-1]

@@ -11,6 +11,7 @@ import pytest
 
 from harness import cli
 from harness.leaderboard import leaderboard, table
+from harness.wording import markdown
 from tests.harness.folders import write
 from tests.harness.wandb_stub import Server
 
@@ -51,7 +52,7 @@ def test_text_is_the_leaderboard_and_panels_are_of_what_sync_sent(
     text = "\n".join(block["content"] for block in blocks(server, "markdown-block"))
     lines = [[c.strip() for c in line.strip("| ").split(" | ")] for line in text.splitlines() if line.startswith("|")]
     heads, rows = table(board)
-    assert lines[0] == heads and lines[2:] == [[cell.replace("|", "\\|") for cell in row] for row in rows]
+    assert lines[0] == heads and lines[2:] == [[markdown(cell) for cell in row] for row in rows]
     assert "<script" not in text and "mean ± 95 % interval over seeds" in text
     (grid,) = blocks(server, "panel-grid")
     (runs,) = grid["metadata"]["runSets"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import struct
 import sys
 import zipfile
 from collections.abc import Callable
@@ -186,8 +187,25 @@ TABLES: dict[str, tuple[Damage, str]] = {
     "no value": (column("metrics", lambda t: t.drop(["value"])), "metrics"),
     "no phase": (column("metrics", lambda t: t.drop(["phase"])), "metrics"),
     "words": (column("metrics", lambda t: t.set_column(12, "value", pa.array(["x"] * len(t)))), "metrics"),
+    "a missing value": (column("metrics", lambda t: nulled(t, "value")), "metrics"),
+    "a flipped bit": (lambda run: bit(run / "metrics.parquet"), "metrics"),
     "of another run": (column("metrics", lambda t: t.set_column(0, "run_id", pa.array(["x"] * len(t)))), "metrics"),
 }
+
+
+def nulled(table: pa.Table, name: str) -> pa.Table:
+    values = [None, *table[name].to_pylist()[1:]]
+    return table.set_column(table.column_names.index(name), name, pa.array(values, table.schema.field(name).type))
+
+
+def bit(path: Path) -> None:
+    """One bit of one value, in a page that is not compressed: only its checksum can tell."""
+    table = pq.ParquetFile(path).read()
+    pq.write_table(table, path, compression="none", use_dictionary=["metric"], write_page_checksum=True)
+    whole = bytearray(path.read_bytes())
+    at = whole.index(struct.pack("<d", 0.8))
+    whole[at] ^= 1
+    path.write_bytes(whole)
 
 
 def flipped(path: Path) -> None:

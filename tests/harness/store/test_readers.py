@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from harness import store
-from harness.store import RunFolder, StoreError
+from harness.store import RunFolder, StoreError, readers
+from tests.harness.folders import write
 from tests.harness.store.runs import advance
 
 ROOT = Path(__file__).parents[3]
@@ -48,6 +49,20 @@ def test_read_all_joins_finished_runs_even_below_a_folder_named_like_a_partition
         store.read_all(root, "metric")
     with pytest.raises(StoreError, match="is this the folder of a run"):
         store.read_table(tmp_path, "metrics")
+
+
+def test_rows_are_those_with_the_wanted_values_whether_a_column_varies_or_not(tmp_path: Path) -> None:
+    write(tmp_path, "naive", [0.5, 0.6])
+    write(tmp_path, "ewc", [0.5, 0.6])
+    runs = list(store.find_runs(tmp_path))
+    whole = store.read_all(tmp_path, "metrics").to_pandas()
+    for where in ({"phase": ["start"]}, {"phase": ["end"], "metric": ["memory", "forgetting"]}, {"boundary": [1, 2]}):
+        found = readers.read(runs, "metrics", ("seed", "boundary", "metric", "value"), where)
+        known = whole
+        for column, values in where.items():
+            known = known[known[column].isin(values)]
+        key = ["run_id", "seed", "boundary", "metric", "value"]
+        assert found[key].reset_index(drop=True).equals(known[key].reset_index(drop=True)), where
 
 
 def test_importing_the_store_costs_neither_torch_nor_pyarrow() -> None:

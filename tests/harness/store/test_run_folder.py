@@ -1,6 +1,6 @@
 """The run folder: what is on the disk after a kill, a fault, a second process, another version."""
 
-from __future__ import annotations
+from __future__ import errno
 
 import json
 import os
@@ -338,6 +338,17 @@ def test_a_second_process_is_told_who_holds_the_run(tmp_path: Path) -> None:
         holder.communicate()
 
 
+def test_a_file_system_without_locks_is_refused_with_the_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", none)
+    with pytest.raises(StoreError, match=r"its file system has no locks, .* results=FOLDER"), begin(tmp_path):
+        pass
+
+
 def test_one_process_cannot_open_a_run_twice(tmp_path: Path) -> None:
     with begin(tmp_path) as run, pytest.raises(RunLocked, match=str(os.getpid())):
         begin(tmp_path, wait=0.2)
@@ -369,17 +380,17 @@ def test_a_lock_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
 
 
 def spoil(path: Path, what: str) -> None:
-    """Give a run the version 2."""
+    """Give a run the version 3."""
     if what == "manifest":
         manifest = json.loads((path / "manifest.json").read_text())
-        (path / "manifest.json").write_text(json.dumps({**manifest, "schema_version": 2}))
+        (path / "manifest.json").write_text(json.dumps({**manifest, "schema_version": 3}))
     elif what == "table":
         table = pq.ParquetFile(path / "metrics.parquet").read()
-        table = table.replace_schema_metadata({"harness": json.dumps({"schema_version": 2, "boundary": 0})})
+        table = table.replace_schema_metadata({"harness": json.dumps({"schema_version": 3, "boundary": 0})})
         pq.write_table(table, path / "metrics.parquet")
     else:
         loaded = torch.load(path / "checkpoint.pt", weights_only=True)
-        torch.save({**loaded, "schema_version": 2}, path / "checkpoint.pt")
+        torch.save({**loaded, "schema_version": 3}, path / "checkpoint.pt")
 
 
 @pytest.mark.parametrize("what", ["manifest", "table", "checkpoint"])
@@ -388,7 +399,9 @@ def test_another_schema_version_is_refused(tmp_path: Path, what: str) -> None:
         advance(run, 0)
     spoil(run.path, what)
     with (
-        pytest.raises(SchemaError, match=r"abc: written under schema version 2, but this program reads version 1"),
+        pytest.raises(
+            SchemaError, match=r"abc: written under schema version 3, but this program reads versions 1 and 2"
+        ),
         begin(tmp_path) as run,
     ):
         run.resume()
@@ -406,5 +419,5 @@ def test_schema_md_lists_the_keys_of_the_manifest(tmp_path: Path) -> None:
     with begin(tmp_path) as run:
         run.update_manifest(**provenance.facts())
     assert set(run.manifest) <= documented
-    own = "setting seeds stream_version stream_hash data split purpose metrics measured config threads diverged"
+    own = "entry setting seeds stream_version stream_hash data split purpose metrics measured config threads diverged"
     assert documented - set(run.manifest) == {"key", "---", *own.split()}

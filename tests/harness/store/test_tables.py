@@ -38,10 +38,11 @@ def test_rows_come_back_as_they_were_written(tmp_path: Path) -> None:
         run.finish()
     (first, second, third, fourth) = store.read_table(run.path, "metrics").to_pylist()
     assert first == {
-        "run_id": "abc", "stream": "permuted", "scenario": "domain", "strategy": "ewc", "seed": 3,
+        "run_id": "abc", "stream": "permuted", "scenario": "domain", "strategy": "ewc",
+        "setting": "", "entry": "ewc", "seed": 3, "diverged": False,
         "boundary": 0, "phase": "end", "net": "trained", "task": -1, "metric": "curvature",
         "axis": "alpha", "coord": "0.0", "value": 1.5, "stderr": pytest.approx(math.nan, nan_ok=True),
-        "better": "lower", "schema_version": 1,
+        "better": "lower", "schema_version": 2,
     }  # fmt: skip
     assert math.isnan(second["value"]) and third["value"] == math.inf and fourth["value"] == -2.0
     assert float(second["coord"]) == 0.1 and fourth["seed"] == 4

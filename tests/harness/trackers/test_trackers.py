@@ -129,10 +129,11 @@ def test_a_diverged_seed_is_counted_not_hidden() -> None:
     shown = (Shown("new", "new", over="mean"), Shown("forgetting", "forgetting"))
     assert line(gone, 2, shown).endswith("(1 of 2 seeds diverged)")
     _, new, forgetting = table([FIRST, gone], 2, shown)
-    # seed 3 alone: (0.9 + 0.8) / 2; never seed 4's first task beside seed 3's two
-    assert re.fullmatch(r"  new +0\.850  n = 1 of 2", new) and forgetting.endswith("0.400  n = 1 of 2")
+    # seed 3: (0.9 + 0.8) / 2, seed 4: (0.7 + 0) / 2; half = 12.706 |a - b| / 2
+    assert re.fullmatch(r"  new +0\.600 ± 3\.177  1 diverged, counted as 0", new)
+    assert re.fullmatch(r"  forgetting +div 1/2", forgetting)
     dead = Summary(1, {}, np.full((2, 2), NAN))
-    assert "task 2/2  new    div" in line(dead, 2, shown)
+    assert "task 2/2  new  0.000" in line(dead, 2, shown)
 
 
 def test_one_seed_has_no_interval() -> None:
