@@ -237,6 +237,16 @@ def check(args: argparse.Namespace) -> int:
     return 1 if printed(values, chosen) else 0
 
 
+def new(args: argparse.Namespace) -> int:
+    from harness.cli.new import commands, new
+
+    folder = Path(args.to)
+    for path in new(args.kind, args.name, folder):
+        print(f"written: {path}")
+    print("\n".join(["", "next:", *(f"  {line}" for line in commands(args.kind, args.name, folder))]))
+    return 0
+
+
 # --- pages and lists ----------------------------------------------------------------------------------
 
 
@@ -285,7 +295,7 @@ def _whole(text: str) -> int:
     return int(text)
 
 
-CHECKED = ("strategy", "model", "metrics")  # groups whose promises `check` tries
+CHECKED = ("strategy", "model", "metrics", "tasks", "dataset")  # groups whose promises `check` tries
 FOLDERS = argument("folders", nargs="*", metavar="FOLDER", help="results folders (default: results)")
 RUNS = argument("runs", nargs="+", metavar="RUN", help="a run folder, or the beginning of a run id in results")
 BY = argument("--by", default="average_accuracy", metavar="SCORE", help="score to sort by (default: %(default)s)")
@@ -391,13 +401,26 @@ COMMANDS: dict[str, Command] = {
     ),
     "check": Command(
         check,
-        "try what a strategy, model or metric promises, on toy runs",
+        "try what a strategy, model, metric, stream or data set promises, on toy runs",
         (
-            argument("settings", nargs="+", metavar="key=value", help="strategy=NAME, model=NAME, metrics=NAME"),
+            argument(
+                "settings", nargs="+", metavar="key=value", help=f"{'=NAME, '.join(CHECKED)}=NAME, and their settings"
+            ),
             CONFIG_DIR,
         ),
-        "One line for each promise; the exit code is 1 if one is broken. The toy data are ten classes of 1x8x8 images.",
+        "One line for each promise; the exit code is 1 if one is broken. The toy data are ten classes of 1x8x8 images;"
+        " a stream is tried on a few rows of a data set if you name one.",
         settings=True,
+    ),
+    "new": Command(
+        new,
+        "write a strategy, metric, stream or model of your own to begin with",
+        (
+            argument("kind", choices=("strategy", "metric", "stream", "model"), help="what to write"),
+            argument("name", metavar="NAME", help="its name, as in strategy=NAME"),
+            argument("--to", default=".", metavar="FOLDER", help="where to write (default: the working directory)"),
+        ),
+        "Writes NAME.py, a file of settings in the folder `mine` for --config-dir, and a test; all of it runs at once.",
     ),
     "catalogue": Command(
         catalogue,

@@ -1,0 +1,150 @@
+"""`check` finds each fault of own streams and data sets, by the right check, and passes what is right."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import Tensor
+
+from harness import cli
+from harness.contract.check import check
+from harness.contract.datasets import few
+from harness.contract.streams import repeated
+from tasks.datasets import Dataset, load
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope="module", autouse=True)
+def path() -> Any:
+    sys.path.insert(0, str(HERE))
+    yield
+    sys.path.remove(str(HERE))
+
+
+def faults(group: str, node: dict[str, Any], **others: Any) -> dict[str, str]:
+    """What `check` says is broken: check -> what is wrong."""
+    found = list(check({group: node, **others}, [group, *others]))
+    assert len(found) > 1 or found[0].fault
+    return {f.check: f.fault for f in found if f.fault}
+
+
+def stream(name: str, **settings: Any) -> dict[str, Any]:
+    return {"_target_": f"own_streams.{name}", "n_tasks": 3, **settings}
+
+
+def data(name: str, **settings: Any) -> dict[str, Any]:
+    given = {"val": 0.1, "test": 0.2, "normalise": "standard", "pad": 0, "augment": [], **settings}
+    return {"_target_": "tasks.datasets.function", "make": {"_target_": f"own_streams.{name}"}, **given}
+
+
+STREAMS = [
+    ("leaks", {}, "test rows are not trained on", "val of task 0 has train rows of the data set; use dataset.val"),
+    ("global_draw", {}, "draws come from its seeds alone", "it draws from torch's global generator"),
+    ("mixes_seeds", {}, "row s of three seeds equals seed s alone", "the rows of seed 0 depend on the other seeds"),
+    ("loses", {}, "no sample is lost", "4 of 49 train samples of its classes are in no task"),
+    (
+        "stale_digest",
+        {"fixed": False},
+        "its digest says what its rows are",
+        "rows of another seed have the same digest",
+    ),
+    ("other_targets", {}, "training targets are those of the test", "on the target 3, and tests it on 2"),
+    ("other_validation", {}, "a class has one target in a task", "has the targets"),
+    ("made_leak", {"fixed": False}, "test rows are not trained on", "100% of the test inputs of task 0 are training"),
+    ("ignores_pin", {"fixed": False}, "pin and fixed give all seeds the same rows", "pin leaves seeds different rows"),
+    ("masked_out", {}, "rows, targets and masks fit", "a target is masked out"),
+]
+
+
+@pytest.mark.parametrize(("name", "settings", "title", "line"), STREAMS)
+def test_each_fault_of_a_stream_is_found(name: str, settings: dict[str, Any], title: str, line: str) -> None:
+    found = faults("tasks", stream(name, **settings))
+    assert title in found and line in found[title], found
+
+
+@pytest.mark.parametrize("name", ["right_same", "right_permuted", "right_split", "right_halves", "right_made"])
+def test_right_streams_pass(name: str) -> None:
+    node = stream(name) if name == "right_same" else stream(name, fixed=False)
+    if name == "right_halves":
+        del node["n_tasks"]
+    assert faults("tasks", node) == {}
+
+
+def test_a_stream_is_tried_on_the_chosen_data_set() -> None:
+    assert faults("tasks", stream("right_permuted", fixed=False), dataset=data("right_pair")) == {}
+    assert "5 of 86" in faults("tasks", stream("loses"), dataset=data("right_pair"))["no sample is lost"]
+
+
+DATASETS = [
+    ("overlapping", "test rows are not trained on", "10 rows are in train and test"),
+    ("unseeded", "read again, it is the same", "y is another when it is read again"),
+    ("global_split", "reading it draws from no global generator", "draws from numpy's global generator"),
+    ("oversampled", "test rows are not trained on", "of the test inputs are training inputs; remove doubles"),
+    ("unscaled", "inputs are normalised as it says", "but normalise=standard means 0 and 1"),
+    ("untrained_class", "every class can be learnt and tested", "class 2 has no training row"),
+    ("infinite", "inputs, classes and parts fit", "some not finite"),
+]
+
+
+@pytest.mark.parametrize(("name", "title", "line"), DATASETS)
+def test_each_fault_of_a_data_set_is_found(name: str, title: str, line: str) -> None:
+    found = faults("dataset", data(name))
+    assert title in found and line in found[title], found
+
+
+def test_a_digest_that_no_setting_changes_is_found() -> None:
+    found = faults("dataset", {"_target_": "own_streams.stale_data", "val": 0.1})
+    assert found == {
+        "its digest says what it is": "its digest is the same with val=0.37; make it from x, y and the parts"
+    }
+
+
+def test_what_cannot_be_made_is_said() -> None:
+    found = faults("tasks", {"_target_": "own_streams.right_same"})
+    assert list(found) == ["it can be made with scenario=task"] and "n_tasks" in found.popitem()[1]
+    found = faults("dataset", {"_target_": "own_streams.nowhere"})
+    assert list(found) == ["it can be read"]
+
+
+@pytest.mark.parametrize("name", ["right_pair", "right_parts", "right_validated", "right_images", "right_object"])
+def test_right_data_sets_pass(name: str) -> None:
+    assert faults("dataset", data(name)) == {}
+    assert faults("dataset", data(name, normalise="unit", val=0.0)) == {} or name == "right_object"  # made by itself
+
+
+def rows(data: Dataset, index: Tensor) -> set[tuple[bytes, int]]:
+    """Input and class of each of these rows."""
+    return {(x.numpy().tobytes(), int(y)) for x, y in zip(data.x[index], data.y[index])}
+
+
+def test_a_few_rows_keep_their_part_and_their_class() -> None:
+    whole = load("digits")
+    some = few(whole, most=50)
+    for part in ("train", "val", "test"):
+        index = getattr(some, part)
+        assert some.y[index].bincount().tolist() == [5] * 10
+        # its rows are rows of this part of the whole, with their classes
+        assert rows(some, index) <= rows(whole, getattr(whole, part))
+    assert len(some.y) == 150 and repeated(some.x, whole.x[:]) == 1
+
+
+def test_the_command_checks_both(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for group, text in (
+        ("tasks", "_target_: own_streams.leaks\nn_tasks: 3\n"),
+        ("dataset", "_target_: tasks.datasets.function\nmake: {_target_: own_streams.right_pair}\nval: 0.1\n"),
+    ):
+        (tmp_path / "mine" / group).mkdir(parents=True)
+        (tmp_path / "mine" / group / "own.yaml").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["harness", "check", "tasks=own", "dataset=own", "--config-dir", "mine"])
+    assert cli.main() == 1
+    out, err = capsys.readouterr()
+    assert err == "" and "ok    dataset=right_pair: a stream of it trains" in out
+    assert "FAILS tasks=leaks: test rows are not trained on: val of task 0" in out
+    assert out.splitlines()[-1].endswith("checks failed")
