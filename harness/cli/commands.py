@@ -274,7 +274,9 @@ def _split(words: Sequence[str]) -> tuple[list[str], list[str]]:
 def _folders(command: str, names: Sequence[str]) -> list[Path]:
     for name in names:
         if not (Path(name) / "runs").is_dir():
-            raise ValueError(f"{command} {name}: contains no runs; name a folder that was given as results=FOLDER")
+            what = "contains no runs" if Path(name).is_dir() else "no such folder"
+            first = f"run something first, as in `{help.program()} strategy=naive`, or " if name == "results" else ""
+            raise ValueError(f"{command} {name}: {what}; {first}name a folder that was given as results=FOLDER")
     return [Path(name) for name in names]
 
 

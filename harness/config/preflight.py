@@ -13,7 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.config.catalogue import CONF, LISTED, nearest
+from harness.config import aliases
+from harness.config.catalogue import CONF, GROUPS, LISTED, nearest
 from harness.config.ranges import check, show
 
 if TYPE_CHECKING:
@@ -91,6 +92,7 @@ def _loader(config_dir: str | None) -> Iterator[ConfigLoader]:
         folder = Path(config_dir).resolve()
         if not folder.is_dir():
             raise ValueError(f"--config-dir {config_dir}: folder not found; it should contain strategy/*.yaml, ...")
+        aliases.check(folder, (*GROUPS, "hydra"))
         path.prepend("command-line", f"file://{folder}", SearchPathQuery(provider="schema"))
     try:
         yield Hydra.create_main_hydra2("harness", path).config_loader

@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from harness.config import aliases
 from harness.config.catalogue import CONF, GROUPS, targets
 from harness.wording import printable
 
@@ -38,6 +39,8 @@ def named_in(folders: Sequence[Path]) -> frozenset[str]:
     """Every `_target_` in the groups of these configuration folders."""
     import yaml
 
+    for folder in folders:
+        aliases.check(folder, GROUPS)
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     files = (file for folder in folders for group in GROUPS for file in (folder / group).rglob("*.yaml"))
     return frozenset(target for file in files for target in targets(yaml.load(file.read_text("utf-8"), loader)))

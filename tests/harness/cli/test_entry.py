@@ -142,7 +142,8 @@ BAD = {
     "ls strategy": "ls strategy: cannot be listed; did you mean strategies?",
     "lss": "lss: unknown command; did you mean ls?",
     "cbp": "cbp: unknown command; did you mean strategy=cbp?",
-    "leaderboard nowhere": "leaderboard nowhere: contains no runs; name a folder that was given as results=FOLDER",
+    "leaderboard nowhere": "leaderboard nowhere: no such folder; name a folder that was given as results=FOLDER",
+    "leaderboard": "leaderboard results: no such folder; run something first, as in `harness strategy=naive`",
     "leaderboard --by": "argument --by: expected one argument; see ",
     "leaderboard --b x": "unrecognized arguments: --b",
     "qqqqq": "qqqqq: unknown command; the commands are ls, leaderboard, ",
@@ -161,6 +162,28 @@ def test_a_broken_file_of_the_users_is_named_with_its_place(command, tmp_path):
     done = command("--config-dir", "mine", "strategy=mine")
     assert done.code == 2 and done.jobs == []
     assert done.err.count("\n") == 1 and "mine.yaml" in done.err and "line 3" in done.err
+
+
+BOMB = "a0: &a0 [x, x]\n" + "".join(f"a{i + 1}: &a{i + 1} [*a{i}, *a{i}]\n" for i in range(40))
+
+
+@pytest.mark.parametrize("where", ["strategy/mine.yaml", "metrics/deep/mine.yaml", "config.yaml"])
+@pytest.mark.parametrize("typed", ["strategy=naive", "ls strategies", "check strategy=naive", "measure r metrics=fast"])
+def test_a_file_whose_aliases_fill_the_memory_is_refused_at_once(command, tmp_path, where, typed):
+    file = tmp_path / "mine" / where
+    file.parent.mkdir(parents=True)
+    file.write_text(BOMB)
+    done = command(*typed.split(), "--config-dir", "mine")
+    assert (done.code, done.out, done.jobs) == (2, "", []) and done.err.count("\n") == 1
+    assert done.err.startswith("harness: ") and f"{where}: its aliases stand for more than 20,000 values" in done.err
+
+
+def test_aliases_that_stand_for_little_pass(command, tmp_path):
+    file = tmp_path / "mine" / "strategy" / "mine.yaml"
+    file.parent.mkdir(parents=True)
+    file.write_text("mine:\n  _target_: my_module.Mine\n  a: &a [1, 2]\n  b: [*a, *a]  # & *\n")
+    done = command("--config-dir", "mine", "strategy=mine")
+    assert done.code == 0 and done.jobs[0]["strategy"]["mine"]["b"] == [[1, 2], [1, 2]]
 
 
 def test_refusal_is_fast_and_imports_nothing_heavy():
