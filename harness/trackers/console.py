@@ -6,6 +6,7 @@ import math
 import os
 import shutil
 import sys
+import textwrap
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -119,7 +120,8 @@ class Console:
         if self.rich is None:
             print(text, file=self.stream, flush=True)
         else:
-            self.rich.print(text, markup=False, highlight=False, soft_wrap=True)
+            wide = shutil.get_terminal_size().columns
+            self.rich.print(wrapped(text, wide), markup=False, highlight=False, soft_wrap=True)
 
     def _start_bar(self, tasks: int, done: int) -> None:
         from rich import progress
@@ -157,6 +159,21 @@ class Console:
             for text, value in zip(texts, values):
                 painted.append(text, style=_style((value - low) / max(high - low, 1e-12)))
             self.rich.print(painted, soft_wrap=True)
+
+
+def wrapped(text: str, width: int) -> str:
+    """Text in lines of at most `width`, broken between words; a word that is longer, such as a path, stays whole.
+
+    >>> print(wrapped("task  3/10  new 0.912  old 0.634", 20))
+    task  3/10  new
+      0.912  old 0.634
+    """
+    indent = [" " * (len(line) - len(line.lstrip()) + 2) for line in text.splitlines()]
+    parts = [
+        textwrap.wrap(line, width, subsequent_indent=more, break_long_words=False, break_on_hyphens=False) or [""]
+        for line, more in zip(text.splitlines() or [""], indent or [""])
+    ]
+    return "\n".join(line for part in parts for line in part)
 
 
 def _style(share: float) -> str:
