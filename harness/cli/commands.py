@@ -6,14 +6,13 @@ What configures a run is typed as for training, `metrics=standard`.
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from harness.cli import help
-from harness.cli.errors import code_of, each, say
+from harness.cli.errors import code_of, each, leave, say
 from harness.cli.parsing import Argument, Command, argument
 from harness.config.catalogue import CONF
 from harness.finished.atlas_options import HELP as ATLAS
@@ -136,15 +135,16 @@ def sync(args: argparse.Namespace) -> int:
         print(printable(f"note: {note}"))
     if not found.runs:
         return _no_run(names or ["results"])
-    count = {"sent": 0, "FAILED": 0}
+    count, sending = {"sent": 0, "FAILED": 0}, sync(found.runs, changes)
     try:
-        for run in sync(found.runs, changes):
+        for run in sending:
             kind = "FAILED" if run.error else "sent"
             count[kind] += 1
             print(printable(f"{kind:<7} {run.path}  {run.error or run.url}"), flush=True)
     except KeyboardInterrupt as stop:
         say(f"interrupted: {count['sent']} of {len(found.runs)} runs were sent; repeat the command to send all of them")
-        os._exit(code_of(stop))  # at the interpreter's exit W&B would wait for the server that keeps us waiting
+        sending.close()
+        leave(code_of(stop))  # at the interpreter's exit W&B would wait for the server that keeps us waiting
     for run in found.skipped:
         print(printable(f"skipped {run.path}  {run.error}"))
     return 1 if count["FAILED"] else 0
