@@ -76,6 +76,7 @@ def small(words: tuple[str, ...]) -> list[str]:
     kept = {"tracker.mode", *(["dataset"] if "dataset=folder" in words else [])} & {_key(word) for word in words}
     if "tasks=avalanche" in words:  # it brings its data and its tasks
         kept |= {"dataset", "tasks.n_tasks"}
+        added += ["metrics=off", "eval.samples=50", "control=false", "gap=false"]
     more = {_key(word): word for word in added if _key(word) not in kept}
     return [*(word for word in words if _key(word) not in more), *more.values()]
 

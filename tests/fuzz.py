@@ -68,6 +68,8 @@ def answer(*argv: str, patience: float = PATIENCE, wait: float = WAIT) -> dict[s
     said = err.getvalue()
     if "Traceback" in said:
         wrong = f"traceback: {said[-1500:]}"
+    elif not wrong and "Warning: " in said:
+        wrong = f"a library's warning: {said[:300]}"
     elif not wrong and code not in (0, 1, 2):
         wrong = f"exit code {code}"
     elif (
