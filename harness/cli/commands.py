@@ -403,7 +403,7 @@ COMMANDS: dict[str, Command] = {
     ),
     "check": Command(
         check,
-        "try what a strategy, model, metric, stream or data set promises, on toy runs",
+        "try the promises of your own code and data, on toy runs",
         (
             argument(
                 "settings", nargs="+", metavar="key=value", help=f"{'=NAME, '.join(CHECKED)}=NAME, and their settings"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from pathlib import Path
 from harness import ROOT
 from harness.config import aliases, catalogue
 from harness.config.catalogue import CONF, LISTED, nearest
+from harness.wording import wrapped
 
 HELP = """\
 Train a continual learner on a stream of tasks. At every task boundary, measure what it has
@@ -68,7 +70,8 @@ def show_help(commands: Sequence[tuple[str, str]]) -> int:
     """Print the general help; `commands` are names with summaries."""
     groups = "\n".join(_wrapped(g, list(catalogue.options(g))) for g in catalogue.GROUPS)
     listed = "\n".join(f"  {name:<22}  {summary}" for name, summary in commands)
-    print(HELP.format(run=program(), groups=groups, commands=listed), end="")
+    text = HELP.format(run=program(), groups=groups, commands=listed)
+    print(wrapped(text, max(20, shutil.get_terminal_size((10**6, 24)).columns)))
     return 0
 
 

@@ -6,7 +6,6 @@ import math
 import os
 import shutil
 import sys
-import textwrap
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 from harness.stats import Array, finite_mean, student
 from harness.store.scores import scores
 from harness.trackers import About, Summary
-from harness.wording import DIVERGED, UNDEFINED, UNMEASURED
+from harness.wording import DIVERGED, UNDEFINED, UNMEASURED, wrapped
 
 if TYPE_CHECKING:
     from rich.console import Console as RichConsole
@@ -159,21 +158,6 @@ class Console:
             for text, value in zip(texts, values):
                 painted.append(text, style=_style((value - low) / max(high - low, 1e-12)))
             self.rich.print(painted, soft_wrap=True)
-
-
-def wrapped(text: str, width: int) -> str:
-    """Text in lines of at most `width`, broken between words; a word that is longer, such as a path, stays whole.
-
-    >>> print(wrapped("task  3/10  new 0.912  old 0.634", 20))
-    task  3/10  new
-      0.912  old 0.634
-    """
-    indent = [" " * (len(line) - len(line.lstrip()) + 2) for line in text.splitlines()]
-    parts = [
-        textwrap.wrap(line, width, subsequent_indent=more, break_long_words=False, break_on_hyphens=False) or [""]
-        for line, more in zip(text.splitlines() or [""], indent or [""])
-    ]
-    return "\n".join(line for part in parts for line in part)
 
 
 def _style(share: float) -> str:

@@ -464,6 +464,14 @@ def test_a_traceback_can_be_asked_for(command, monkeypatch):
 # --- help and ls --------------------------------------------------------------------------------------
 
 
+def test_help_on_a_narrow_terminal_breaks_between_words(command, monkeypatch):
+    wide = command("--help").out
+    monkeypatch.setenv("COLUMNS", "60")
+    narrow = command("--help").out
+    assert narrow.split() == wide.split() and max(map(len, wide.splitlines())) > 60
+    assert [line for line in narrow.splitlines() if len(line) > 60 and len(line.split()) > 1] == []
+
+
 def test_help_names_every_option_and_only_settings_that_exist(command):
     done = command("--help")
     assert (done.code, done.err, done.jobs) == (0, "", [])

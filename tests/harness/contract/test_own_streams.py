@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch import Tensor
 
 from harness import cli
+from harness.contract import streams
 from harness.contract.check import check
 from harness.contract.datasets import few
-from harness.contract.streams import repeated
+from harness.contract.strategies import Broken
+from harness.contract.streams import Case, repeated, toy_data
+from harness.rows import Rows
+from harness.types import Stream
 from tasks.datasets import Dataset, load
+from tests.harness.contract.own_streams import right_same
 
 HERE = Path(__file__).parent
 
@@ -64,6 +73,60 @@ STREAMS = [
 def test_each_fault_of_a_stream_is_found(name: str, settings: dict[str, Any], title: str, line: str) -> None:
     found = faults("tasks", stream(name, **settings))
     assert title in found and line in found[title], found
+
+
+def plain(**changes: Any) -> Stream:
+    return right_same(
+        dataset=toy_data(), scenario="domain", classes="seen", n_tasks=2, device="cpu", pin=None, **changes
+    )
+
+
+def with_train(stream: Stream, **changes: Any) -> Stream:
+    """The stream, with other fields of the training rows of its first task."""
+    first, *rest = stream.tasks
+    return replace(stream, tasks=[replace(first, train=replace(first.train, **changes)), *rest])
+
+
+class OtherLabels(Rows):
+    def labels(self) -> Tensor:
+        return super().labels().roll(1, 1)
+
+
+SPOILT: dict[str, tuple[Any, str]] = {
+    "type": (lambda s: [s], "it returned a list; return a harness.types.Stream"),
+    "scenario": (lambda s: replace(s, scenario="class"), "scenario or seeds are others than those given"),
+    "index": (lambda s: replace(s, tasks=[replace(t, index=0) for t in s.tasks]), "task 1 has the index 0"),
+    "size": (lambda s: with_train(s, size=torch.tensor([49])), "train of task 0: size is [1]"),
+    "empty": (lambda s: with_train(s, size=torch.tensor([49, 0, 49])), "train of task 0 has no row for some seed"),
+    "shape": (lambda s: replace(s, shape=(64,)), "rows are torch.float32 [1, 8, 8]; the stream says [64]"),
+    "nan": (lambda s: with_train(s, data=toy_data().x / 0), "has inputs that are not finite"),
+    "t": (lambda s: with_train(s, t=torch.ones(3, 1).long()), "t must be 0 outside of scenario=task"),
+    "targets": (lambda s: with_train(s, y=s.tasks[0].train.y + 1), "targets must be whole numbers from 0 to 9"),
+    "regression": (lambda s: replace(s, loss="mse"), "targets are []; expected 10 finite numbers"),
+    "labels": (
+        lambda s: replace(s, tasks=[replace(t, train=OtherLabels(**vars(t.train))) for t in s.tasks]),
+        "`labels` gives other classes than `take`",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SPOILT)
+def test_rows_that_do_not_fit_are_found(name: str) -> None:
+    spoil, line = SPOILT[name]
+    streams.fits(Case(plain, "domain", (toy_data(),)))
+    with pytest.raises(Broken, match=re.escape(line)):
+        streams.fits(Case(lambda **how: spoil(plain(**how)), "domain", (toy_data(),)))
+
+
+def test_a_stream_that_changes_from_one_making_to_the_next_is_found() -> None:
+    names = itertools.count()
+    case = Case(lambda **how: replace(plain(**how), name=f"own {next(names)}"), "domain", (toy_data(),))
+    with pytest.raises(Broken, match="its name is another when it is made again"):
+        streams.repeats(case)
+    rows = itertools.count()
+    case = Case(lambda **how: with_train(plain(**how), data=toy_data().x + next(rows)), "domain", (toy_data(),))
+    with pytest.raises(Broken, match="it has other rows when it is made again"):
+        streams.repeats(case)
 
 
 @pytest.mark.parametrize("name", ["right_same", "right_permuted", "right_split", "right_halves", "right_made"])
