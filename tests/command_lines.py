@@ -54,7 +54,7 @@ def documented() -> tuple[tuple[str, ...], ...]:
 # what replaces a sweep's values, so that it has few jobs
 FEW = {
     "experiment=geometry": ("tasks=permuted", "strategy=[sam]", "optimizer.lr=0.1,0.2", "train.batch_size=16",
-                            "strategy.sam.rho=0.0,0.05", "model.dropout=0.0"),
+                            "strategy.sam.rho=0.0,0.05", "model.dropout=0.0,0.25"),
     "experiment=versus_avalanche": ("strategy=naive,avalanche/Naive",),
     "experiment=leaderboard_fashion_permuted": ("strategy=naive,ewc",),
     "experiment=[tuned_permuted_domain_digits,leaderboard_digits]": ("strategy=naive,ewc",),
