@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from harness import cli
-from harness.contract import streams
+from harness.contract import datasets, streams
 from harness.contract.check import check
 from harness.contract.datasets import few
 from harness.contract.strategies import Broken
@@ -118,6 +118,52 @@ def test_rows_that_do_not_fit_are_found(name: str) -> None:
         streams.fits(Case(lambda **how: spoil(plain(**how)), "domain", (toy_data(),)))
 
 
+def test_a_digest_of_too_little_or_too_much_and_a_loss_of_infinity_are_found() -> None:
+    def stale(n_tasks: int = 2, **how: Any) -> Stream:
+        given = {"scenario": "domain", "classes": "seen", "device": "cpu", "pin": None, **how}
+        made: Stream = right_same(n_tasks=n_tasks, **given)
+        return replace(made, hash=how["dataset"].digest)
+
+    given = {"dataset": toy_data()}
+    case = Case(lambda **how: stale(**{**given, **how}), "domain", (toy_data(),), arguments={"n_tasks": 2})
+    with pytest.raises(Broken, match="its digest is the same with n_tasks=3"):
+        streams.says(case)
+    case = Case(lambda **how: replace(plain(**how), hash=str(how["seeds"])), "domain", (toy_data(),))
+    with pytest.raises(Broken, match="rows of another seed are the same, but have another digest"):
+        streams.says(case)
+    case = Case(lambda **how: with_train(plain(**how), data=toy_data().x * 1e38), "domain", (toy_data(),))
+    with pytest.raises(Broken, match="a loss or a score is not finite"):
+        streams.trains(case)
+
+
+class Centred(Rows):
+    def take(self, position: Tensor, key: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        x, y, t = super().take(position, key)
+        return x - x[:, :1], y, t
+
+
+def test_rows_that_depend_on_each_other_come_twice_or_share_a_target_are_found() -> None:
+    def case(spoil: Any) -> Case:
+        return Case(lambda **how: spoil(plain(**how)), "domain", (toy_data(),))
+
+    def centred(s: Stream) -> Stream:
+        return replace(s, tasks=[replace(t, train=Centred(**vars(t.train))) for t in s.tasks])
+
+    with pytest.raises(Broken, match="train of task 0: a row depends on the rows that are taken with it"):
+        streams.repeats(case(centred))
+    twice = plain(seeds=(0, 1, 2)).tasks[0].train.index.clone()  # type: ignore[attr-defined]
+    twice[:, 1] = twice[:, 0]
+    with pytest.raises(Broken, match="train of task 0 has a sample twice"):
+        streams.apart(case(lambda s: with_train(s, index=twice)))
+
+    def merged(s: Stream) -> Stream:
+        rows = [(t, {p: replace(getattr(t, p), y=getattr(t, p).y // 2) for p in ("val", "test")}) for t in s.tasks]
+        return replace(s, tasks=[replace(t, **parts) for t, parts in rows])
+
+    with pytest.raises(Broken, match="two classes of task 0 have one target"):
+        streams.targets(case(merged))
+
+
 def test_a_stream_that_changes_from_one_making_to_the_next_is_found() -> None:
     names = itertools.count()
     case = Case(lambda **how: replace(plain(**how), name=f"own {next(names)}"), "domain", (toy_data(),))
@@ -157,6 +203,41 @@ DATASETS = [
 def test_each_fault_of_a_data_set_is_found(name: str, title: str, line: str) -> None:
     found = faults("dataset", data(name))
     assert title in found and line in found[title], found
+
+
+SPOILT_DATA: dict[str, tuple[dict[str, Any], str]] = {
+    "rows": ({"x": torch.zeros(3, 2)}, "it has 3 inputs for 79 classes"),
+    "y": ({"y": toy_data().y.float()}, "y is torch.float32 [79]; expected int64 [N]"),
+    "range": ({"classes": 9}, "y has values from 0 to 9; expected 0 to 8"),
+    "names": ({"names": ("a", "b")}, "it names 2 of 10 classes"),
+    "digest": ({"digest": ""}, "its name or digest is empty"),
+    "position": ({"test": torch.tensor([78, 79])}, "test must be positions of rows: int64 [n] from 0 to 78"),
+    "order": ({"val": torch.tensor([50, 50])}, "val must rise, without a row twice"),
+    "bytes": ({"x": (toy_data().x * 9).byte()}, "inputs are torch.uint8, some not finite"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SPOILT_DATA)
+def test_arrays_that_do_not_fit_are_found(name: str) -> None:
+    changes, line = SPOILT_DATA[name]
+    datasets.fits(datasets.Case(toy_data))
+    with pytest.raises(Broken, match=re.escape(line)):
+        datasets.fits(datasets.Case(lambda: replace(toy_data(), **changes)))
+
+
+def test_data_that_cannot_be_learnt_or_is_not_scaled_is_found() -> None:
+    whole = toy_data()
+    for changes, line in (
+        ({"test": whole.test[:0]}, "it has no test row"),
+        ({"y": whole.y * 0, "classes": 1}, "it has one class"),
+        ({"x": torch.ones_like(whole.x[:])}, "all training inputs are equal"),
+    ):
+        with pytest.raises(Broken, match=line):
+            datasets.trainable(datasets.Case(lambda changes=changes: replace(whole, **changes)))  # type: ignore[misc]
+    with pytest.raises(Broken, match="but normalise=unit means 0 to 1"):
+        datasets.scaled(datasets.Case(toy_data, "unit"))
+    with pytest.raises(Broken, match=r"it is a list; expected a tasks\.datasets\.Dataset"):
+        datasets.fits(datasets.Case(lambda: []))  # type: ignore[arg-type,return-value]
 
 
 def test_a_digest_that_no_setting_changes_is_found() -> None:
