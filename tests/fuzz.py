@@ -190,9 +190,14 @@ def try_lines(count: int, folder: Path, draw: random.Random) -> Iterator[dict[st
 Damage = Callable[[Path, random.Random, Path], None]
 
 
+def _run(path: Path) -> Path:
+    """The run's folder, of a file in it or in its folder nets."""
+    return path.parent.parent if path.parent.name == "nets" else path.parent
+
+
 def _manifest(change: Callable[[dict[str, Any], random.Random], Any]) -> Damage:
     def damage(path: Path, draw: random.Random, outside: Path) -> None:
-        file = path.parent / "manifest.json"
+        file = _run(path) / "manifest.json"
         facts = json.loads(file.read_text())
         file.write_text(json.dumps(change(facts, draw)))
 
@@ -240,7 +245,9 @@ def _instead(make: Callable[[Path, Path], Any]) -> Damage:
 
 
 def _swapped(path: Path, draw: random.Random, outside: Path) -> None:
-    other = draw.choice([p for p in path.parent.rglob("*") if p.is_file() and p != path])
+    other = draw.choice(
+        sorted(p for p in _run(path).rglob("*") if p.is_file() and p not in (path, _run(path) / "lock"))
+    )
     a, b = path.read_bytes(), other.read_bytes()
     path.write_bytes(b)
     other.write_bytes(a)
@@ -251,7 +258,7 @@ def _column(path: Path, draw: random.Random, outside: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    file = path.parent / f"{draw.choice(['metrics', 'accuracy', 'curves', 'timing'])}.parquet"
+    file = _run(path) / f"{draw.choice(['metrics', 'accuracy', 'curves', 'timing'])}.parquet"
     table = pq.ParquetFile(file).read()
     name = draw.choice(table.column_names)
     at = table.schema.get_field_index(name)
@@ -273,7 +280,7 @@ def _tensors(path: Path, draw: random.Random, outside: Path) -> None:
     """A file that torch writes, with other content."""
     import torch
 
-    file = draw.choice([path.parent / "checkpoint.pt", *(path.parent / "nets").glob("*.pt")])
+    file = draw.choice([_run(path) / "checkpoint.pt", *sorted((_run(path) / "nets").glob("*.pt"))])
     t = torch.zeros(3)
     made = [
         {},
