@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import sys
+import textwrap
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,6 +37,21 @@ def printable(text: str, limit: int | None = None) -> str:
     """
     shown = UNPRINTABLE.sub(lambda found: repr(found[0])[1:-1], text)
     return shown if limit is None or len(shown) <= limit else f"{shown[:limit]}..."
+
+
+def wrapped(text: str, width: int) -> str:
+    """Text in lines of at most `width`, broken between words; a word that is longer, such as a path, stays whole.
+
+    >>> print(wrapped("task  3/10  new 0.912  old 0.634", 20))
+    task  3/10  new
+      0.912  old 0.634
+    """
+    indent = [" " * (len(line) - len(line.lstrip()) + 2) for line in text.splitlines()]
+    parts = [
+        textwrap.wrap(line, width, subsequent_indent=more, break_long_words=False, break_on_hyphens=False) or [""]
+        for line, more in zip(text.splitlines() or [""], indent or [""])
+    ]
+    return "\n".join(line for part in parts for line in part)
 
 
 def markdown(text: str) -> str:

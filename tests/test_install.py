@@ -36,5 +36,8 @@ def test_the_wheel_runs_from_another_folder(tmp_path: Path) -> None:
     assert said(python, "-c", "import harness; print(harness.__file__)", cwd=work).startswith(str(site))
     small = ("tasks.n_tasks=2", "train.steps=3", "seeds=[0]", "metrics=fast", "tracker.mode=disabled")
     assert "average accuracy" in said(python, "-m", "harness", "strategy=ewc", *small, cwd=work)
+    said(python, "-m", "harness", "new", "stream", "portions", cwd=work)
+    checked = said(python, "-m", "harness", "check", "tasks=portions", "--config-dir", "mine", cwd=work)
+    assert checked.endswith("all 11 checks passed\n")
     assert "ewc" in said(tmp_path / "env" / "bin" / "harness", "leaderboard", cwd=work)
     assert not (site / "results").exists() and not (site / "tests" / "toy.py").exists()

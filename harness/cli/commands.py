@@ -6,14 +6,13 @@ What configures a run is typed as for training, `metrics=standard`.
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from harness.cli import help
-from harness.cli.errors import code_of, each, say
+from harness.cli.errors import code_of, each, leave, say
 from harness.cli.parsing import Argument, Command, argument
 from harness.config.catalogue import CONF
 from harness.finished.atlas_options import HELP as ATLAS
@@ -136,15 +135,16 @@ def sync(args: argparse.Namespace) -> int:
         print(printable(f"note: {note}"))
     if not found.runs:
         return _no_run(names or ["results"])
-    count = {"sent": 0, "FAILED": 0}
+    count, sending = {"sent": 0, "FAILED": 0}, sync(found.runs, changes)
     try:
-        for run in sync(found.runs, changes):
+        for run in sending:
             kind = "FAILED" if run.error else "sent"
             count[kind] += 1
             print(printable(f"{kind:<7} {run.path}  {run.error or run.url}"), flush=True)
     except KeyboardInterrupt as stop:
         say(f"interrupted: {count['sent']} of {len(found.runs)} runs were sent; repeat the command to send all of them")
-        os._exit(code_of(stop))  # at the interpreter's exit W&B would wait for the server that keeps us waiting
+        sending.close()
+        leave(code_of(stop))  # at the interpreter's exit W&B would wait for the server that keeps us waiting
     for run in found.skipped:
         print(printable(f"skipped {run.path}  {run.error}"))
     return 1 if count["FAILED"] else 0
@@ -237,6 +237,16 @@ def check(args: argparse.Namespace) -> int:
     return 1 if printed(values, chosen) else 0
 
 
+def new(args: argparse.Namespace) -> int:
+    from harness.cli.new import commands, new
+
+    folder = Path(args.to)
+    for path in new(args.kind, args.name, folder):
+        print(f"written: {path}")
+    print("\n".join(["", "next:", *(f"  {line}" for line in commands(args.kind, args.name, folder))]))
+    return 0
+
+
 # --- pages and lists ----------------------------------------------------------------------------------
 
 
@@ -264,7 +274,9 @@ def _split(words: Sequence[str]) -> tuple[list[str], list[str]]:
 def _folders(command: str, names: Sequence[str]) -> list[Path]:
     for name in names:
         if not (Path(name) / "runs").is_dir():
-            raise ValueError(f"{command} {name}: contains no runs; name a folder that was given as results=FOLDER")
+            what = "contains no runs" if Path(name).is_dir() else "no such folder"
+            first = f"run something first, as in `{help.program()} strategy=naive`, or " if name == "results" else ""
+            raise ValueError(f"{command} {name}: {what}; {first}name a folder that was given as results=FOLDER")
     return [Path(name) for name in names]
 
 
@@ -285,7 +297,7 @@ def _whole(text: str) -> int:
     return int(text)
 
 
-CHECKED = ("strategy", "model", "metrics")  # groups whose promises `check` tries
+CHECKED = ("strategy", "model", "metrics", "tasks", "dataset")  # groups whose promises `check` tries
 FOLDERS = argument("folders", nargs="*", metavar="FOLDER", help="results folders (default: results)")
 RUNS = argument("runs", nargs="+", metavar="RUN", help="a run folder, or the beginning of a run id in results")
 BY = argument("--by", default="average_accuracy", metavar="SCORE", help="score to sort by (default: %(default)s)")
@@ -391,13 +403,26 @@ COMMANDS: dict[str, Command] = {
     ),
     "check": Command(
         check,
-        "try what a strategy, model or metric promises, on toy runs",
+        "try the promises of your own code and data, on toy runs",
         (
-            argument("settings", nargs="+", metavar="key=value", help="strategy=NAME, model=NAME, metrics=NAME"),
+            argument(
+                "settings", nargs="+", metavar="key=value", help=f"{'=NAME, '.join(CHECKED)}=NAME, and their settings"
+            ),
             CONFIG_DIR,
         ),
-        "One line for each promise; the exit code is 1 if one is broken. The toy data are ten classes of 1x8x8 images.",
+        "One line for each promise; the exit code is 1 if one is broken. The toy data are ten classes of 1x8x8 images;"
+        " a stream is tried on a few rows of a data set if you name one.",
         settings=True,
+    ),
+    "new": Command(
+        new,
+        "write a strategy, metric, stream or model of your own to begin with",
+        (
+            argument("kind", choices=("strategy", "metric", "stream", "model"), help="what to write"),
+            argument("name", metavar="NAME", help="its name, as in strategy=NAME"),
+            argument("--to", default=".", metavar="FOLDER", help="where to write (default: the working directory)"),
+        ),
+        "Writes NAME.py, a file of settings in the folder `mine` for --config-dir, and a test; all of it runs at once.",
     ),
     "catalogue": Command(
         catalogue,

@@ -8,8 +8,10 @@ import signal
 import sys
 import sysconfig
 import traceback
+import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NoReturn
 
 from harness import ROOT
@@ -55,6 +57,15 @@ def _terminate(number: int, frame: object) -> NoReturn:
 def code_of(stop: KeyboardInterrupt) -> int:
     """Exit code after an interruption."""
     return 143 if isinstance(stop, Terminated) else 130
+
+
+def leave(code: int) -> NoReturn:
+    """End the process without the exit handlers of libraries, which may wait; temporary folders are deleted."""
+    for finalizer in list(weakref.finalize._registry):  # type: ignore[attr-defined]
+        found = finalizer.peek()
+        if found is not None and found[1] == TemporaryDirectory._cleanup:  # type: ignore[attr-defined]
+            finalizer()
+    os._exit(code)
 
 
 def say(line: str) -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
 from harness import ROOT
-from harness.config import catalogue
+from harness.config import aliases, catalogue
 from harness.config.catalogue import CONF, LISTED, nearest
+from harness.wording import wrapped
 
 HELP = """\
 Train a continual learner on a stream of tasks. At every task boundary, measure what it has
@@ -18,7 +20,7 @@ forgotten, how well it can still learn, and the loss landscape around its parame
   {run} strategy=ewc                  ten permuted tasks of digits, five seeds
   {run} strategy=naive                the same without a method, for comparison
   {run} strategy=[replay,ewc]         both together, in this order
-  {run} strategy=ewc strategy.ewc.strength=10   (each method has such settings)
+  {run} strategy=ewc strategy.ewc.strength=3   (each method has such settings)
   {run} tasks=split dataset=mnist scenario=class
   {run} experiment=permuted_fashion   a preset protocol in one word
   {run} -m strategy=ewc,naive         a sweep: every combination, in parallel
@@ -68,7 +70,8 @@ def show_help(commands: Sequence[tuple[str, str]]) -> int:
     """Print the general help; `commands` are names with summaries."""
     groups = "\n".join(_wrapped(g, list(catalogue.options(g))) for g in catalogue.GROUPS)
     listed = "\n".join(f"  {name:<22}  {summary}" for name, summary in commands)
-    print(HELP.format(run=program(), groups=groups, commands=listed), end="")
+    text = HELP.format(run=program(), groups=groups, commands=listed)
+    print(wrapped(text, max(20, shutil.get_terminal_size((10**6, 24)).columns)))
     return 0
 
 
@@ -91,6 +94,8 @@ def ls(words: Sequence[str], config_dir: str | None = None) -> int:
             close = nearest(word, LISTED)
             hint = f"did you mean {close}?" if close else f"choose from {', '.join(LISTED)}"
             raise ValueError(f"ls {word}: cannot be listed; {hint}")
+    for folder in folders:
+        aliases.check(folder, catalogue.GROUPS)
     for what in words or LISTED:
         lines = catalogue.describe(LISTED[what], folders)
         if not words:

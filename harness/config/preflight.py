@@ -13,7 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.config.catalogue import CONF, LISTED, nearest
+from harness.config import aliases
+from harness.config.catalogue import CONF, GROUPS, LISTED, nearest
 from harness.config.ranges import check, show
 
 if TYPE_CHECKING:
@@ -91,6 +92,7 @@ def _loader(config_dir: str | None) -> Iterator[ConfigLoader]:
         folder = Path(config_dir).resolve()
         if not folder.is_dir():
             raise ValueError(f"--config-dir {config_dir}: folder not found; it should contain strategy/*.yaml, ...")
+        aliases.check(folder, (*GROUPS, "hydra"))
         path.prepend("command-line", f"file://{folder}", SearchPathQuery(provider="schema"))
     try:
         yield Hydra.create_main_hydra2("harness", path).config_loader
@@ -202,6 +204,10 @@ class _Known:
         final = OmegaConf.to_container(own, resolve=True)
         assert isinstance(final, dict)
         plain = {str(k): v for k, v in final.items()}
+        for o in overrides:
+            if o not in chosen and "${" in _line(o):  # its value is known only now
+                for key, _ in _leaves(o.key_or_group, o.value(), values):
+                    self._suits(key, _find(plain, key), _find(values, key))
         check(plain)
         return plain
 
@@ -251,10 +257,13 @@ class _Known:
             raise ValueError(f"{key}=null: must be a list; for an empty one write {key}=[]")
         if isinstance(default, dict) and default and not isinstance(value, dict):
             raise ValueError(f"{key}={show(value)}: is a group of settings: {_list(default, key + '.')}")
-        if key.partition(".")[0] in self.groups and "${" not in str(value):
-            wanted = _mismatch(default, value)
-            if wanted:
-                raise ValueError(f"{key}={show(value)}: must be {wanted}")
+        if "${" not in str(value):
+            self._suits(key, value, default)
+
+    def _suits(self, key: str, value: Any, default: Any) -> None:
+        """Raise if the value of a group's setting has another type than its default."""
+        if key.partition(".")[0] in self.groups and (wanted := _mismatch(default, value)):
+            raise ValueError(f"{key}={show(value)}: must be {wanted}")
 
     def _unknown(self, o: Override, key: str, values: dict[str, Any]) -> str:
         if _open(values, key):

@@ -12,6 +12,7 @@ from harness.config.catalogue import nearest
 
 _ABSENT = object()
 LARGEST = 2**63 - 1  # that a tensor can hold
+TASKS = 10**6  # of a stream; tables are read up to this number
 ROWS = 10**7  # of a batch; beyond, its indices alone exhaust memory
 
 
@@ -51,7 +52,7 @@ def check(cfg: Mapping[str, Any]) -> None:
         _whole(cfg, f"pin.{purpose}", 0, null=True)
     if not isinstance(cfg.get("tuned", {}), Mapping):
         raise ValueError(f"tuned={cfg['tuned']}: must be a mapping, as in tuned.ewc.strength")
-    _whole(cfg, "tasks.n_tasks", 1)
+    _whole(cfg, "tasks.n_tasks", 1, most=TASKS)
     _optimizer(cfg)
     _one_of(cfg, "tracker.mode", ("offline", "online", "disabled"))
     if _get(cfg, "tracker.project") in ("", None):

@@ -1,1 +1,1 @@
-"""What strategies, models and metrics promise, as checks on toy runs: ours in the tests, and your own by `check`."""
+"""What strategies, models, metrics, streams and data sets promise, as checks: of ours in tests, of yours by `check`."""

@@ -1,13 +1,14 @@
-"""`check`: the promises of strategies, models and metrics that a command line names, one line for each."""
+"""`check`: the promises of what a command line names, one line for each."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 
-from harness.contract import metrics, models, strategies
+from harness.contract import datasets, metrics, models, strategies, streams
 from harness.contract.strategies import Broken, Case
 from harness.contract.toy import MODELS, OPTIMIZERS, Undefined
 from harness.jobs.setting import build, build_strategies
@@ -15,8 +16,7 @@ from harness.models.module import as_model
 from harness.strategy import Strategy
 from harness.types import Model, Stream
 from harness.wording import first_line
-
-GROUPS = ("strategy", "model", "metrics")
+from tasks.datasets import Dataset
 
 
 class Finding(NamedTuple):
@@ -48,6 +48,10 @@ def check(values: Mapping[str, Any], chosen: Sequence[str]) -> Iterator[Finding]
                 yield from _strategy(name, node)
         if "model" in chosen:
             yield from _model(values["model"])
+        if "dataset" in chosen:
+            yield from _dataset(values["dataset"])
+        if "tasks" in chosen:
+            yield from _tasks(values["tasks"], values["dataset"] if "dataset" in chosen else None)
         if "metrics" in chosen:
             for name, node in values["metrics"].items():
                 if node is not None:
@@ -92,12 +96,73 @@ def _model(node: Any) -> Iterator[Finding]:
     def make(stream: Stream) -> Model:
         return as_model(lambda shape, outputs: build(node, shape=shape, outputs=outputs), stream)
 
-    what = f"model={str(node['_target_']).rpartition('.')[2]}"
+    what = f"model={_called(node)}"
     for title, one in models.CHECKS.items():
         fault = _fault(one, [make])
         yield Finding(what, title, fault)
         if fault and one is models.fits:
             return  # no other check could run
+
+
+def _dataset(node: Mapping[str, Any]) -> Iterator[Finding]:
+    def make(**changes: Any) -> Dataset:
+        made: Dataset = build({**node, **changes})
+        return made
+
+    what = f"dataset={node.get('name') or _called(node.get('make') or node)}"
+    said = "none" if node.get("pad") else str(node.get("normalise", "none"))  # padding moves the mean
+    case = datasets.Case(make, said, tuple(node))
+    if fault := _fault(lambda case: case.data, [case]):
+        yield Finding(what, "it can be read", fault)
+        return
+    for title, one in datasets.CHECKS.items():
+        fault = _fault(one, [case])
+        yield Finding(what, title, fault)
+        if fault and one is datasets.fits:
+            return  # no other check could run
+
+
+def _tasks(node: Mapping[str, Any], dataset: Mapping[str, Any] | None) -> Iterator[Finding]:
+    """The stream on toy data, or on a few rows of the chosen data set, in every scenario that it does not refuse."""
+    from hydra.utils import get_object
+
+    data = streams.toy_data() if dataset is None else datasets.few(build(dataset))
+    module = sys.modules[get_object(node["_target_"]).__module__]
+    what, own = f"tasks={_called(node)}", {k: v for k, v in node.items() if k != "_target_"}
+    cases, refusals = [], []
+    for scenario in streams.SCENARIOS:
+
+        def make(scenario: str = scenario, **changes: Any) -> Stream:
+            given = {"dataset": data, "classes": "seen", "pin": None, "device": "cpu", **changes}
+            made: Stream = build(node, scenario=scenario, **given)
+            return made
+
+        case = streams.Case(make, scenario, (data,), arguments=own, exempt=getattr(module, "EXEMPT", {}))
+        try:
+            _ = case.stream
+        except Exception as error:
+            if isinstance(error, ValueError) and str(error).startswith("scenario="):
+                refusals.append(str(error))
+                continue
+            yield Finding(what, f"it can be made with scenario={scenario}", _said(error))
+            return
+        cases.append(case)
+    if not cases:
+        yield Finding(what, "it can be made", f"every scenario is refused: {refusals[0]}")
+        return
+    for title, one in streams.CHECKS.items():
+        if one.__name__ in cases[0].exempt:
+            yield Finding(what, f"{title} (not promised: {cases[0].exempt[one.__name__]})", "")
+            continue
+        fault = _fault(one, cases)
+        yield Finding(what, title, fault)
+        if fault and one is streams.fits:
+            return  # no other check could run
+
+
+def _called(node: Mapping[str, Any]) -> str:
+    """What a target is called."""
+    return str(node["_target_"]).rpartition(".")[2]
 
 
 def _fault(one: Callable[[Any], None], subjects: Sequence[Any]) -> str:
@@ -110,7 +175,8 @@ def _fault(one: Callable[[Any], None], subjects: Sequence[Any]) -> str:
                 continue  # it is not defined for this net, and says so
             return first_line(refusal)
         except (Exception, SystemExit) as error:
-            setting = f" (scenario={subject.scenario})" if isinstance(subject, Case) else ""
+            scenario = getattr(subject, "scenario", "")
+            setting = f" (scenario={scenario})" if scenario else ""
             return f"{_said(error)}{setting}"
     return ""
 

@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from harness.config import aliases
 from harness.config.catalogue import CONF, GROUPS, targets
 from harness.wording import printable
 
@@ -37,6 +38,8 @@ def safe(
 
 def named_in(folders: Sequence[Path]) -> frozenset[str]:
     """Every `_target_` in the groups of these configuration folders."""
+    for folder in folders:
+        aliases.check(folder, GROUPS)
     files = (file for folder in folders for group in GROUPS for file in (folder / group).rglob("*.yaml"))
     return frozenset(target for file in files for target in _named(file.read_text("utf-8")))
 

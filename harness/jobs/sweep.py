@@ -17,6 +17,7 @@ import signal
 import sys
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -274,6 +275,7 @@ def _job(
 ) -> None:
     # the parent's exit handlers are not the job's; those that the job registers are
     atexit._clear()
+    _forget_finalizers()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes: the parent passes it on, once
     signal.signal(signal.SIGTERM, _stop_once)
     os.close(pipe[1])
@@ -287,6 +289,12 @@ def _job(
         code = 128 + signal.SIGTERM
     atexit._run_exitfuncs()
     sys.exit(code)
+
+
+def _forget_finalizers() -> None:
+    """Leave the parent's temporary folders to it; the job's own are then deleted at its end, W&B's among them."""
+    weakref.finalize._registry.clear()  # type: ignore[attr-defined]
+    weakref.finalize._registered_with_atexit = False  # type: ignore[attr-defined]
 
 
 def _exit_code(context: Any, task: Callable[[Any], Any], cfg: Any) -> int:

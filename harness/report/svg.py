@@ -33,12 +33,12 @@ class Series(NamedTuple):
 
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """Round numbers that span low ... high.
+    """Rising round numbers that span low ... high; values that differ by rounding errors count as one.
 
     >>> ticks(0, 1), ticks(0.12, 0.31, 4)
     ([0.0, 0.2, 0.4, 0.6, 0.8, 1.0], [0.1, 0.15, 0.2, 0.25, 0.3, 0.35])
-    >>> ticks(0.1 - 2e-17, 0.1 + 2e-17)
-    [0.1, 0.102, 0.104, 0.106, 0.108, 0.11]
+    >>> ticks(1e-15, 3e-15, 2), ticks(2.0, 2.0 + 1e-15, 1)
+    ([1e-15, 2e-15, 3e-15], [2.0, 2.2])
     """
     if high - low <= 1e-9 * max(abs(low), abs(high)):  # equal but for rounding
         high = low + (abs(low) or 1.0) * 0.1
@@ -46,7 +46,7 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
     step = 10 ** math.floor(math.log10(raw))
     step *= next(m for m in (1, 2, 2.5, 5, 10) if m * step >= raw * 0.999)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [round(i * step, 12) for i in range(first, last + 1)]
+    return [round(i * step, 2 - math.floor(math.log10(step))) for i in range(first, last + 1)]
 
 
 def number(value: float) -> str:

@@ -10,7 +10,6 @@ import importlib
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from harness import store
@@ -28,7 +27,7 @@ from harness.leaderboard import (
 )
 from harness.store.entries import leaves
 from harness.trackers.sync import target_of
-from harness.trackers.wandb import AXIS, Target, environment, require_server
+from harness.trackers.wandb import AXIS, Target, require_server, temporary
 from harness.wording import first_line, markdown
 
 WIDTH, HEIGHT, ACROSS = 8, 6, 3  # of a panel, in W&B's units; panels in a row
@@ -49,7 +48,7 @@ def publish(folders: Sequence[Path], changes: Mapping[str, Any], *, by: str, bas
     if not found.boards:
         raise ValueError(f"report --wandb: no finished run in {', '.join(map(str, folders))}")
     target = _one_target(found, changes)
-    with TemporaryDirectory(prefix="harness-report-", ignore_cleanup_errors=True) as local, environment(Path(local)):
+    with temporary("report"):
         require_server(target.init_timeout)
         where = {"project": target.project} | ({"entity": target.entity} if target.entity else {})
         try:

@@ -89,7 +89,9 @@ def load(path: Path) -> dict[str, Any]:
     try:
         with zipfile.ZipFile(path) as file:
             _check_members(file, path.stat().st_size)
-        loaded: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        loaded: Any = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(loaded, dict):
+            raise ValueError(f"holds a {type(loaded).__name__}, not a mapping")
         version = loaded["schema_version"]
         _check_tensors(loaded)
     except OSError:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from harness.stats import Array, student
 from harness.store.scores import scores
 from harness.trackers import About, Summary, floor, quantity
-from harness.wording import DIVERGED, UNDEFINED, UNMEASURED, mean_text
+from harness.wording import DIVERGED, UNDEFINED, UNMEASURED, mean_text, wrapped
 
 if TYPE_CHECKING:
     from rich.console import Console as RichConsole
@@ -119,7 +119,8 @@ class Console:
         if self.rich is None:
             print(text, file=self.stream, flush=True)
         else:
-            self.rich.print(text, markup=False, highlight=False, soft_wrap=True)
+            wide = shutil.get_terminal_size().columns
+            self.rich.print(wrapped(text, wide), markup=False, highlight=False, soft_wrap=True)
 
     def _start_bar(self, tasks: int, done: int) -> None:
         from rich import progress

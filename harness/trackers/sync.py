@@ -7,17 +7,17 @@ Sending a run again is therefore harmless.
 
 from __future__ import annotations
 
+import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 from harness import store
 from harness.store.readers import find_run, snapshot, unfinished
 from harness.trackers import About, Summary, bar, published, summaries
-from harness.trackers.wandb import Record, Target, environment, require_server
+from harness.trackers.wandb import Record, Target, require_server, temporary
 from harness.wording import first_line
 
 
@@ -71,42 +71,44 @@ def recorded(run: store.Run) -> tuple[About, list[Summary]]:
     return About(facts["config"], facts, run.path, seeds, tasks), summaries(metrics, accuracy, seeds, tasks)
 
 
-def send(run: store.Run, target: Target) -> str:
-    """Send a run; returns its address on the server. W&B's local files are deleted.
+def send(run: store.Run, target: Target, local: Path) -> str:
+    """Send a run; returns its address on the server. W&B keeps its files in the folder `local`.
 
     TimeoutError if the server does not answer or does not receive everything in time; other errors concern this run.
     """
     about, history = recorded(run)
-    with TemporaryDirectory(prefix="harness-sync-", ignore_cleanup_errors=True) as local, environment(Path(local)):
-        began = time.monotonic()
-        try:
-            record = Record(about, target, "online", Path(local))
-        except Exception as error:
-            if time.monotonic() - began >= target.init_timeout:
-                raise TimeoutError(first_line(error, 200)) from error
-            raise
-        for summary in history:
-            record.log(summary)
-        record.close(published(run.path))
-        return record.url
+    began = time.monotonic()
+    try:
+        record = Record(about, target, "online", local)
+    except Exception as error:
+        if time.monotonic() - began >= target.init_timeout:
+            raise TimeoutError(first_line(error, 200)) from error
+        raise
+    for summary in history:
+        record.log(summary)
+    record.close(published(run.path))
+    return record.url
 
 
-def sync(runs: Sequence[store.Run], changes: Mapping[str, Any]) -> Iterator[Sent]:
+def sync(runs: Sequence[store.Run], changes: Mapping[str, Any]) -> Generator[Sent, None, None]:
     """Send runs one by one, and yield the outcome of each.
 
     ValueError if there is no key or no server, or if it does not answer in time: it would not for the next run either.
     """
-    with TemporaryDirectory(prefix="harness-sync-") as local, environment(Path(local)):
+    with temporary("sync") as local:
         require_server(Target(**changes).init_timeout)
-    with bar.bar("sending", len(runs)) as part:
-        for i, run in enumerate(runs):
-            part(run.path.name)
-            try:
-                yield Sent(run.path, send(run, target_of(run, changes)))
-            except TimeoutError as error:
-                raise ValueError(
-                    f"W&B does not answer ({first_line(error, 200)}); {i} of {len(runs)} runs were sent;"
-                    " check the network and WANDB_BASE_URL, and repeat the command to send all of them"
-                ) from error
-            except Exception as error:
-                yield Sent(run.path, error=first_line(error, 200))
+        with bar.bar("sending", len(runs)) as part:
+            for i, run in enumerate(runs):
+                part(run.path.name)
+                own = local / run.path.name
+                own.mkdir()
+                try:
+                    yield Sent(run.path, send(run, target_of(run, changes), own))
+                except TimeoutError as error:
+                    raise ValueError(
+                        f"W&B does not answer ({first_line(error, 200)}); {i} of {len(runs)} runs were sent;"
+                        " check the network and WANDB_BASE_URL, and repeat the command to send all of them"
+                    ) from error
+                except Exception as error:
+                    yield Sent(run.path, error=first_line(error, 200))
+                shutil.rmtree(own, ignore_errors=True)

@@ -13,11 +13,14 @@ import os
 import queue
 import shlex
 import shutil
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from harness.stats import student
@@ -307,6 +310,40 @@ def environment(local: Path) -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+
+
+@contextmanager
+def temporary(purpose: str) -> Iterator[Path]:
+    """A folder for W&B's files, deleted at the end.
+
+    W&B's service is stopped first: it fills its cache after a run is finished, and would create the folder again.
+    """
+    with TemporaryDirectory(prefix=f"harness-{purpose}-", ignore_cleanup_errors=True) as name:
+        end = _stop_service
+        try:
+            with environment(Path(name)):
+                yield Path(name)
+        except (KeyboardInterrupt, GeneratorExit):
+            end = _kill_service  # it may be waiting for a server that does not answer
+            raise
+        finally:
+            if "wandb" in sys.modules:
+                end()
+
+
+def _stop_service() -> None:
+    sys.modules["wandb"].teardown()
+
+
+def _kill_service() -> None:
+    with suppress(Exception):
+        service = sys.modules["wandb"].setup()._connection._proc._process
+        service.terminate()
+        try:
+            service.wait(2.0)
+        except subprocess.TimeoutExpired:
+            service.kill()
+            service.wait(2.0)
 
 
 def _remove_earlier(folder: Path, run_id: str, current: Path) -> None:

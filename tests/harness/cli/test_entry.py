@@ -131,6 +131,9 @@ BAD = {
     "tasks.n_tasks=0": "tasks.n_tasks=0: must be at least 1",
     "scenario=clas": "scenario=clas: must be task, domain or class; did you mean class?",
     "optimizer.lr=${train.epoch}": "optimizer.lr: Interpolation key 'train.epoch' not found",
+    "metrics.sharpness.steps=${train}": "metrics.sharpness.steps={epochs:10,steps:null,batch_size:32}: must be a whole",
+    "model.activation=${seeds}": "model.activation=[0,1,2,3,4]: must be a word",
+    "tasks.n_tasks=1000000000": "tasks.n_tasks=1000000000: must be at most 1000000",
     "experiment=permuted_fashion model=cnn": "experiment=permuted_fashion: sets model.widths, which model=cnn does not",
     "--config-dir nowhere": "--config-dir nowhere: folder not found",
     "--multrun": "unrecognized arguments: --multrun; see --help",
@@ -143,7 +146,8 @@ BAD = {
     "ls strategy": "ls strategy: cannot be listed; did you mean strategies?",
     "lss": "lss: unknown command; did you mean ls?",
     "cbp": "cbp: unknown command; did you mean strategy=cbp?",
-    "leaderboard nowhere": "leaderboard nowhere: contains no runs; name a folder that was given as results=FOLDER",
+    "leaderboard nowhere": "leaderboard nowhere: no such folder; name a folder that was given as results=FOLDER",
+    "leaderboard": "leaderboard results: no such folder; run something first, as in `harness strategy=naive`",
     "leaderboard --by": "argument --by: expected one argument; see ",
     "leaderboard --b x": "unrecognized arguments: --b",
     "qqqqq": "qqqqq: unknown command; the commands are ls, leaderboard, ",
@@ -162,6 +166,28 @@ def test_a_broken_file_of_the_users_is_named_with_its_place(command, tmp_path):
     done = command("--config-dir", "mine", "strategy=mine")
     assert done.code == 2 and done.jobs == []
     assert done.err.count("\n") == 1 and "mine.yaml" in done.err and "line 3" in done.err
+
+
+BOMB = "a0: &a0 [x, x]\n" + "".join(f"a{i + 1}: &a{i + 1} [*a{i}, *a{i}]\n" for i in range(40))
+
+
+@pytest.mark.parametrize("where", ["strategy/mine.yaml", "metrics/deep/mine.yaml", "config.yaml"])
+@pytest.mark.parametrize("typed", ["strategy=naive", "ls strategies", "check strategy=naive", "measure r metrics=fast"])
+def test_a_file_whose_aliases_fill_the_memory_is_refused_at_once(command, tmp_path, where, typed):
+    file = tmp_path / "mine" / where
+    file.parent.mkdir(parents=True)
+    file.write_text(BOMB)
+    done = command(*typed.split(), "--config-dir", "mine")
+    assert (done.code, done.out, done.jobs) == (2, "", []) and done.err.count("\n") == 1
+    assert done.err.startswith("harness: ") and f"{where}: its aliases stand for more than 20,000 values" in done.err
+
+
+def test_aliases_that_stand_for_little_pass(command, tmp_path):
+    file = tmp_path / "mine" / "strategy" / "mine.yaml"
+    file.parent.mkdir(parents=True)
+    file.write_text("mine:\n  _target_: my_module.Mine\n  a: &a [1, 2]\n  b: [*a, *a]  # & *\n")
+    done = command("--config-dir", "mine", "strategy=mine")
+    assert done.code == 0 and done.jobs[0]["strategy"]["mine"]["b"] == [[1, 2], [1, 2]]
 
 
 def test_refusal_is_fast_and_imports_nothing_heavy():
@@ -430,6 +456,14 @@ def test_a_traceback_can_be_asked_for(command, monkeypatch):
 
 
 # --- help and ls --------------------------------------------------------------------------------------
+
+
+def test_help_on_a_narrow_terminal_breaks_between_words(command, monkeypatch):
+    wide = command("--help").out
+    monkeypatch.setenv("COLUMNS", "60")
+    narrow = command("--help").out
+    assert narrow.split() == wide.split() and max(map(len, wide.splitlines())) > 60
+    assert [line for line in narrow.splitlines() if len(line) > 60 and len(line.split()) > 1] == []
 
 
 def test_help_names_every_option_and_only_settings_that_exist(command):

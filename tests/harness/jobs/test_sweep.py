@@ -117,6 +117,27 @@ def test_a_failed_run_keeps_its_traceback_until_it_is_tried_again(tmp_path):
         assert (again.manifest["error"], again.manifest["traceback"]) == ("", "")
 
 
+def test_a_job_deletes_its_own_temporary_folders_and_not_its_parents(tmp_path):
+    import atexit
+    from tempfile import TemporaryDirectory
+
+    from harness.jobs.sweep import _forget_finalizers
+
+    parents = TemporaryDirectory(dir=tmp_path)
+    child = os.fork()
+    if child == 0:  # as `_job` begins and ends
+        atexit._clear()
+        _forget_finalizers()
+        own = TemporaryDirectory(dir=tmp_path, prefix="job")
+        (tmp_path / "was").write_text(own.name)
+        atexit._run_exitfuncs()
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert not Path((tmp_path / "was").read_text()).exists() and Path(parents.name).exists()
+    parents.cleanup()
+    assert [p.name for p in tmp_path.iterdir()] == ["was"]
+
+
 def test_the_limit_of_jobs_and_the_threads_of_one_are_checked_and_counted():
     from omegaconf import OmegaConf
 

@@ -38,4 +38,4 @@ def test_a_folder_without_runs_is_refused(capsys: pytest.CaptureFixture[str], mo
 
     monkeypatch.setattr("sys.argv", ["harness", "catalogue", "nowhere"])
     assert cli.main() == 2
-    assert "catalogue nowhere: contains no runs" in capsys.readouterr().err
+    assert "catalogue nowhere: no such folder" in capsys.readouterr().err

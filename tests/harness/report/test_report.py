@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -74,6 +75,16 @@ def _along(path: Path) -> None:
 @pytest.fixture(scope="module")
 def html(folder: Path) -> str:
     return report([folder])
+
+
+@pytest.mark.parametrize("low", [0.0, 1.0, -3.0, 1e-15, 1e12, 1e-200])
+@pytest.mark.parametrize("width", [0.0, 1e-17, 1e-15, 1e-9, 0.3, 7e8])
+def test_ticks_rise_and_span_the_values(low: float, width: float) -> None:
+    high = low + width
+    found = svg.ticks(low, high)
+    assert 2 <= len(found) <= 12 and all(a < b for a, b in itertools.pairwise(found))
+    slack = 1e-9 * max(abs(low), abs(high), found[-1] - found[0])
+    assert found[0] <= low + slack and high <= found[-1] + slack
 
 
 def test_everything_that_was_measured_has_a_figure(html: str) -> None:

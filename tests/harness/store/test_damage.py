@@ -276,6 +276,13 @@ def test_a_file_of_tensors_takes_no_more_memory_than_its_size(tmp_path: Path) ->
     assert files.load(path)["w"].shape == (10**6,)
 
 
+@pytest.mark.parametrize("value", [torch.zeros(3), [torch.zeros(3)], "text"])
+def test_a_file_of_something_else_than_a_mapping_is_damaged(tmp_path: Path, value: Any) -> None:
+    torch.save(value, tmp_path / "0.pt")
+    with pytest.raises(Damaged, match=f"holds a {type(value).__name__}, not a mapping"):
+        files.load(tmp_path / "0.pt")
+
+
 def test_rows_that_cannot_be_of_the_run_are_refused(two: tuple[Path, Path]) -> None:
     bad, _ = two
     run = store.Run(bad, read_manifest(bad))

@@ -1,7 +1,8 @@
 """The run folder: what is on the disk after a kill, a fault, a second process, another version."""
 
-from __future__ import errno
+from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -244,8 +245,10 @@ def test_an_id_is_enough_and_an_empty_folder_is_said(
 def test_ctrl_c_says_how_far_it_came_and_ends_at_once(results: Path, server: Server) -> None:
     server.then = ("CommitArtifact", "hang")
     command = [sys.executable, "-m", "harness", "sync", str(results)]
+    temporary = results.parent / "t"
+    temporary.mkdir()
     process = subprocess.Popen(
-        command, cwd=ROOT, env=os.environ, text=True, stderr=subprocess.PIPE,
+        command, cwd=ROOT, env={**os.environ, "TMPDIR": str(temporary)}, text=True, stderr=subprocess.PIPE,
         # a shell starts background jobs with Ctrl-C ignored, and the tests' children inherit it
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
@@ -258,3 +261,15 @@ def test_ctrl_c_says_how_far_it_came_and_ends_at_once(results: Path, server: Ser
     _, err = process.communicate(timeout=30)
     assert err == "harness: interrupted: 0 of 3 runs were sent; repeat the command to send all of them\n"
     assert process.returncode == 130 and time.monotonic() - began < 5.0
+    assert list(temporary.iterdir()) == []
+
+
+def test_nothing_stays_in_the_temporary_folder(
+    results: Path, server: Server, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = results.parent / "t"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    assert said(capfd, monkeypatch, results)[0] == 0 and len(server.runs) == 3
+    time.sleep(0.5)  # a service that still ran would write into its cache
+    assert list(folder.glob("harness-sync-*")) == []

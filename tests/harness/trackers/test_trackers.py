@@ -200,6 +200,30 @@ def test_a_terminal_gets_a_bar_and_colours(tmp_path: Path, monkeypatch: pytest.M
     assert len(cells) == 2 and cells[0][0] != cells[1][0]
 
 
+@pytest.mark.parametrize("width", [20, 60])
+def test_lines_on_a_narrow_terminal_break_between_words_only(
+    width: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def shown(columns: int) -> list[str]:
+        monkeypatch.setenv("COLUMNS", str(columns))
+        out = Terminal()
+        title = "ewc on permuted_digits (scenario domain, 2 tasks, seeds [3, 4]), a title of more than sixty characters"
+        console = Console(title, closing=[f"compare: python -m harness leaderboard {tmp_path}"], stream=out)
+        console.start(about(tmp_path), [])
+        console.bar = console.bar and console.bar.stop()  # redrawing would mix its frames in
+        for summary in (FIRST, SECOND):
+            console.boundary(summary)
+        console.finish([])
+        plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", out.getvalue())
+        return [line.rstrip() for line in plain.splitlines() if "task 0/2" not in line]
+
+    monkeypatch.setenv("TERM", "xterm-256color")
+    narrow = shown(width)
+    too_long = [line for line in narrow if len(line) > width]
+    assert all(len(line.split()) == 1 for line in too_long), too_long
+    assert " ".join(narrow).split() == " ".join(shown(400)).split()  # the same words
+
+
 def test_importing_trackers_costs_neither_rich_nor_wandb(tmp_path: Path) -> None:
     code = (
         "import sys, io; from pathlib import Path\n"
