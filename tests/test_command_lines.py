@@ -84,10 +84,16 @@ def test_what_trains_is_composed(
     jobs.touch()
 
     def from_config(cfg: Any, progress: bool) -> None:
-        with jobs.open("a") as file:  # a sweep's jobs are processes
+        with jobs.open("a") as file:
             file.write(f"{','.join(cfg.strategy)}\n")
 
+    def launch(self: Any, job_overrides: Any, initial_job_idx: int) -> list[Any]:
+        with jobs.open("a") as file:
+            file.write("a-job\n" * len(job_overrides))
+        return []
+
     stub.from_config = from_config  # type: ignore[attr-defined]
+    monkeypatch.setattr("harness.jobs.sweep.Processes.launch", launch)
     own(main)
     monkeypatch.setitem(sys.modules, "harness.jobs.job", stub)
     said = main(*small(words))
