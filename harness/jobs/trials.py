@@ -11,9 +11,12 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.plugins import Plugins
 
 from harness.jobs.sweep import PLUGINS
+
+Plugins.instance()  # executes Hydra's plugins once more; a class that was derived before is then of another base
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper  # noqa: E402
 
 TRIALS = 4  # for each strategy that has a grid, and for each list of strategies
 

@@ -58,7 +58,7 @@ def write(
 
     def gone(t: int, i: int) -> bool:  # a diverged seed has no value at all from some boundary on
         known = [values[t][i] for name, values in given.items() if values[t] and name != "memory"]
-        return seeds[i] in facts["diverged"] and all(map(math.isnan, known))
+        return seeds[i] in facts["diverged"] and bool(known) and all(map(math.isnan, known))
 
     run_id = store.identity({"s": stream, "spec": spec, "seeds": seeds, "to": facts["setting"], "d": done})
     run_id += f"-{version}" if version > 1 else ""

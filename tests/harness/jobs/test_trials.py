@@ -95,7 +95,7 @@ def test_a_list_of_strategies_has_as_many_trials_as_one_and_what_was_typed_is_no
         "seeds=[7]",
     )
     found, said = jobs(tmp_path, *words)
-    assert {tuple(job[1]) for job in found} == {(7,)} and {job[3] for job in found} == {"x"}
+    assert {tuple(job[1]) for job in found} == {(7,)} and {job[3] for job in found} == {"there"}
     tried = [(job[0]["replay"]["weighting"], job[0]["si"]["strength"]) for job in found]
     assert sorted(tried) == sorted((w, s) for w in ("mean", "share") for s in (0.02, 0.1, 0.5, 2.5))
-    assert said.endswith("next: python -m harness tune x\n")
+    assert said.endswith("next: python -m harness tune there\n")
