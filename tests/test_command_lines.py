@@ -22,6 +22,7 @@ from tests.command_lines import documented, is_training, small
 
 LINES = documented()
 TRAINING = [words for words in LINES if is_training(words)]
+SLOW = ("experiment=geometry", "glob(", "versus_avalanche")  # many jobs to compose
 OTHERS = [words for words in LINES if not is_training(words)]
 SERVER = ("sync", "report --wandb")  # without a key or a server they end with 2
 
@@ -76,7 +77,11 @@ def test_the_pages_and_help_texts_are_read() -> None:
     assert {words[0] for words in OTHERS if words[0] in COMMANDS} == set(COMMANDS)
 
 
-@pytest.mark.parametrize("words", TRAINING, ids=named)
+def daily(words: tuple[str, ...]) -> Any:
+    return pytest.param(words, marks=pytest.mark.nightly if any(s in w for s in SLOW for w in words) else ())
+
+
+@pytest.mark.parametrize("words", [daily(words) for words in TRAINING], ids=map(named, TRAINING))
 def test_what_trains_is_composed(
     words: tuple[str, ...], main: Callable[..., Said], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,7 +12,7 @@ import harness
 ROOT = Path(harness.__file__).resolve().parent.parent
 
 
-@pytest.mark.parametrize("kills", [4, pytest.param(30, marks=pytest.mark.nightly)])
+@pytest.mark.parametrize("kills", [2, pytest.param(30, marks=pytest.mark.nightly)])
 def test_a_run_killed_at_random_moments_leaves_the_tables_of_one_that_was_not(tmp_path: Path, kills: int) -> None:
     command = [sys.executable, "-W", "error", "-m", "tests.crash", str(kills), str(tmp_path)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -56,10 +56,11 @@ def write(
         **(metrics or {}),
     }
 
-    def gone(t: int, i: int) -> bool:  # a diverged seed has no value at all from some boundary on
+    def lost(t: int, i: int) -> bool:  # a diverged seed has no value at all from some boundary on
         known = [values[t][i] for name, values in given.items() if values[t] and name != "memory"]
         return seeds[i] in facts["diverged"] and bool(known) and all(map(math.isnan, known))
 
+    gone = {(t, i): lost(t, i) for t in range(tasks) for i in range(len(seeds))}
     run_id = store.identity({"s": stream, "spec": spec, "seeds": seeds, "to": facts["setting"], "d": done})
     run_id += f"-{version}" if version > 1 else ""
     with store.RunFolder.open(root, stream, strategy, run_id, scenario="domain", force=force) as run:
@@ -69,8 +70,8 @@ def write(
                 {
                     "seed": s,
                     "metric": name,
-                    "value": math.nan if gone(t, i) else values[t][i],
-                    "diverged": gone(t, i),
+                    "value": math.nan if gone[t, i] else values[t][i],
+                    "diverged": gone[t, i],
                 }
                 for name, values in given.items()
                 if values[t]
@@ -81,7 +82,7 @@ def write(
                 {
                     "seed": s,
                     "task": j,
-                    "accuracy": math.nan if gone(t, i) else 0.9 - 0.1 * (t - j),
+                    "accuracy": math.nan if gone[t, i] else 0.9 - 0.1 * (t - j),
                     "loss": 0.5,
                     "n": 10,
                 }

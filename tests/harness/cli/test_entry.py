@@ -236,6 +236,7 @@ def test_a_preset_with_another_option_of_the_same_keys_passes(command):
     assert done.jobs[0]["tasks"]["n_tasks"] == 20
 
 
+@pytest.mark.nightly
 def test_a_preset_may_choose_a_list_and_may_be_a_sweep(command, tmp_path):
     folder = tmp_path / "mine" / "experiment"
     folder.mkdir(parents=True)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from harness import ROOT, cli
+from harness.cli.help import program
 from harness.cli.new import GROUPS, class_of, new
 
 SMALL = ("tasks.n_tasks=2", "train.steps=2", "seeds=[0,1]", "control=false", "gap=false", "tracker.mode=disabled")
@@ -51,10 +52,11 @@ def test_a_stream_passes_check_and_its_test_and_is_composed(
     monkeypatch.chdir(tmp_path)
     code, out, err = said(capsys, monkeypatch, "new", "stream", name)
     assert (code, err) == (0, "")
-    checked, trained, tested = (line.split() for line in out.partition("next:")[2].strip().splitlines())
-    code, out, err = said(capsys, monkeypatch, *checked[3:])
+    lines = [line.removeprefix(f"{program()} ") for line in out.partition("next:")[2].split("\n  ")[1:]]
+    checked, trained, tested = (line.split() for line in lines)
+    code, out, err = said(capsys, monkeypatch, *checked)
     assert (code, err) == (0, "") and out.splitlines()[-1] == "all 11 checks passed"
-    code, out, _ = said(capsys, monkeypatch, *trained[3:], "--cfg", "job")
+    code, out, _ = said(capsys, monkeypatch, *trained, "--cfg", "job")
     assert code == 0 and f"_target_: {name}.{name}" in out
     monkeypatch.syspath_prepend(tmp_path)
     module = runpy.run_path(tested[-1])

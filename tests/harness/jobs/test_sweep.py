@@ -174,6 +174,7 @@ def test_a_job_ends_with_a_parent_that_is_killed(tmp_path):
     until(lambda: not alive(jobs(tmp_path)[1][2]))
 
 
+@pytest.mark.nightly
 def test_the_name_joblib_and_a_preset_of_a_whole_table_are_sweeps(tmp_path):
     folder = tmp_path / "mine" / "experiment"
     folder.mkdir(parents=True)
