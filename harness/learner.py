@@ -205,9 +205,10 @@ class Learner:
                 loss, out = self.task_loss(leaves, batch)
                 extra = penalty(self, leaves, batch, out)
                 total = loss + extra if isinstance(extra, Tensor) or extra else loss
-                # seeds own disjoint parameters: the gradient of the sum is each seed's own
+                # seeds own disjoint parameters: the gradient of the sum is each seed's own; grad_outputs would do as
+                # well, but torch then imports sympy
                 grads = torch.autograd.grad(
-                    total, list(leaves.values()), self._one, allow_unused=True, materialize_grads=True
+                    total.sum(), list(leaves.values()), allow_unused=True, materialize_grads=True
                 )
             added = extra.detach() if isinstance(extra, Tensor) else extra
             return dict(zip(leaves, grads)), Aux(total.detach(), out, added)

@@ -77,9 +77,10 @@ def kept(check: Any, name: str, scenario: str, model: str, optimizer: str = "sgd
         pytest.skip(str(refusal))
 
 
-@pytest.mark.parametrize(("name", "scenario", "model", "optimizer"), settings())
+# the checks of a setting follow one another, so that one worker trains it once
 @pytest.mark.parametrize("check", [pytest.param(c, id=c.__name__) for c in CHECKS.values() if c is not draws])
-def test_it_keeps_its_promise(check: Any, name: str, scenario: str, model: str, optimizer: str) -> None:
+@pytest.mark.parametrize(("name", "scenario", "model", "optimizer"), settings())
+def test_it_keeps_its_promise(name: str, scenario: str, model: str, optimizer: str, check: Any) -> None:
     kept(check, name, scenario, model, optimizer)
 
 
