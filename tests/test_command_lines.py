@@ -22,7 +22,7 @@ from tests.command_lines import documented, is_training, small
 
 LINES = documented()
 TRAINING = [words for words in LINES if is_training(words)]
-SLOW = ("experiment=geometry", "glob(", "versus_avalanche")  # many jobs to compose
+SLOW = ("experiment=", "glob(")  # many jobs to compose; tests/test_presets.py composes presets by day
 OTHERS = [words for words in LINES if not is_training(words)]
 SERVER = ("sync", "report --wandb")  # without a key or a server they end with 2
 

@@ -19,6 +19,7 @@ from harness.jobs.job import from_config
 from tests.compositions import composed, plain
 
 PRESETS = list(catalogue.options("experiment"))
+SAMPLED = [pytest.param(p, marks=pytest.mark.nightly if i % 4 else ()) for i, p in enumerate(PRESETS)]
 STRATEGIES = set(catalogue.options("strategy"))
 SCENARIOS = ("task", "domain", "class")
 HELPERS = "preset"  # the one key under `tuned` that names no strategy: tables that others are read from
@@ -76,7 +77,7 @@ def test_a_preset_composes_in_every_scenario_and_its_values_are_in_range(preset:
         check(resolved(f"experiment={preset}", f"scenario={scenario}"))
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", SAMPLED)
 def test_what_a_preset_tunes_are_keys_of_strategies_there_are_and_values_they_take(preset: str) -> None:
     for name, values in tuned(preset).items():
         assert name in STRATEGIES, f"{preset} tunes {name}, which is no strategy"
@@ -94,7 +95,7 @@ def test_what_a_preset_tunes_are_keys_of_strategies_there_are_and_values_they_ta
                 made.append(whole["strategy"][name])
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", SAMPLED)
 def test_a_preset_s_tables_name_strategies_there_are_and_reach_the_run(preset: str) -> None:
     tables = resolved(f"experiment={preset}")["tuned"].get(HELPERS, {})
     for name in set(tables) & {"lr", "weight_decay"}:

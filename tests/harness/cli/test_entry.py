@@ -303,6 +303,7 @@ def test_multirun_runs_every_combination(command, tmp_path):
     assert done.code == 0 and [p.name for p in tmp_path.iterdir()] == ["results"]
 
 
+@pytest.mark.nightly
 def test_a_failed_job_does_not_stop_a_sweep_and_each_failure_is_told(command):
     def train(cfg):
         if "naive" not in cfg["strategy"]:

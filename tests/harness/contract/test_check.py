@@ -14,6 +14,9 @@ from tests.command import harness
 OWN = Path(__file__).with_name("own_code.py")
 
 
+RIGHT = ("Plain", "Noise", "Average", "Clips")
+
+
 @pytest.fixture(scope="module", autouse=True)
 def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with own code and its options, as a user has."""
@@ -58,7 +61,7 @@ def test_each_fault_of_a_strategy_is_found(name: str, title: str, line: str) -> 
     assert title in found and line in found[title], found
 
 
-@pytest.mark.parametrize("name", ["Plain", "Replays", "Noise", "Average", "Clips"])
+@pytest.mark.parametrize("name", ["Replays", *(pytest.param(n, marks=pytest.mark.nightly) for n in RIGHT)])
 def test_right_strategies_pass(name: str) -> None:
     assert faults("strategy", name) == {}
 

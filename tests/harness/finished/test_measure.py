@@ -57,7 +57,7 @@ def both(tmp_path: Path, *overrides: str) -> tuple[pd.DataFrame, pd.DataFrame, s
     [
         ("strategy=[ewc,replay]", "optimizer.momentum=0.9", "optimizer.schedule=cosine"),
         ("strategy=reset", "scenario=task", "tasks=split", "tasks.n_tasks=2"),
-        ("strategy=naive", "optimizer=adam", "train.steps=70"),
+        pytest.param(("strategy=naive", "optimizer=adam", "train.steps=70"), marks=pytest.mark.nightly),
     ],
     ids=["stateful", "control", "adam"],
 )

@@ -78,6 +78,7 @@ def test_with_the_exact_posterior_one_sample_gives_the_exact_likelihood() -> Non
         torch.testing.assert_close(vae.log_likelihood(params, x, noise), evidence(w, b, x))
 
 
+@pytest.mark.nightly
 def test_importance_sampling_finds_the_likelihood_with_a_wrong_posterior_too() -> None:
     vae, params, w, b = linear()
     params["encoder.fc1.weight"] = params["encoder.fc1.weight"] * 0.7  # a wrong mean, and a variance too large

@@ -140,6 +140,7 @@ def test_the_leaderboard_page_is_the_same_without_figures(folder: Path) -> None:
     assert "<figure>" not in text and text.count("<tr") > 3
 
 
+@pytest.mark.nightly
 def test_twenty_runs_stay_under_two_megabytes(tmp_path: Path) -> None:
     draw = np.random.default_rng(0)
     for i in range(20):

@@ -127,6 +127,7 @@ def many(root: Path) -> None:
         trial(root, [0.6 + strength / 1000] * 3, "strategy=[replay,ewc]", f"strategy.ewc.strength={strength}")
 
 
+@pytest.mark.nightly
 def test_the_preset_makes_the_setting_again_with_the_chosen_values(tmp_path: Path) -> None:
     many(tmp_path / "r")
     (setting,) = tune([tmp_path / "r"])
