@@ -22,20 +22,17 @@ from tests.toy import FILES, MODELS, OPTIMIZERS, make, node, strategy_class
 def settings() -> list[Any]:
     """Strategy, scenario, model, optimizer: all optimizers on the MLP in the first scenario, one by turns elsewhere.
 
-    By day every scenario and every optimizer: the first scenario on the MLP, one by turns on the residual net, the
-    others on the MLP. The rest nightly.
+    By day two scenarios of each strategy, by turns: one on the residual net, the next on the MLP. The rest nightly.
     """
     found = []
     for at, name in enumerate(FILES):
         scenarios, optimizers = strategy_class(name).scenarios, list(OPTIMIZERS)
-        elsewhere = optimizers[1 : len(scenarios)]  # what the scenarios after the first take
         for i, scenario in enumerate(scenarios):
             on_mlp = optimizers if i == 0 else [optimizers[i]]
             pairs = [*(("mlp", o) for o in on_mlp), ("residual", optimizers[i])]
             for model, optimizer in pairs:
-                turn = i == at % len(scenarios)  # of the residual net
-                again = not turn if model == "residual" else turn if i else optimizer in elsewhere
-                marks = [pytest.mark.nightly] if again else []
+                turn = (at if model == "residual" else at + 1) % len(scenarios)
+                marks = [] if i == turn and optimizer == optimizers[i] else [pytest.mark.nightly]
                 setting = (name, scenario, model, optimizer)
                 found.append(pytest.param(*setting, id="-".join(setting), marks=marks))
     return found

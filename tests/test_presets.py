@@ -114,7 +114,7 @@ def fitting(preset: str) -> list[str]:
     return [] if resolved(f"experiment={preset}")["dataset"]["name"] == "digits" else ["dataset=digits"]
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", SAMPLED)
 def test_a_preset_runs_two_tiny_tasks(preset: str, tmp_path: Path) -> None:
     target = resolved(f"experiment={preset}")["model"]["_target_"].rpartition(".")[2].lower()
     cfg = composed(f"experiment={preset}", *fitting(preset), *SMALL, *SLIM[target], f"results={tmp_path}")

@@ -118,7 +118,7 @@ def drawn(name: str, scenario: str, source: Any) -> dict[str, Any]:
     return o
 
 
-few = settings(max_examples=6, deadline=None)
+few = settings(max_examples=4, deadline=None)
 
 
 def case(name: str, scenario: str, o: Mapping[str, Any]) -> Case:
