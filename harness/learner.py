@@ -48,13 +48,14 @@ class Budget:
         if self.steps is not None and self.steps < 1:
             raise ValueError(f"train.steps={self.steps}: must be at least 1")
 
-    def epoch(self, task: Task) -> int:
+    def epoch_steps(self, task: Task) -> int:
         """Optimizer steps in an epoch of this task; none if a strategy set its epoch to 0."""
         return math.ceil((task.rows if task.epoch is None else task.epoch) / self.batch_size)
 
     def of(self, task: Task) -> int:
         """Optimizer steps on this task."""
-        return self.steps or self.epochs * self.epoch(task) if self.epoch(task) else 0
+        steps = self.epoch_steps(task)
+        return (self.steps or self.epochs * steps) if steps else 0
 
 
 class Learner:
@@ -82,7 +83,7 @@ class Learner:
         self.alive = torch.ones(self.S, dtype=torch.bool, device=self.device)
         self.needs: frozenset[str] = frozenset()  # of the strategy
         self.now, self.steps, self.planned = 0, 0, 1  # current task, its steps taken and planned
-        self.epoch = 1  # steps in one of its epochs
+        self.epoch_steps = 1  # in one of its epochs
         self._one = torch.ones(self.S, device=self.device, dtype=dtype)
         self._share: dict[tuple[int, int], Tensor] = {}
 
@@ -126,7 +127,7 @@ class Learner:
         keys = self.random("dropout") if self.model.stochastic else None
         # only training rows are augmented: not tests, probes, or memories filled from a task
         vary = rng.fold(self.key("augment"), task.index) if getattr(task.train, "augmented", False) else None
-        block = size * max(1, min(self.planned, self.budget.epoch(task)))  # one epoch's order at a time
+        block = size * max(1, min(self.planned, self.budget.epoch_steps(task)))  # one epoch's order at a time
         for start in range(0, self.planned * size, block):
             stop = min(start + block, self.planned * size)
             if task.ordered:
@@ -246,7 +247,7 @@ class Learner:
 
     def plan(self, task: Task) -> None:
         """Set the number of steps for the task that `begin` returned; reset the optimizer if configured."""
-        self.planned, self.epoch = self.budget.of(task), self.budget.epoch(task)
+        self.planned, self.epoch_steps = self.budget.of(task), self.budget.epoch_steps(task)
         if self.optimizer.reset_each_task and self.now:
             self.optimizer.reset()
 

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from harness import loop, returns
 from harness.boundary import Metric
-from harness.groups import groups, stream_of
+from harness.groups import groups, joined, stream_of
 from harness.learner import Budget, Learner
 from harness.models.module import as_model
 from harness.optim import Optimizer
@@ -113,21 +113,15 @@ def run(
     lanes, recorders = shared(sink, groups(stream)), []
     for lane in lanes:
         own = stream_of(stream, lane.places)
+        state, parts = (optimizer, strategies) if len(lanes) == 1 else deepcopy((optimizer, strategies))
         with exits_refused():
-            learner = Learner(
-                as_model(model, own),
-                own,
-                optimizer if len(lanes) == 1 else deepcopy(optimizer),
-                budget or Budget(),
-                device=device,
-                dtype=dtype,
-                pin=pin,
-            )
+            made = as_model(model, own)
+            learner = Learner(made, own, state, budget or Budget(), device=device, dtype=dtype, pin=pin)
             returns.model(learner)
         recorders.append(
             Recorder(
                 learner,
-                Chain(strategies if len(lanes) == 1 else deepcopy(strategies)),
+                Chain(parts),
                 metrics or {},
                 evaluation or Evaluation(),
                 lane,
@@ -152,11 +146,10 @@ def run(
             pass
     for recorder in recorders:
         recorder.write_times(len(stream.tasks) - 1)
-    order = torch.tensor([place for lane in lanes for place in lane.places]).argsort()
-    accuracy, alive = (
-        torch.cat(values)[order] for values in zip(*((r.accuracy, r.learner.alive.cpu()) for r in recorders))
+    found = joined(
+        (lane.places, {"accuracy": r.accuracy, "alive": r.learner.alive.cpu()}) for lane, r in zip(lanes, recorders)
     )
-    return Result(accuracy, alive, tuple(recorders), getattr(sink, "tables", {}))
+    return Result(found["accuracy"], found["alive"], tuple(recorders), getattr(sink, "tables", {}))
 
 
 def named(value: Any) -> str:

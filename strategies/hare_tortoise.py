@@ -42,7 +42,7 @@ class HareTortoise(Strategy):
     def step(self, learner: Learner, step: Step) -> None:
         paths.follow(self.params, learner.params, 1 - self.decay)
         paths.follow(self.buffers, learner.buffers, 1 - self.decay)
-        self.epochs += 1 / learner.epoch
+        self.epochs += 1 / learner.epoch_steps
         if self.epochs > self.period - 1e-6:
             self.epochs = 0.0
             tree.assign(learner.params, self.params)

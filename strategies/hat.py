@@ -75,7 +75,7 @@ class HAT(Strategy):
         return {act: torch.sigmoid(s * params[f"hat.{act}"][self.rows, t]) for act in self.past}
 
     def batch(self, learner: Learner, batch: Batch) -> Batch:
-        steps = min(learner.planned, learner.epoch) if self.anneal == "epoch" else learner.planned
+        steps = min(learner.planned, learner.epoch_steps) if self.anneal == "epoch" else learner.planned
         self.s = 1 / self.s_max + (self.s_max - 1 / self.s_max) * (learner.steps % steps) / steps
         return batch
 

@@ -68,7 +68,7 @@ def program() -> str:
 
 def show_help(commands: Sequence[tuple[str, str]]) -> int:
     """Print the general help; `commands` are names with summaries."""
-    groups = "\n".join(_wrapped(g, list(catalogue.options(g))) for g in catalogue.GROUPS)
+    groups = "\n".join(_options(g, list(catalogue.options(g))) for g in catalogue.GROUPS)
     listed = "\n".join(f"  {name:<22}  {summary}" for name, summary in commands)
     text = HELP.format(run=program(), groups=groups, commands=listed)
     print(wrapped(text, max(20, shutil.get_terminal_size((10**6, 24)).columns)))
@@ -110,6 +110,6 @@ def ls(words: Sequence[str], config_dir: str | None = None) -> int:
     return 0
 
 
-def _wrapped(group: str, names: Sequence[str]) -> str:
+def _options(group: str, names: Sequence[str]) -> str:
     text = f"{group + '=':<12}{' '.join(names)}"
     return textwrap.fill(text, 96, initial_indent="  ", subsequent_indent=" " * 14)

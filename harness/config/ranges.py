@@ -12,7 +12,7 @@ from harness.config.catalogue import nearest
 
 _ABSENT = object()
 LARGEST = 2**63 - 1  # that a tensor can hold
-TASKS = 10**6  # of a stream; tables are read up to this number
+TASKS = 10**6  # of a stream, also when tables are read: a larger number would fill the memory
 ROWS = 10**7  # of a batch; beyond, its indices alone exhaust memory
 
 

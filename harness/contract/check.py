@@ -17,6 +17,7 @@ from harness.strategy import Strategy
 from harness.types import Model, Stream
 from harness.wording import first_line
 from tasks.datasets import Dataset
+from tasks.stream import SCENARIOS
 
 
 class Finding(NamedTuple):
@@ -130,7 +131,7 @@ def _tasks(node: Mapping[str, Any], dataset: Mapping[str, Any] | None) -> Iterat
     module = sys.modules[get_object(node["_target_"]).__module__]
     what, own = f"tasks={_called(node)}", {k: v for k, v in node.items() if k != "_target_"}
     cases, refusals = [], []
-    for scenario in streams.SCENARIOS:
+    for scenario in SCENARIOS:
 
         def make(scenario: str = scenario, **changes: Any) -> Stream:
             given = {"dataset": data, "classes": "seen", "pin": None, "device": "cpu", **changes}

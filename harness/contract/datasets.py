@@ -13,9 +13,10 @@ from torch import Tensor
 from harness.contract import streams
 from harness.contract.generators import moved
 from harness.contract.strategies import Broken
-from harness.contract.streams import PARTS, SHARED, repeated
+from harness.contract.streams import SHARED, repeated
 from tasks.datasets import Dataset
 from tasks.permuted import permuted
+from tasks.stream import PARTS
 
 SAMPLE = 20_000  # rows of a part whose values are looked at: as floats they fit into memory
 NEAR = 0.1  # largest distance of a mean from 0 and of a standard deviation from 1, after `normalise=standard`

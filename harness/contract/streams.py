@@ -26,10 +26,10 @@ from harness.rows import Rows
 from harness.run import run
 from harness.types import Source, Stream, Task
 from tasks.datasets import Dataset
+from tasks.stream import PARTS
 
-SCENARIOS = ("task", "domain", "class")
-PARTS = ("train", "val", "test")
 SEEDS = (0, 1, 2)
+SETS = 10**6  # from the classes of one data set to those of the next
 SHARED = 0.05  # largest share of test inputs that are training inputs as well: tables of few values repeat rows
 DRAW = "draw from its seeds, as in rng.permutation(rng.keys(drawn(seeds, fixed, pin), 'stream'), n)"
 
@@ -64,7 +64,7 @@ class Case:
     @cached_property
     def y(self) -> Tensor:
         """The class of every sample; those of a second data set are different classes."""
-        return torch.cat([data.y + 10**6 * i for i, data in enumerate(self.sets)])
+        return torch.cat([data.y + SETS * i for i, data in enumerate(self.sets)])
 
     def pool(self, part: str) -> Tensor:
         """The samples of a part, as positions in the data sets one after the other."""
@@ -245,7 +245,7 @@ def labelled(case: Case) -> None:
             for c, target in _pairs(case, task.train, s):
                 if known.get(c, target) != target:
                     raise Broken(
-                        f"task {task.index} trains class {c % 10**6} on the target {target}, and tests it on {known[c]}"
+                        f"task {task.index} trains class {c % SETS} on the target {target}, and tests it on {known[c]}"
                     )
 
 
@@ -254,7 +254,7 @@ def _targets(case: Case, task: Task, s: int) -> dict[int, int]:
     found: dict[int, int] = {}
     for c, target in (pair for part in ("val", "test") for pair in _pairs(case, getattr(task, part), s)):
         if found.setdefault(c, target) != target:
-            raise Broken(f"class {c % 10**6} has the targets {found[c]} and {target} in task {task.index}")
+            raise Broken(f"class {c % SETS} has the targets {found[c]} and {target} in task {task.index}")
     if len(set(found.values())) < len(found):
         raise Broken(f"two classes of task {task.index} have one target")
     return found

@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -217,10 +217,14 @@ class _NoState(dict[str, Any]):
 class Rows(InMemory):
     """Collects rows, and reads the nets from a run's folder."""
 
-    folder: store.RunFolder | None = None
+    folder: store.RunFolder = field(kw_only=True)
+
+    @functools.cached_property
+    def checkpoint(self) -> dict[str, Any]:
+        """The state of the last boundary."""
+        return self.folder.checkpoint()
 
     def net(self, task: int) -> dict[str, Any]:
-        assert self.folder is not None
         return self.folder.net(task)
 
     def has_net(self, task: int) -> bool:
@@ -232,7 +236,7 @@ class Replay:
 
     def __init__(self, run: Opened, metrics: Mapping[str, Metric]) -> None:
         self.run, self.sink, self.missing = run, run.lane, set[str]()
-        self.checkpoint = run.lane.state(run.folder.checkpoint())
+        self.checkpoint = run.lane.state(run.rows.checkpoint)
         self.accuracy, self.online = accuracy(run), online(run)
         frame = store.read_rows(run.folder, "metrics").to_pandas()
         self.fresh, self.plain = (controls(frame, name, run) for name in ("fresh_score", "plain_score"))

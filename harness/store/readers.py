@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from harness.config.ranges import TASKS
 from harness.store.columns import Where, read_columns
 from harness.store.errors import Damaged, StoreError
 from harness.store.files import jsonable
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 TOGETHER = 64  # runs whose rows are in memory before they are selected
-TASKS = 1_000_000  # no stream is longer; a larger number would fill the memory
 Mark = tuple[int, int]  # identifies a DONE file: a rerun writes another one
 
 

@@ -124,8 +124,10 @@ def test_a_seed_is_the_run_of_that_seed_alone(method: str) -> None:
             mine = mine[mine.seed == seed].reset_index(drop=True)
             mine, own = (f[~f.metric.isin(["memory"])] if "metric" in f else f for f in (mine, rows(alone, table)))
             pd.testing.assert_frame_equal(mine.reset_index(drop=True), own.reset_index(drop=True), rtol=1e-7)
-        nets = together.parts[0].sink.net(1), alone.parts[0].sink.net(1)
-        assert set(nets[0]["params"]) == set(nets[1]["params"])
+        for boundary in (-1, 0, 2):
+            kept, own = (r.parts[0].sink.sink.net(boundary)["params"] for r in (together, alone))  # type: ignore[attr-defined]
+            assert all(len(v) == len(SEEDS) for v in kept.values())
+            torch.testing.assert_close({k: v[s] for k, v in kept.items()}, {k: v[0] for k, v in own.items()})
 
 
 class Watch(Strategy):
@@ -204,17 +206,14 @@ def test_the_parts_of_a_stream_are_the_streams_of_their_seeds() -> None:
         whole = stream(make=make)
         for places in groups(whole):
             part, own = stream_of(whole, places), stream([SEEDS[i] for i in places], make=make)
+            learner = Learner(MLP(part.shape, part.outputs, ()), part, Adam(lr=0.1), Budget())
             assert part.seeds == own.seeds and part.sizes is None
             assert part.masks is own.masks or torch.equal(part.masks, own.masks)  # type: ignore[arg-type]
             for a, b in zip(part.tasks, own.tasks):
                 assert a.rows == b.rows == int(b.train.size[0])
                 for name in ("train", "val", "test"):
-                    for x, y in zip(*(list(Learner.scan.__get__(_learner(part))(getattr(t, name))) for t in (a, b))):
+                    for x, y in zip(*(learner.scan(getattr(t, name)) for t in (a, b)), strict=True):
                         assert torch.equal(x.x, y.x) and torch.equal(x.y, y.y) and torch.equal(x.w, y.w)
-
-
-def _learner(s: Stream) -> Learner:
-    return Learner(MLP(s.shape, s.outputs, ()), s, Adam(lr=0.1), Budget())
 
 
 def test_rows_that_cannot_be_divided_are_refused() -> None:
