@@ -34,7 +34,7 @@ from tasks.permuted import permuted
 from tasks.repeated import repeated
 from tasks.split import split
 
-SEEDS = (0, 1, 7)
+SEEDS = (1, 0, 7)  # the first and the last train together
 COUNTS = (90, 30, 12, 6, 3, 2)  # training rows of each class
 
 
