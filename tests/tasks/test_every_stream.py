@@ -17,7 +17,6 @@ from omegaconf import OmegaConf
 from harness.config import catalogue
 from harness.contract.streams import (
     CHECKS,
-    SCENARIOS,
     Case,
     alone,
     apart,
@@ -40,6 +39,7 @@ from harness.run import run
 from harness.types import Stream
 from strategies.replay import Replay
 from tasks.datasets import Dataset
+from tasks.stream import SCENARIOS
 
 BRING_THEIR_OWN = {"avalanche"}  # data of a benchmark: tested where that is
 NAMES = sorted(set(catalogue.options("tasks")) - BRING_THEIR_OWN)
