@@ -23,7 +23,10 @@ from harness.types import (
     GradFn,
     Loss,
     Model,
+    Move,
+    Moved,
     Net,
+    Numbers,
     Out,
     Params,
     Source,
@@ -82,6 +85,7 @@ class Learner:
         self.apply = model.__call__
         self.alive = torch.ones(self.S, dtype=torch.bool, device=self.device)
         self.needs: frozenset[str] = frozenset()  # of the strategy
+        self.compiled: Move | None = None  # `move` as one graph (harness/compiling)
         self.now, self.steps, self.planned = 0, 0, 1  # current task, its steps taken and planned
         self.epoch_steps = 1  # in one of its epochs
         self._one = torch.ones(self.S, device=self.device, dtype=dtype)
@@ -212,7 +216,7 @@ class Learner:
                     total.sum(), list(leaves.values()), allow_unused=True, materialize_grads=True
                 )
             added = extra.detach() if isinstance(extra, Tensor) else extra
-            return dict(zip(leaves, grads)), Aux(total.detach(), out, added)
+            return dict(zip(leaves, grads)), Aux(total.detach(), out.detach(), added)
 
         return gradient
 
@@ -224,21 +228,26 @@ class Learner:
                 done = (self.now + done) / len(self.stream.tasks)
             self.optimizer.set_progress(done, self.now)
 
-    def update(self, grads: Params, out: Out) -> Params:
-        """One optimizer step; returns a copy of the earlier parameters if the strategy needs BEFORE, else {}."""
-        before = tree.copy(self.params) if BEFORE in self.needs else {}
+    def advance(self, gradient: GradFn, batch: Batch) -> Moved:
+        """One optimizer step on a batch."""
         self.set_lr()
-        self.optimizer.update(self.params, grads)
-        self.buffers = {k: v.detach() for k, v in out.buffers.items()} if out.buffers else self.buffers
+        moved = (self.compiled or self.move)(gradient, self.params, batch, self.optimizer.numbers())
+        self.buffers = moved.aux.out.buffers or self.buffers
         self.steps += 1
-        return before
+        return moved
+
+    def move(self, gradient: GradFn, params: Params, batch: Batch, numbers: Numbers) -> Moved:
+        """The part of a step that is tensor arithmetic alone: it may be compiled (harness/compiling)."""
+        grads, aux = gradient(params, batch)
+        before = tree.copy(params) if BEFORE in self.needs else {}
+        self.optimizer.move(params, grads, numbers)
+        return Moved(grads, aux, before)
 
     def descend(self, batches: Iterable[Batch]) -> Iterator[None]:
         """One plain step on each batch, without any strategy."""
         gradient = self.value_and_grad(lambda *_: 0.0)
         for batch in batches:
-            grads, aux = gradient(self.params, batch)
-            self.update(grads, aux.out)
+            self.advance(gradient, batch)
             yield
 
     def enter(self, task: Task) -> None:
@@ -318,6 +327,7 @@ class Learner:
         other.__dict__ = dict(self.__dict__)
         other.model, other.apply, other.optimizer = model, model.__call__, optimizer
         other.prefix, other.streams, other.needs = f"{self.prefix}{name}/", {}, frozenset()
+        other.compiled = None
         other.params, other.buffers = other.fresh(other.key("init"))
         other.alive = self.alive.clone()
         return other
@@ -329,7 +339,7 @@ class Learner:
         other.optimizer = object.__new__(type(self.optimizer))
         other.optimizer.__dict__ = dict(self.optimizer.__dict__)
         other.streams = {k: RandomStream(s.base, s.count) for k, s in self.streams.items()}
-        other.needs = frozenset()
+        other.needs, other.compiled = frozenset(), None
         other.load_state_dict(self.state_dict())
         return other
 

@@ -43,8 +43,7 @@ def by_task(learner: Learner, strategy: Strategy, observer: Observer, *, start: 
         observer.start(task)
         for fresh in learner.batches(data):
             batch = strategy.batch(learner, fresh)
-            grads, aux = gradient(learner.params, batch)
-            before = learner.update(grads, aux.out)
+            grads, aux, before = learner.advance(gradient, batch)
             step = Step(fresh, batch, aux.out, grads, before)
             with torch.no_grad():
                 strategy.step(learner, step)

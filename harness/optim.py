@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.types import Params
+from harness.types import Numbers, Params
 
 SCHEDULES = ("constant", "step", "cosine", "task")
 
@@ -72,6 +72,17 @@ class Optimizer:
 
     def update(self, params: Params, grads: Params) -> None:
         """One step in place."""
+        self.move(params, grads, self.numbers())
+
+    def numbers(self) -> tuple[float, ...]:
+        """Count a step, and return the numbers that `move` needs and that may change from step to step."""
+        return (-self.lr,)
+
+    def move(self, params: Params, grads: Params, numbers: Numbers) -> None:
+        """One step in place: tensor arithmetic without bookkeeping, which can be compiled.
+
+        `numbers` are then 0-dim tensors: a graph takes a Python number for a constant.
+        """
         raise NotImplementedError
 
     def reset(self, name: str | None = None, where: Tensor | None = None) -> None:
@@ -110,8 +121,8 @@ class SGD(Optimizer):
         self.momentum, self.nesterov = momentum, nesterov
 
     @torch.no_grad()
-    def update(self, params: Params, grads: Params) -> None:
-        p, g = list(params.values()), [grads[k] for k in params]
+    def move(self, params: Params, grads: Params, numbers: Numbers) -> None:
+        (down,), p, g = numbers, list(params.values()), [grads[k] for k in params]
         if self.weight_decay:
             g = list(torch._foreach_add(g, p, alpha=self.weight_decay))
         if self.momentum:
@@ -119,7 +130,10 @@ class SGD(Optimizer):
             torch._foreach_mul_(velocity, self.momentum)
             torch._foreach_add_(velocity, g)
             g = list(torch._foreach_add(g, velocity, alpha=self.momentum)) if self.nesterov else velocity
-        torch._foreach_add_(p, g, alpha=-self.lr)
+        if isinstance(down, Tensor):
+            torch._foreach_add_(p, torch._foreach_mul(g, down))
+        else:
+            torch._foreach_add_(p, g, alpha=down)
 
     def settings(self) -> dict[str, Any]:
         return {**super().settings(), "momentum": self.momentum, "nesterov": self.nesterov}
@@ -140,29 +154,35 @@ class Adam(Optimizer):
         # `count` steps old
         self.powers: dict[str, tuple[Tensor, Tensor]] = {}
 
+    def numbers(self) -> tuple[float, ...]:
+        self.count += 1
+        (b1, b2), lr = self.betas, self.lr
+        c1, c2 = 1 - b1**self.count, 1 - b2**self.count
+        return -lr, -lr / c1, math.sqrt(c2), 1 - lr * self.weight_decay
+
     @torch.no_grad()
-    def update(self, params: Params, grads: Params) -> None:
+    def move(self, params: Params, grads: Params, numbers: Numbers) -> None:
         (b1, b2), p, g = self.betas, list(params.values()), [grads[k] for k in params]
+        down, unbiased, root, shrink = numbers
         if self.weight_decay and self.decoupled:
-            torch._foreach_mul_(p, 1 - self.lr * self.weight_decay)
+            torch._foreach_mul_(p, shrink)
         elif self.weight_decay:
             g = list(torch._foreach_add(g, p, alpha=self.weight_decay))
         m, v = self.slot("mean", params), self.slot("square", params)
         torch._foreach_lerp_(m, g, 1 - b1)
         torch._foreach_mul_(v, b2)
         torch._foreach_addcmul_(v, g, g, 1 - b2)
-        self.count += 1
-        c1, c2 = 1 - b1**self.count, 1 - b2**self.count
         whole = [i for i, k in enumerate(params) if k not in self.powers]
         if whole:  # torch refuses an empty list
             scale = torch._foreach_sqrt([v[i] for i in whole])
-            torch._foreach_div_(scale, math.sqrt(c2))
+            torch._foreach_div_(scale, root)
             torch._foreach_add_(scale, self.eps)
-            torch._foreach_addcdiv_([p[i] for i in whole], [m[i] for i in whole], scale, -self.lr / c1)
+            step = torch._foreach_mul([m[i] for i in whole], unbiased)  # addcdiv takes no tensor as its factor
+            torch._foreach_addcdiv_([p[i] for i in whole], step, scale)
         for i, k in enumerate(params):
             if k in self.powers:
                 p1, p2 = (power.mul_(b) for power, b in zip(self.powers[k], self.betas))
-                p[i].sub_(self.lr * (m[i] / (1 - p1)) / ((v[i] / (1 - p2)).sqrt() + self.eps))
+                p[i].add_(down * (m[i] / (1 - p1)) / ((v[i] / (1 - p2)).sqrt() + self.eps))
 
     def reset(self, name: str | None = None, where: Tensor | None = None) -> None:
         super().reset(name, where)

@@ -16,6 +16,7 @@ torch.Size([2, 3, 2])
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,7 @@ from torch import Tensor
 
 from harness import loop, returns
 from harness.boundary import Metric
+from harness.compiling.step import CompiledStep, tracing
 from harness.groups import groups, joined, stream_of
 from harness.learner import Budget, Learner
 from harness.models.module import as_model
@@ -60,6 +62,11 @@ class Result:
         return self._only.strategy
 
     @property
+    def graphs(self) -> int:
+        """Graphs that steps were compiled to: 0 for a run of eager steps."""
+        return sum(r.learner.compiled.graphs for r in self.parts if isinstance(r.learner.compiled, CompiledStep))
+
+    @property
     def _only(self) -> Recorder:
         if len(self.parts) > 1:
             raise ValueError(f"the seeds were trained in {len(self.parts)} groups; see Result.parts")
@@ -90,6 +97,7 @@ def run(
     pin: Mapping[str, int | None] | None = None,
     sink: Sink | None = None,
     resume: tuple[int, dict[str, Any]] | None = None,
+    compile: bool = False,
     progress: Callable[[int, int, int], None] = lambda task, step, steps: None,
 ) -> Result:
     """Train strategies on a stream, all seeds at once, and measure at every boundary.
@@ -99,7 +107,8 @@ def run(
     `control` [S, T] is a fresh net's accuracy on each task (`fresh_accuracy`), against which intransigence and the
     trainability gap are measured; `is_control` says that this run is that control. `sink` takes the rows, nets and
     checkpoints; by default they stay in memory. `resume` is a boundary and its checkpoint. `metrics_every=k` measures
-    every k-th task, the first and the last.
+    every k-th task, the first and the last. `compile` makes each step one compiled graph (harness/compiling/step.py),
+    which pays for long runs; it changes the last digits.
 
     `model` may also be a function or class that makes an nn.Module (`models.module.as_model`).
 
@@ -118,6 +127,8 @@ def run(
             made = as_model(model, own)
             learner = Learner(made, own, state, budget or Budget(), device=device, dtype=dtype, pin=pin)
             returns.model(learner)
+        if compile:
+            learner.compiled = CompiledStep(learner, warn)
         recorders.append(
             Recorder(
                 learner,
@@ -142,8 +153,9 @@ def run(
                 recorder.initial()
             else:
                 recorder.load_state_dict(lane.state(resume[1]))
-        for _ in zip(*(loop.by_task(r.learner, r.strategy, r, start=start) for r in recorders)):
-            pass
+        with tracing() if compile else nullcontext():
+            for _ in zip(*(loop.by_task(r.learner, r.strategy, r, start=start) for r in recorders)):
+                pass
     for recorder in recorders:
         recorder.write_times(len(stream.tasks) - 1)
     found = joined(

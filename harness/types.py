@@ -17,6 +17,7 @@ from torch import Tensor
 Params = dict[str, Tensor]  # name -> [S, *shape]
 Buffers = dict[str, Tensor]  # name -> [S, *shape], e.g. batch-norm statistics
 Gates = dict[str, Tensor]  # act -> factor of each hidden unit [S, B, H]
+Numbers = tuple[float, ...] | tuple[Tensor, ...]  # of one optimizer step
 Loss = Callable[[Params], Tensor]  # parameters -> loss of each seed [S]; deterministic
 
 
@@ -32,6 +33,11 @@ class Out(NamedTuple):
     buffers: Buffers  # new values of the buffers (the old ones when train is false)
     inputs: dict[str, Tensor] = {}  # input of each Layer, only with record=True
     preacts: dict[str, Tensor] = {}  # output of each Layer before any norm, only with record=True
+
+    def detach(self) -> Out:
+        """The same values without the graph behind them."""
+        rest = ({k: v.detach() for k, v in part.items()} for part in self[1:])
+        return Out(self.logits.detach(), *rest)
 
 
 class How(TypedDict, total=False):
@@ -271,6 +277,17 @@ BEFORE = "before"  # a copy of the parameters before each update, as Step.before
 INPUTS = "inputs"  # inputs and outputs of each Layer in training, as Out.inputs and Out.preacts
 
 GradFn = Callable[[Params, Batch], tuple[Params, Aux]]
+
+
+class Moved(NamedTuple):
+    """What a step leaves behind."""
+
+    grads: Params  # what the optimizer received
+    aux: Aux
+    before: Params  # parameters before the update; empty unless a strategy needs BEFORE
+
+
+Move = Callable[[GradFn, Params, Batch, Numbers], Moved]  # a step in place, given the optimizer's numbers
 
 
 class Step(NamedTuple):

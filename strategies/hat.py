@@ -52,7 +52,6 @@ class HAT(Strategy):
         require.at_least(1, s_max=s_max)
         require.one_of(ANNEALINGS, anneal=anneal)
         self.strength, self.s_max, self.anneal = strength, s_max, anneal
-        self.s = 1 / s_max
 
     def setup(self, learner: Learner) -> None:
         model, like = learner.model, next(iter(learner.params.values()))
@@ -63,6 +62,9 @@ class HAT(Strategy):
             )
         gate(learner, self.name, self.gating)
         self.rows = torch.arange(learner.S, device=learner.device)[:, None]
+        # tensors: a compiled step takes numbers for constants
+        self.s = torch.full((), 1 / self.s_max, dtype=torch.float64, device=learner.device)
+        self.now = torch.zeros((), dtype=torch.int64, device=learner.device)
         self.used = like.new_zeros(learner.S, model.outputs)
         self.past = {u.act: like.new_zeros(learner.S, u.size) for u in model.units}
         self.frozen = {k: torch.zeros_like(v) for k, v in learner.params.items()}
@@ -76,11 +78,12 @@ class HAT(Strategy):
 
     def batch(self, learner: Learner, batch: Batch) -> Batch:
         steps = min(learner.planned, learner.epoch_steps) if self.anneal == "epoch" else learner.planned
-        self.s = 1 / self.s_max + (self.s_max - 1 / self.s_max) * (learner.steps % steps) / steps
+        self.now.fill_(learner.now)
+        self.s.fill_(1 / self.s_max + (self.s_max - 1 / self.s_max) * (learner.steps % steps) / steps)
         return batch
 
     def loss(self, learner: Learner, params: Params, batch: Batch, out: Out) -> Tensor:
-        attention = {act: torch.sigmoid(self.s * params[f"hat.{act}"][:, learner.now]) for act in self.past}
+        attention = {act: torch.sigmoid(self.s * params[f"hat.{act}"][:, self.now]) for act in self.past}
         free = sum(((1 - c).sum(1) for c in self.past.values()), self.used.new_zeros(learner.S))
         new = torch.stack([(attention[act] * (1 - c)).sum(1) for act, c in self.past.items()]).sum(0)
         return self.strength * new / free.clamp(min=1e-9)

@@ -41,6 +41,7 @@ ROOMS = (
     ("harness/landscape/",),
     ("harness/toolbox/",),
     ("harness/store/",),
+    ("harness/compiling/",),
     ("harness/models/",),
     ("harness/boundary.py", "harness/loop.py", "harness/strategy.py", "harness/learner.py"),
     ("harness/config/",),

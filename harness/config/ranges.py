@@ -31,6 +31,7 @@ def check(cfg: Mapping[str, Any]) -> None:
     _one_of(cfg, "classes", ("seen", "all"))
     _one_of(cfg, "boundaries", ("announced", "hidden"))
     _one_of(cfg, "dtype", ("float32", "float64"))
+    _one_of(cfg, "compile", ("auto", True, False))
     _one_of(cfg, "keep", ("all", "last"))
     _device(cfg)
     _folder(cfg)

@@ -24,7 +24,7 @@ from harness.run import check_boundaries, check_scenario, run
 from harness.store import entries, provenance, sources
 from harness.strategy import Chain, Strategy
 from harness.trackers import About, Tracker, Trackers, published, summaries
-from harness.types import Net, Stream
+from harness.types import Model, Net, Stream
 from harness.wording import warn
 
 if TYPE_CHECKING:
@@ -84,6 +84,7 @@ def _one(
                 flush=True,
             )
         resume = _resume(folder, setting, stream, spec, {"metrics": sorted(metrics), "purpose": "run"})
+        compiled = _compiled(folder, setting, stream, parts["model"])
         control = None
         if cfg["control"] and not is_control:
             control = _control(setting, seeds, progress)
@@ -103,6 +104,7 @@ def _one(
                 gap=cfg["gap"],
                 sink=sink,
                 resume=resume,
+                compile=compiled,
                 progress=trackers.progress,
                 **parts,
             )
@@ -111,7 +113,7 @@ def _one(
             raise
         alive = result.alive.tolist()
         diverged = [s for s, a in zip(seeds, alive) if not a]
-        folder.finish(diverged=diverged)
+        folder.finish(diverged=diverged, graphs=result.graphs)
         if diverged:
             penalties = [f"the strength of {part.name}" for part in strategies.values() if part.overrides("loss")]
             remedy = " or lower ".join(["optimizer.lr", *penalties])
@@ -185,6 +187,16 @@ def _resume(
     return resume
 
 
+def _compiled(folder: store.RunFolder, setting: Setting, stream: Stream, model: Model) -> bool:
+    """Whether the run's steps are compiled: decided when it starts, and kept in its manifest."""
+    if "compiled" not in folder.manifest:
+        compiled, failed = setting.compiles(stream, model)
+        if failed:
+            warn(f"compile=auto: steps are not compiled: {failed}")
+        folder.update_manifest(compiled=compiled)
+    return bool(folder.manifest["compiled"])
+
+
 def _control(setting: Setting, seeds: tuple[int, ...], progress: bool) -> Tensor:
     """A fresh net's accuracy on every task for these seeds [S, T]: found among the results, or trained.
 
@@ -201,7 +213,8 @@ def _control(setting: Setting, seeds: tuple[int, ...], progress: bool) -> Tensor
                 resume = _resume(folder, setting, stream, RESET, {"metrics": [], "purpose": "control"})
                 if progress:
                     print(f"training the control first: a fresh net on each task, seeds {list(missing)}", flush=True)
-                run(
+                parts = setting.parts(stream)
+                result = run(
                     stream,
                     list(build_strategies(RESET).values()),
                     evaluation=replace(setting.evaluation, tasks=1, every=None),
@@ -209,9 +222,10 @@ def _control(setting: Setting, seeds: tuple[int, ...], progress: bool) -> Tensor
                     gap=False,
                     sink=FolderSink(folder, Trackers([]), missing, len(stream.tasks)),
                     resume=resume,
-                    **setting.parts(stream),
+                    compile=_compiled(folder, setting, stream, parts["model"]),
+                    **parts,
                 )
-                folder.finish(diverged=[])
+                folder.finish(diverged=[], graphs=result.graphs)
         known = _known_control(setting)
     return torch.stack([known[s] for s in seeds])
 

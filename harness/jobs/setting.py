@@ -9,11 +9,13 @@ from typing import Any
 import torch
 
 from harness.boundary import Metric
+from harness.compiling.choice import pays
 from harness.learner import Budget
 from harness.models.module import Module
 from harness.record.evaluation import Evaluation
 from harness.strategy import Strategy, full_key
-from harness.types import Stream
+from harness.types import Model, Stream
+from tasks.datasets.cache import home
 from tasks.stream import on_validation
 
 
@@ -31,7 +33,9 @@ class Setting:
         """Exactly what determines the numbers, except strategy and seeds."""
         cfg = self.cfg
         budget = cfg["train"] if cfg["train"]["steps"] is None else {**cfg["train"], "epochs": None}
+        typed = cfg.get("compile", "auto")
         return {
+            **({} if typed == "auto" else {"compile": typed}),  # a later key: at its default it leaves older ids alone
             **{k: cfg[k] for k in ("tasks", "scenario", "classes", "boundaries", "model", "optimizer", "dtype", "pin")},
             "train": budget,
             "dataset": [self.dataset.name, self.dataset.digest],
@@ -40,6 +44,15 @@ class Setting:
             "threads": self.threads,
             "device": self.device.type,
         }
+
+    def compiles(self, stream: Stream, model: Model) -> tuple[bool, str]:
+        """Whether steps are compiled; and why they are not, if there is no compiler."""
+        typed = self.cfg.get("compile", "auto")
+        if typed != "auto":
+            return bool(typed), ""
+        budget, first = Budget(**self.cfg["train"]), stream.tasks[0]
+        rows = replace(first, epoch=int(first.train.size.max()) if first.epoch is None else first.epoch)
+        return pays(budget.of(rows) * len(stream.tasks), model, self.device, home() / "compile.json")
 
     @property
     def split(self) -> str:

@@ -44,10 +44,12 @@ class Online:
         self._pending = []
         self.share = self.share.maximum(self._added(losses, penalties, batches[-1].w.shape[1]))
         if self.learner.stream.loss == "mse":
-            right = [-(a - b.y).square().mean(-1).mean(1) for a, b in zip(logits, batches)]
+            right = torch.stack([-(a - b.y).square().mean(-1).mean(1) for a, b in zip(logits, batches)])
         else:
-            right = [(mask_logits(a, b.mask).argmax(-1) == b.y).double().mean(1) for a, b in zip(logits, batches)]
-        self._scores.append(torch.stack(right, 1))
+            masks = [b.mask for b in batches if b.mask is not None]
+            found = mask_logits(torch.stack(logits), torch.stack(masks) if masks else None).argmax(-1)
+            right = (found == torch.stack([b.y for b in batches])).double().mean(-1)  # [steps, S]
+        self._scores.append(right.T)
         self._losses.append(torch.stack(losses, 1).double())
 
     @property

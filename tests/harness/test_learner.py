@@ -511,15 +511,21 @@ def test_an_objective_can_be_differentiated_twice_and_knows_no_dropout() -> None
 # --- update, copies and state ---------------------------------------------------------------------
 
 
+NOTHING = Aux(torch.empty(0), Out(torch.empty(0), {}, {}))
+
+
+def still(params: Params, batch: Batch) -> tuple[Params, Aux]:
+    """A gradient of zero."""
+    return tree.zeros(params), NOTHING
+
+
 def run_steps(learner: Learner, task: Task, count: int) -> list[Tensor]:
     """Train on the first batches of a task; the losses."""
     learner.enter(task)
     learner.plan(task)
     gradient, losses = learner.value_and_grad(lambda *_: 0.0), []
     for _, batch in zip(range(count), learner.batches(task)):
-        grads, aux = gradient(learner.params, batch)
-        learner.update(grads, aux.out)
-        losses.append(aux.loss)
+        losses.append(learner.advance(gradient, batch).aux.loss)
     return losses
 
 
@@ -605,12 +611,11 @@ def test_parameters_before_the_update_are_kept_only_where_a_strategy_asks() -> N
     s = stream()
     learner = make(s)
     run_steps(learner, s.tasks[0], 1)
-    grads = tree.zeros(learner.params)
-    out = Out(torch.empty(0), {}, {})
-    assert learner.update(grads, out) == {}
+    batch = next(learner.batches(s.tasks[0]))
+    assert learner.advance(still, batch).before == {}
     learner.needs = frozenset({BEFORE})
     old = tree.copy(learner.params)
-    before = learner.update({k: torch.ones_like(v) for k, v in grads.items()}, out)
+    before = learner.advance(lambda p, b: ({k: torch.ones_like(v) for k, v in p.items()}, NOTHING), batch).before
     assert all(torch.equal(v, old[k]) for k, v in before.items())
     torch.testing.assert_close(learner.params["head.bias"], old["head.bias"] - 0.1)
 
@@ -624,7 +629,7 @@ def test_a_schedule_spans_each_task_or_the_stream(scope: str, expected: list[flo
         learner.enter(task)
         learner.plan(task)
         for _ in range(3):
-            learner.update(tree.zeros(learner.params), Out(torch.empty(0), {}, {}))
+            learner.advance(still, next(learner.batches(task)))
             rates.append(learner.optimizer.lr)
     if expected is None:
         expected = [0.5 * (1 + math.cos(math.pi * i / 9)) for i in range(9)]
@@ -641,7 +646,7 @@ def test_schedule_task_multiplies_the_learning_rate_at_each_new_task(scope: str)
         learner.enter(task)
         learner.plan(task)
         for _ in range(2):
-            learner.update(tree.zeros(learner.params), Out(torch.empty(0), {}, {}))
+            learner.advance(still, next(learner.batches(task)))
             rates.append(learner.optimizer.lr)
     assert rates == [2.0, 2.0, 1.0, 1.0, 0.5, 0.5][: len(rates)] and len(rates) == 2 * len(s.tasks)
     assert len(s.tasks) > 1

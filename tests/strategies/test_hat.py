@@ -50,9 +50,8 @@ def train(made: Learner, chain: Chain, task: Task, log: list[tuple[float, Batch,
     for fresh in made.batches(task):
         batch = chain.batch(made, fresh)
         if log is not None:
-            log.append((chain.parts[0].s, batch, tree.copy(made.params)))  # type: ignore[attr-defined]
-        grads, aux = gradient(made.params, batch)
-        before = made.update(grads, aux.out)
+            log.append((float(chain.parts[0].s), batch, tree.copy(made.params)))  # type: ignore[attr-defined]
+        grads, aux, before = made.advance(gradient, batch)
         with torch.no_grad():
             chain.step(made, Step(fresh, batch, aux.out, grads, before))
 
@@ -174,7 +173,7 @@ def test_steepness_grows_over_each_epoch_or_over_the_task() -> None:
 def test_regularisation_counts_only_what_is_free() -> None:
     part = hat(strength=2.0)
     made, _ = learner(part)
-    part.s = 3.0
+    part.s.fill_(3.0)
     for u, past in (("fc1", [1.0, 0.5, 0, 0, 0, 0, 0]), ("fc2", [1.0, 1, 1, 1, 1, 0.75])):
         part.past[u] = torch.tensor([past, past], dtype=torch.float64)
     batch = next(iter(made.batches(made.stream.tasks[0])))
@@ -189,7 +188,7 @@ def test_regularisation_counts_only_what_is_free() -> None:
 def test_evaluation_is_at_the_steepest() -> None:
     part = hat()
     made, _ = learner(part)
-    part.s = 0.5
+    part.s.fill_(0.5)
     t = torch.tensor([[0, 2], [1, 1]])
     for train_, s in ((True, 0.5), (False, 50.0)):
         gates = part.gating(made.params, t, train_)["fc2"]
@@ -280,9 +279,9 @@ def test_replayed_rows_of_a_past_task_do_not_move_its_embeddings() -> None:
     made.plan(made.stream.tasks[1])
     before = tree.copy(made.params)
     batch = next(iter(made.batches(made.stream.tasks[0])))  # rows of task 0 while 1 is current
-    grads, aux = chain.grad(made, made.value_and_grad(chain.loss))(made.params, chain.batch(made, batch))
+    gradient = chain.grad(made, made.value_and_grad(chain.loss))
+    grads, aux, kept = made.advance(gradient, chain.batch(made, batch))
     assert grads["hat.fc1"][:, 0].abs().max() > 0
-    kept = made.update(grads, aux.out)
     with torch.no_grad():
         chain.step(made, Step(batch, batch, aux.out, grads, kept))
     assert torch.equal(made.params["hat.fc1"][:, 0], before["hat.fc1"][:, 0])

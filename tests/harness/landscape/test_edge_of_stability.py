@@ -98,8 +98,7 @@ def test_rate_is_that_of_the_step_in_the_schedule_and_leaves_it_alone() -> None:
     learner.enter(learner.stream.tasks[1])
     learner.plan(learner.stream.tasks[1])
     used = []
-    for batch in learner.batches(learner.stream.tasks[1]):
-        learner.update(learner.task_grad(learner.params, batch), learner.apply(learner.params, {}, batch.x, batch.t))
+    for _ in learner.descend(learner.batches(learner.stream.tasks[1])):
         used.append(optimizer.lr)
     assert [edge_of_stability.rate(learner, step) for step in range(10)] == used and used[0] == 0.1 > used[9] > 0
     assert optimizer.lr == used[9] and learner.optimizer is optimizer and learner.steps == 10

@@ -65,8 +65,7 @@ def test_parameters_buffers_modes_gradients_and_random_streams_are_restored(mode
     learner.plan(task)
     gradient = learner.value_and_grad(lambda *_: 0.0)
     for batch in learner.batches(task):
-        grads, aux = gradient(learner.params, batch)
-        learner.update(grads, aux.out)
+        learner.advance(gradient, batch)
     whole = learner.net
     nothing: Any = None
     zeros = torch.zeros(2, 2, 1)
