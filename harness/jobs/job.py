@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import shlex
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -18,10 +17,12 @@ from torch import Tensor
 from harness import store
 from harness.config.catalogue import targets
 from harness.groups import groups
+from harness.jobs.identity import of_run, threads_of, told
 from harness.jobs.setting import Setting, build, build_strategies, chosen_device, chosen_metrics
 from harness.record.sinks import Columns
 from harness.run import check_boundaries, check_scenario, run
 from harness.store import entries, provenance, sources
+from harness.store.known import remember
 from harness.strategy import Chain, Strategy
 from harness.trackers import About, Tracker, Trackers, published, summaries
 from harness.types import Net, Stream
@@ -40,9 +41,10 @@ def from_config(cfg: DictConfig, progress: bool = True) -> Path:
 
     own = OmegaConf.masked_copy(cfg, [str(k) for k in cfg if k != "hydra"])
     plain: Any = OmegaConf.to_container(own, resolve=True)
-    threads = int(plain["threads"]) or os.cpu_count() or 1
+    threads = threads_of(plain)
     torch.set_num_threads(threads)
     setting = Setting(plain, build(plain["dataset"]), chosen_device(plain["device"]), threads)
+    remember(plain["dataset"], setting.dataset)
     return _one(setting, plain["strategy"], build_strategies(plain["strategy"]), tuple(plain["seeds"]), progress)
 
 
@@ -63,17 +65,10 @@ def _one(
     for line in Chain(list(strategies.values())).disorder():
         warn(f"strategy=[{','.join(strategies)}]: {line}")
     is_control = list(strategies) == ["reset"]
-    identity = {**setting.identity, "strategy": spec, "seeds": list(seeds), "eval": cfg["eval"]["tasks"]}
+    identity = of_run(cfg, setting.identity)
     with _open(setting, stream, label, identity, force=cfg["force"] is True, beside=cfg["force"] == "beside") as folder:
         if folder.done:
-            print(f"already finished: {folder.path} (force=true reruns it)")
-            if changed := sources.edited(folder.manifest):
-                print(f"it was made with different code ({sources.listed(changed)}): force=true replaces it,")
-                print("force=beside keeps both")
-            if more := sorted(set(metrics) - set(folder.manifest["metrics"])):
-                taken = ", ".join(folder.manifest["metrics"]) or "off"
-                print(f"it was measured with metrics {taken}; add the others with:")
-                print(f"  python -m harness measure {shlex.quote(str(folder.path))} metrics=[{','.join(more)}]")
+            told(folder, metrics)
             return folder.path
         if progress and (facts := setting.facts(stream)):
             print(f"{setting.dataset.name}: {facts}", flush=True)

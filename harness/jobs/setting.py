@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from harness.boundary import Metric
+from harness.jobs.identity import of_setting
 from harness.learner import Budget
 from harness.models.module import Module
 from harness.record.evaluation import Evaluation
@@ -29,17 +30,7 @@ class Setting:
     @property
     def identity(self) -> dict[str, Any]:
         """Exactly what determines the numbers, except strategy and seeds."""
-        cfg = self.cfg
-        budget = cfg["train"] if cfg["train"]["steps"] is None else {**cfg["train"], "epochs": None}
-        return {
-            **{k: cfg[k] for k in ("tasks", "scenario", "classes", "boundaries", "model", "optimizer", "dtype", "pin")},
-            "train": budget,
-            "dataset": [self.dataset.name, self.dataset.digest],
-            "samples": cfg["eval"]["samples"],
-            "split": self.split,
-            "threads": self.threads,
-            "device": self.device.type,
-        }
+        return of_setting(self.cfg, (self.dataset.name, self.dataset.digest), self.threads, self.device.type)
 
     @property
     def split(self) -> str:
