@@ -27,6 +27,7 @@ class About:
     path: Path  # the run's folder
     seeds: tuple[int, ...]
     tasks: int
+    control: Callable[[], int | None] | None = None  # tasks of a control that is trained beside the run; None: no more
 
 
 @dataclass(frozen=True)

@@ -23,9 +23,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from harness.store.known import home
 from harness.wording import first_line
 from tasks.datasets import idx
-from tasks.datasets.cache import Arrays, cached, home, progress
+from tasks.datasets.cache import Arrays, cached, progress
 from tasks.datasets.dataset import Dataset, Preparation, Raw, finish, hold_out
 from tasks.datasets.decoding import decode
 from tasks.datasets.errors import DataError, corrupt
@@ -80,10 +81,10 @@ def read(name: str, root: str | Path | None = None, size: int | None = None) -> 
     spec, base = SPECS[name], _root(root)
     if name == "digits":
         return _digits(digits_file())
-    sources: tuple[Path, ...] = ()
+    searched: tuple[Path, ...] = ()
     if spec.idx:
         paths = idx_files(name, base)
-        sources = tuple(p for folder in idx_folders(name, base) for f in spec.idx for p in idx.names(folder / f))
+        searched = tuple(p for folder in idx_folders(name, base) for f in spec.idx for p in idx.names(folder / f))
         made = cached(
             name,
             paths,
@@ -96,7 +97,7 @@ def read(name: str, root: str | Path | None = None, size: int | None = None) -> 
             _download(name, spec, base, f"{base / spec.files[0]} not found")
         sources = [base / f for f in spec.files if (base / f).exists()]
         made = cached(name, sources, [name, side], lambda: _torchvision(name, spec, base, side))
-    return Raw(made["x"], made["y"], int(made["train"][0]), None, sources=sources)
+    return Raw(made["x"], made["y"], int(made["train"][0]), None, sources=searched)
 
 
 def _packed(*parts: Part) -> Arrays:
