@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,10 +18,11 @@ from harness.boundary import Boundary, Metric
 from harness.learner import Learner
 from harness.record.clock import Clock
 from harness.record.layout import reading_rows
-from harness.record.sinks import Sink
+from harness.record.sinks import Columns, Sink
 from harness.types import Column, Reading
 
-A, B = TypeVar("A"), TypeVar("B")
+A = TypeVar("A")
+B = TypeVar("B")
 
 
 class Meter:
@@ -41,6 +42,7 @@ class Meter:
         if not self.metrics:
             return
         spent: dict[str, Counter[str]] = {}
+        rows: list[Columns] = []
         with self.counted():
             boundary = make()
 
@@ -55,21 +57,23 @@ class Meter:
                 self.clock.add(f"metric/{name}", seconds)
                 returns.readings(name, readings, self.learner.S)
                 columns = columns_of(metric)
-                for column, value in readings.items():
-                    self.emit(boundary.t, boundary.phase, column, value, columns.get(column))
+                rows += [self.rows(boundary.t, boundary.phase, c, v, columns.get(c)) for c, v in readings.items()]
         worked = {name: one for name, one in spent.items() if one}
         for kind, meaning in counting.COLUMNS.items() if worked else ():
             each = torch.tensor([[float(one[kind]) for one in worked.values()]]).expand(self.learner.S, -1)
             reading = Reading(each, axis="metric", coords=list(worked))
-            self.emit(boundary.t, boundary.phase, kind, reading, meaning)
+            rows.append(self.rows(boundary.t, boundary.phase, kind, reading, meaning))
+        if rows:  # at once: a table of each would take longer than some metrics
+            self.sink.write("metrics", {k: [v for one in rows for v in one[k]] for k in rows[0]})
 
     def emit(self, t: int, phase: str, name: str, value: Tensor | Reading, column: Column | None) -> None:
         """Write the rows of one column."""
-        learner = self.learner
-        columns = reading_rows(
-            learner.seeds, learner.alive, boundary=t, phase=phase, metric=name, value=value, column=column
-        )
-        self.sink.write("metrics", columns)
+        self.sink.write("metrics", self.rows(t, phase, name, value, column))
+
+    def rows(self, t: int, phase: str, name: str, value: Tensor | Reading, column: Column | None) -> Columns:
+        """The rows of one column."""
+        about: Any = {"boundary": t, "phase": phase, "metric": name, "value": value, "column": column}
+        return reading_rows(self.learner.seeds, self.learner.alive, **about)
 
     @contextmanager
     def counted(self) -> Iterator[None]:
