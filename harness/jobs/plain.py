@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Self
 
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from harness import store
-from harness.jobs.child import Child, Link, cores
+from harness.jobs.child import Child, Failed, Link, cores
 from harness.jobs.folder import FolderSink, opened, resumed
 from harness.jobs.setting import Setting, build_strategies
 from harness.run import copy_score, run
@@ -45,12 +46,13 @@ class Control:
     def __init__(self, known: dict[int, dict[int, float]], seeds: Sequence[int], child: Child | None = None) -> None:
         self.known, self.seeds, self.child = known, tuple(seeds), child
         self.trained = 0  # tasks, by the process
+        self.error: Exception | None = None  # of the process
 
     def __call__(self, task: int) -> Tensor:
         """Of each seed [S]; waits until it is trained. ValueError if the process has failed."""
         while self.child is not None and self.trained <= task:
             self._take(self.child)
-        return torch.tensor([self.known[s].get(task, math.nan) for s in self.seeds], dtype=torch.float64)
+        return torch.tensor([self.known.get(s, {}).get(task, math.nan) for s in self.seeds], dtype=torch.float64)
 
     def finish(self) -> None:
         """Wait until all of it is on disk."""
@@ -58,9 +60,13 @@ class Control:
             self._take(self.child)
 
     def so_far(self) -> int | None:
-        """The number of tasks that the process has trained; None if there is none any more. Does not wait."""
-        while self.child is not None and self.child.ready:
-            self._take(self.child)
+        """The number of tasks that the process has trained; None if there is none any more.
+
+        Does not wait, and raises nothing: only who needs the scores is told that they are missing.
+        """
+        with suppress(ValueError, Failed):
+            while self.error is None and self.child is not None and self.child.ready:
+                self._take(self.child)
         return None if self.child is None else self.trained
 
     def add(self, task: int, scores: dict[int, float]) -> None:
@@ -69,7 +75,13 @@ class Control:
         self.trained = task + 1
 
     def _take(self, child: Child) -> None:
-        told = child.receive()
+        try:
+            if self.error is not None:
+                raise self.error
+            told = child.receive()
+        except Exception as error:
+            self.error = error
+            raise
         if told is None:
             self.child = None
         else:

@@ -127,9 +127,10 @@ class Console:
             assert self.control is not None
             self.bar.update(self.control, visible=False)
             return
+        text = f"control {done}/{self.about.tasks}"
         if self.control is None:
-            self.control = self.bar.add_task("", total=self.about.tasks)
-        self.bar.update(self.control, completed=done, description=f"control {done}/{self.about.tasks}")
+            self.control = self.bar.add_task(text, total=self.about.tasks)
+        self.bar.update(self.control, completed=done, description=text)
 
     def _print(self, text: str) -> None:
         if self.rich is None:
