@@ -37,14 +37,13 @@ def timed(words: Sequence[str]) -> tuple[float, float]:
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
     environment["PYTHONPATH"] = str(ROOT)
     began = time.perf_counter()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "harness", *words], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
-    assert process.stdout is not None
-    said = process.stdout.read().decode()
-    _, status, usage = os.wait4(process.pid, 0)  # with the processes that it has waited for
-    seconds = time.perf_counter() - began
-    process.returncode = os.waitstatus_to_exitcode(status)
+    command = [sys.executable, "-m", "harness", *words]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+        assert process.stdout is not None
+        said = process.stdout.read().decode()
+        _, status, usage = os.wait4(process.pid, 0)  # with the processes that it has waited for
+        seconds = time.perf_counter() - began
+        process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise RuntimeError(f"python -m harness {' '.join(words)}: exit code {process.returncode}\n{said}")
     return seconds, usage.ru_utime + usage.ru_stime
