@@ -46,8 +46,8 @@ class Boundary:
     accuracy: Tensor  # R [S, T + 1, T]: row 0 the initialisation, row i + 1 after task i; NaN: not measured
     online: Tensor  # [S, steps] accuracy on each fresh batch before its update
     random: RandomStream  # separate from training, which metrics must not change
-    control: Tensor | None = None  # [S, T] a fresh net's accuracy on each task just after training on it
-    gap: Tensor | None = None  # [S] test accuracy of the learner's copy after plain training on task t
+    control: Tensor | None = None  # [S, T] a fresh net's accuracy just after training on a task; NaN for later tasks
+    gap: Tensor | None = None  # [S] test accuracy of the learner's copy after plain training on task t; None at start
     trained_score: Tensor | None = None  # [S] test score of the trained net on task t; None: the deployed net's
     alive: Tensor | None = None  # [S] False where the seed has diverged
     inside: Inside | None = None  # None unless eval.every is set

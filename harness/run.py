@@ -31,7 +31,7 @@ from harness.groups import groups, joined, stream_of
 from harness.learner import Budget, Learner
 from harness.models.module import as_model
 from harness.optim import Optimizer
-from harness.record.evaluation import Evaluation
+from harness.record.evaluation import Copies, Evaluation, PlainCopy
 from harness.record.recorder import Recorder
 from harness.record.sinks import Columns, InMemory, Sink, shared
 from harness.strategy import Chain, Strategy
@@ -89,9 +89,11 @@ def run(
     metrics: Mapping[str, Metric] | None = None,
     metrics_every: int = 1,
     evaluation: Evaluation | None = None,
-    control: Tensor | None = None,
+    control: Tensor | Callable[[int], Tensor] | None = None,
     is_control: bool = False,
     gap: bool = True,
+    copies: Copies | None = None,
+    workers: int = 1,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     pin: Mapping[str, int | None] | None = None,
@@ -105,10 +107,12 @@ def run(
     Seeds whose tasks differ in size are trained in groups of equal sizes (harness/groups.py), task by task.
 
     `control` [S, T] is a fresh net's accuracy on each task (`fresh_accuracy`), against which intransigence and the
-    trainability gap are measured; `is_control` says that this run is that control. `sink` takes the rows, nets and
-    checkpoints; by default they stay in memory. `resume` is a boundary and its checkpoint. `metrics_every=k` measures
-    every k-th task, the first and the last. `compile` makes each step one compiled graph (harness/compiling/step.py),
-    which pays for long runs; it changes the last digits.
+    trainability gap are measured, or a function that gives it for a task [S] once that task has been learnt;
+    `is_control` says that this run is that control. `copies` trains the plain copies for the gap elsewhere; by default
+    they are trained here. `workers` metrics are taken at once. `sink` takes the rows, nets and checkpoints; by default
+    they stay in memory. `resume` is a boundary and its checkpoint. `metrics_every=k` measures every k-th task, the
+    first and the last. `compile` makes each step one compiled graph (harness/compiling/step.py), which pays for long
+    runs and changes the last digits.
 
     `model` may also be a function or class that makes an nn.Module (`models.module.as_model`).
 
@@ -121,11 +125,10 @@ def run(
     sink = InMemory() if sink is None else sink
     lanes, recorders = shared(sink, groups(stream)), []
     for lane in lanes:
-        own = stream_of(stream, lane.places)
         state, parts = (optimizer, strategies) if len(lanes) == 1 else deepcopy((optimizer, strategies))
         with exits_refused():
-            made = as_model(model, own)
-            learner = Learner(made, own, state, budget or Budget(), device=device, dtype=dtype, pin=pin)
+            own = stream_of(stream, lane.places)
+            learner = Learner(as_model(model, own), own, state, budget or Budget(), device=device, dtype=dtype, pin=pin)
             returns.model(learner)
         if compile:
             learner.compiled = CompiledStep(learner, warn)
@@ -137,9 +140,11 @@ def run(
                 evaluation or Evaluation(),
                 lane,
                 every=metrics_every,
-                control=None if control is None else control[lane.places],
+                control=_control_of(control, lane.places),
                 is_control=is_control,
                 gap=gap,
+                copies=None if copies is None else _copies_of(copies, lane.places),
+                workers=workers,
                 progress=progress,
                 warn=warn,
             )
@@ -162,6 +167,59 @@ def run(
         (lane.places, {"accuracy": r.accuracy, "alive": r.learner.alive.cpu()}) for lane, r in zip(lanes, recorders)
     )
     return Result(found["accuracy"], found["alive"], tuple(recorders), getattr(sink, "tables", {}))
+
+
+def _control_of(
+    control: Tensor | Callable[[int], Tensor] | None, places: Sequence[int]
+) -> Callable[[int], Tensor] | None:
+    """The control of the seeds at these places, by task."""
+    if control is None:
+        return None
+    of = control
+    return (lambda task: of[places, task]) if isinstance(of, Tensor) else (lambda task: of(task)[places])
+
+
+def _copies_of(copies: Copies, places: Sequence[int]) -> Copies:
+    def start(task: int) -> Callable[[], tuple[Tensor, float]]:
+        wait = copies(task)
+
+        def waited() -> tuple[Tensor, float]:
+            score, seconds = wait()
+            return score[places], seconds * len(places) / len(score)
+
+        return waited
+
+    return start
+
+
+def copy_score(
+    task: int,
+    checkpoint: dict[str, Any],
+    stream: Stream,
+    strategies: Sequence[Strategy],
+    *,
+    model: Model | Callable[..., Any],
+    optimizer: Optimizer,
+    budget: Budget,
+    evaluation: Evaluation,
+    **how: Any,
+) -> Tensor:
+    """The score [S] of the plain copies of a run at the start of a task, from its checkpoint of the boundary before.
+
+    The run is resumed from there, up to the first step; the objects that are given remain as they are.
+    """
+    lanes, found = shared(InMemory(), groups(stream)), []
+    for lane in lanes:
+        own = stream_of(stream, lane.places)
+        state, parts = deepcopy((optimizer, strategies))
+        with exits_refused():
+            learner, chain = Learner(as_model(model, own), own, state, budget, **how), Chain(parts)
+            loop.prepare(learner, chain)
+            kept = lane.state(checkpoint)
+            learner.load_state_dict(kept["learner"])
+            chain.load_state_dict(kept["strategy"])
+            found.append((lane.places, {"score": PlainCopy(learner, evaluation).at(chain, task)}))
+    return joined(found)["score"]
 
 
 def named(value: Any) -> str:

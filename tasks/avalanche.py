@@ -20,11 +20,12 @@ from torch import Tensor
 from harness import rng
 from harness.config.catalogue import nearest
 from harness.rows import Rows, stratified
+from harness.store.known import home
 from harness.toolbox.avalanche_bridge import apart
 from harness.types import Stream, Task
 from harness.wording import first_line
 from tasks.datasets import DataError, Dataset
-from tasks.datasets.cache import Arrays, cached, home
+from tasks.datasets.cache import Arrays, cached
 from tasks.datasets.named import idx_files
 from tasks.datasets.table import SPECS
 from tasks.stream import check, digest, drawn

@@ -50,3 +50,23 @@ def test_the_stream_benchmark_prints_the_updates_of_every_number_of_seeds(capsys
     assert [line.what for line in lines] == ["1", "30", "150", "1", "30", "1", "30"]
     assert all(line.ratio > 0 and line.ours > 0 and line.by_hand > 0 for line in lines)
     assert len(capsys.readouterr().out.splitlines()) == 2 + len(lines)
+
+
+@pytest.mark.nightly
+def test_the_benchmark_of_first_commands_times_each_of_them(capsys: pytest.CaptureFixture[str]) -> None:
+    from tests.benchmarks import first
+
+    lines = first.main(["--rounds", "1", "tasks.n_tasks=2", "train.steps=1", "metrics=off"])
+    assert [line.what for line in lines] == ["the run", "again", "show", "ls", "--help"]
+    assert all(line.seconds > 0 and line.processor > 0 for line in lines)
+    assert len(capsys.readouterr().out.splitlines()) == 2 + len(lines)
+
+
+def test_a_command_that_fails_has_no_time() -> None:
+    """Its twin by day."""
+    from tests.benchmarks import first
+
+    with pytest.raises(RuntimeError, match=r"python -m harness ls x: exit code 2\nharness: ls x: cannot be listed"):
+        first.timed(["ls", "x"])
+    seconds, processor = first.timed(["--version"])
+    assert seconds > 0 and processor > 0

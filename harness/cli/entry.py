@@ -9,7 +9,7 @@ import os
 import re
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from harness.cli.commands import COMMANDS
 from harness.cli.errors import (
@@ -133,11 +133,15 @@ def job(cfg: DictConfig) -> None:
     from hydra.types import RunMode
     from omegaconf import OmegaConf
 
-    from harness.jobs.job import from_config
+    from harness.jobs.identity import finished
 
     try:
         with exits_refused():  # otherwise a strategy's sys.exit(0) would pass for success
-            from_config(cfg, progress=True)
+            own = OmegaConf.masked_copy(cfg, [str(k) for k in cfg if k != "hydra"])
+            if finished(cast("dict[str, Any]", OmegaConf.to_container(own, resolve=True))) is None:
+                from harness.jobs.job import from_config
+
+                from_config(cfg, progress=True)
     except Exception as error:
         code = report(error, OmegaConf.to_container(cfg, resolve=False))
         if HydraConfig.get().mode == RunMode.RUN:

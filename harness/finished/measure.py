@@ -308,8 +308,10 @@ class Replay:
     def boundary(self, task: Task, phase: str) -> Boundary:
         """What a metric could read then."""
         run, learner, ended = self.run, self.run.learner, phase == "end"
-        accuracy, plain = self.accuracy.clone(), self.is_control or run.strategy.plain
+        accuracy, fresh = self.accuracy.clone(), None if self.fresh is None else self.fresh.clone()
         accuracy[:, task.index + 1 + ended :] = torch.nan
+        if fresh is not None:
+            fresh[:, task.index + ended :] = torch.nan
         return Boundary(
             t=task.index,
             phase=phase,
@@ -321,8 +323,8 @@ class Replay:
             accuracy=accuracy,
             online=self.online[task.index] if ended and task.index in self.online else torch.empty(learner.S, 0),
             random=self.random,
-            control=accuracy[:, 1:].diagonal(dim1=1, dim2=2) if self.is_control else self.fresh,
-            gap=None if self.plain is None or (plain and not ended) else self.plain[:, task.index],
+            control=accuracy[:, 1:].diagonal(dim1=1, dim2=2) if self.is_control else fresh,
+            gap=self.plain[:, task.index] if self.plain is not None and ended else None,
             trained_score=self.trained_score(task) if ended else None,
             alive=learner.alive,
         )

@@ -56,7 +56,7 @@ def costs(timing: list[dict[str, Any]], metrics: Any) -> Iterator[str]:
     if steps["step"]:
         plain = f", a plain step {1e3 * _mean(steps['plain step']):.2f} ms" if steps["plain step"] else ""
         yield f"step     {1e3 * _mean(steps['step']):.2f} ms for all seeds{plain}"
-    held = [row["value"] for row in metrics.to_pylist() if row["metric"] == "memory"]
+    held = [v for name, v in zip(metrics["metric"].to_pylist(), metrics["value"].to_pylist()) if name == "memory"]
     peak = max((row["peak_memory"] for row in timing), default=float("nan"))
     yield f"memory   {size(held[-1]) if held else '-'} held per seed, {size(peak)} peak of the process"
 

@@ -10,12 +10,13 @@ import torch
 
 from harness.boundary import Metric
 from harness.compiling.choice import pays
+from harness.jobs.identity import of_setting
 from harness.learner import Budget
 from harness.models.module import Module
 from harness.record.evaluation import Evaluation
+from harness.store.known import home
 from harness.strategy import Strategy, full_key
 from harness.types import Model, Stream
-from tasks.datasets.cache import home
 from tasks.stream import on_validation
 
 
@@ -31,19 +32,7 @@ class Setting:
     @property
     def identity(self) -> dict[str, Any]:
         """Exactly what determines the numbers, except strategy and seeds."""
-        cfg = self.cfg
-        budget = cfg["train"] if cfg["train"]["steps"] is None else {**cfg["train"], "epochs": None}
-        typed = cfg.get("compile", "auto")
-        return {
-            **({} if typed == "auto" else {"compile": typed}),  # a later key: at its default it leaves older ids alone
-            **{k: cfg[k] for k in ("tasks", "scenario", "classes", "boundaries", "model", "optimizer", "dtype", "pin")},
-            "train": budget,
-            "dataset": [self.dataset.name, self.dataset.digest],
-            "samples": cfg["eval"]["samples"],
-            "split": self.split,
-            "threads": self.threads,
-            "device": self.device.type,
-        }
+        return of_setting(self.cfg, (self.dataset.name, self.dataset.digest), self.threads, self.device.type)
 
     def compiles(self, stream: Stream, model: Model) -> tuple[bool, str]:
         """Whether steps are compiled; and why they are not, if there is no compiler."""

@@ -15,9 +15,7 @@ import re
 import shlex
 import signal
 import sys
-import threading
 import time
-import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -26,13 +24,14 @@ from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import ModuleType
-from typing import Any, ClassVar, NoReturn
+from typing import Any, ClassVar
 
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus, run_job, setup_globals
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.plugin import Plugin
 
+from harness.jobs.child import cores, detach, end_with_parent
 from harness.store import slug
 from harness.store.run_folder import NOTE
 
@@ -165,11 +164,6 @@ def register(*plugins: type[Plugin]) -> None:
         Plugins.instance().register(plugin)
 
 
-def cores() -> int:
-    """The number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def wanted(cfg: Any) -> int:
     """Threads of a job."""
     return int(cfg.threads) or cores()
@@ -273,13 +267,8 @@ def _job(
     threads: int,
     pipe: tuple[int, int],
 ) -> None:
-    # the parent's exit handlers are not the job's; those that the job registers are
-    atexit._clear()
-    _forget_finalizers()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes: the parent passes it on, once
-    signal.signal(signal.SIGTERM, _stop_once)
-    os.close(pipe[1])
-    threading.Thread(target=_end_with_parent, args=(pipe[0],), daemon=True).start()
+    detach()  # the exit handlers that the job registers are its own
+    end_with_parent(pipe)
     _redirect(log)
     os.environ.update({f"{name}_NUM_THREADS": str(threads) for name in ("OMP", "MKL", "OPENBLAS")})
     sys.argv = [sys.argv[0], *command(overrides)]
@@ -289,12 +278,6 @@ def _job(
         code = 128 + signal.SIGTERM
     atexit._run_exitfuncs()
     sys.exit(code)
-
-
-def _forget_finalizers() -> None:
-    """Leave the parent's temporary folders to it; the job's own are then deleted at its end, W&B's among them."""
-    weakref.finalize._registry.clear()  # type: ignore[attr-defined]
-    weakref.finalize._registered_with_atexit = False  # type: ignore[attr-defined]
 
 
 def _exit_code(context: Any, task: Callable[[Any], Any], cfg: Any) -> int:
@@ -315,18 +298,6 @@ def _exit_code(context: Any, task: Callable[[Any], Any], cfg: Any) -> int:
         job_subdir_key="hydra.sweep.subdir",
     )
     return int(getattr(raised[0], "code", 1)) if raised else 0
-
-
-def _stop_once(number: int, frame: object) -> NoReturn:
-    """A second signal would interrupt what the job writes after the first."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    raise KeyboardInterrupt
-
-
-def _end_with_parent(pipe: int) -> None:
-    """Blocks until no process holds the pipe's other end: the parent has ended, perhaps killed."""
-    os.read(pipe, 1)
-    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _redirect(log: Path) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -151,18 +152,31 @@ def linear_cka(x: Tensor, y: Tensor) -> Tensor:
     n = x.shape[1]
     if n < 4:
         return torch.full_like(x[:, 0, 0], torch.nan)
-    k, m = (hollow(v - v.mean(1, keepdim=True)) for v in (x, y))  # centred only to reduce rounding errors
+    k = Kernel.of(x)
+    m = k if y is x else Kernel.of(y)
 
-    def hsic(a: Tensor, b: Tensor) -> Tensor:
-        cross = (a.sum(2) * b.sum(2)).sum(1)
-        whole = a.sum((1, 2)) * b.sum((1, 2)) / ((n - 1) * (n - 2))
-        return (a * b).sum((1, 2)) + whole - 2 * cross / (n - 2)  # times n (n - 3), which cancels in the ratio
+    def hsic(a: Kernel, b: Kernel) -> Tensor:
+        cross = (a.rows * b.rows).sum(1)
+        whole = a.whole * b.whole / ((n - 1) * (n - 2))
+        # times n (n - 3), which cancels in the ratio
+        return (a.gram * b.gram).sum((1, 2)) + whole - 2 * cross / (n - 2)
 
-    scale = hsic(k, k) * hsic(m, m)
-    return hsic(k, m) / torch.where(scale > 0, scale, torch.nan).sqrt()
+    own = hsic(k, k)
+    scale = own * (own if m is k else hsic(m, m))
+    return (own if m is k else hsic(k, m)) / torch.where(scale > 0, scale, torch.nan).sqrt()
 
 
-def hollow(x: Tensor) -> Tensor:
-    """Gram matrix of the rows of x with a diagonal of 0: [S, n, n]."""
-    gram = x @ x.mT
-    return gram - torch.diag_embed(gram.diagonal(dim1=1, dim2=2))
+class Kernel(NamedTuple):
+    """The linear kernel of features with a diagonal of 0."""
+
+    gram: Tensor  # [S, n, n]
+    rows: Tensor  # [S, n] sums of its rows
+    whole: Tensor  # [S] sum of all
+
+    @classmethod
+    def of(cls, x: Tensor) -> Kernel:
+        """Of features [S, n, D], centred only to reduce rounding errors."""
+        x = x - x.mean(1, keepdim=True)
+        gram = x @ x.mT
+        gram.diagonal(dim1=1, dim2=2).zero_()
+        return cls(gram, gram.sum(2), gram.sum((1, 2)))

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
 
+from harness import loop
 from harness.learner import Learner
-from harness.types import Task
+from harness.strategy import Strategy
+from harness.types import Aux, Step, Task
+
+# called as a task starts, it starts the training of plain copies elsewhere, from the checkpoint of the boundary before;
+# what it returns waits for their scores [S] and the seconds that they took
+Copies = Callable[[int], Callable[[], tuple[Tensor, float]]]
 
 INSIDE = 1000  # test rows of a task that is evaluated within another (De Lange et al. 2023)
 
@@ -58,6 +65,31 @@ def measured(t: int, total: int, every: int) -> bool:
 def trained_score(learner: Learner, task: Task, evaluation: Evaluation) -> Tensor:
     """Test score of the trained net on `task`, as that of the deployed net in the accuracy matrix: [S]."""
     return learner.evaluate(learner.net, task.test, size=evaluation.batch_size, samples=evaluation.samples)[0].cpu()
+
+
+class PlainCopy:
+    """The observer that a resumed run shows where its next task begins, and that ends it there."""
+
+    class Reached(Exception):
+        """The task has begun."""
+
+    def __init__(self, learner: Learner, evaluation: Evaluation) -> None:
+        self.learner, self.evaluation = learner, evaluation
+
+    def at(self, strategy: Strategy, task: int) -> Tensor:
+        """`trained_plainly` as the loop starts the task: [S]."""
+        try:
+            loop.train(self.learner, strategy, self, start=task)
+        except self.Reached:
+            return self.score
+        raise AssertionError("the loop has not started the task")
+
+    def start(self, task: Task) -> None:
+        self.score = trained_plainly(self.learner, task, self.evaluation)
+        raise self.Reached
+
+    def step(self, step: Step, aux: Aux) -> None: ...
+    def end(self, task: Task) -> None: ...
 
 
 def trained_plainly(learner: Learner, task: Task, evaluation: Evaluation) -> Tensor:

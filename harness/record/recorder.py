@@ -14,7 +14,7 @@ from harness.boundary import Boundary, Inside, Metric
 from harness.learner import Learner
 from harness.record import costs
 from harness.record.clock import Clock
-from harness.record.evaluation import INSIDE, Evaluation, measured, trained_plainly, trained_score
+from harness.record.evaluation import INSIDE, Copies, Evaluation, measured, trained_plainly, trained_score
 from harness.record.layout import accuracy_rows, curve_rows, timing_rows
 from harness.record.meter import Meter
 from harness.record.online import Online
@@ -45,20 +45,25 @@ class Recorder:
         sink: Sink,
         *,
         every: int = 1,
-        control: Tensor | None = None,
+        control: Callable[[int], Tensor] | None = None,
         is_control: bool = False,
         gap: bool = True,
+        copies: Copies | None = None,
+        workers: int = 1,
         progress: Callable[[int, int, int], None] = lambda task, step, steps: None,
         warn: Callable[[str], None] = lambda line: None,
     ) -> None:
         self.learner, self.strategy, self.evaluation, self.sink = learner, strategy, evaluation, sink
         self.clock = Clock(learner.device)
-        self.meter = Meter(learner, metrics, sink, self.clock)
-        self.control, self.is_control = control, is_control
+        self.meter = Meter(learner, metrics, sink, self.clock, workers)
+        self.control, self.is_control, self.copies = control, is_control, copies
         self.progress, self.warn, self.warned = progress, warn, False
         self.size = _numel(learner)  # before the strategy adds parameters
         self.measure_gap = gap and (is_control or control is not None)
         total = len(learner.stream.tasks)
+        self.fresh: Tensor | None = None  # score of a fresh net on each task that has been learnt [S, T]
+        if is_control or control is not None:
+            self.fresh, self.compared = torch.full((learner.S, total), math.nan, dtype=torch.float64), 0
         self.chosen = {t for t in range(total) if measured(t, total, every)}
         self.accuracy = torch.full((learner.S, total + 1, total), math.nan, dtype=torch.float64)
         self.loss = self.accuracy.clone()
@@ -79,9 +84,11 @@ class Recorder:
         self.within: dict[int, Tensor] = {}  # steps done -> score of each task [S, T]
         self.gap: Tensor | None = None
         self.aside = 0.0  # seconds that recording took between steps
+        copied: Callable[[], tuple[Tensor, float]] | None = None
         if self.measure_gap and task.index in self.chosen and not (self.is_control or self.strategy.plain):
-            with self.clock.timed("gap"):
-                self.gap = trained_plainly(self.learner, task, self.evaluation)
+            copied = self.copies(task.index) if self.copies is not None else self.copy(task)
+        self.copied = copied
+        self.compare(task.index)
         self.measure(task, "start")
         self.began = self.clock.now()
 
@@ -106,9 +113,11 @@ class Recorder:
             self.least[:, : task.index] = self.least.minimum(score)[:, : task.index]  # NaN stays: not measured
         with self.clock.timed("evaluate"):
             self.test(task.index)
-        if self.is_control:
-            self.control = self.accuracy[:, 1:].diagonal(dim1=1, dim2=2)
-        if self.measure_gap and (self.is_control or self.strategy.plain):
+        self.compare(task.index + 1)
+        if self.copied is not None:
+            self.gap, seconds = self.copied()
+            self.clock.add("gap", seconds)
+        elif self.measure_gap and (self.is_control or self.strategy.plain):
             self.gap = self.accuracy[:, task.index + 1, task.index]  # the learner itself was trained plainly
         self.measure(task, "end")
         self.controls(task)
@@ -119,6 +128,22 @@ class Recorder:
         self.commit(task.index)
 
     # --- parts --------------------------------------------------------------------------------------
+
+    def copy(self, task: Task) -> Callable[[], tuple[Tensor, float]]:
+        """Train the plain copy here; returns what tells its score."""
+        began = self.clock.now()
+        score = trained_plainly(self.learner, task, self.evaluation)
+        seconds = self.clock.now() - began
+        return lambda: (score, seconds)
+
+    def compare(self, tasks: int) -> None:
+        """Know the score of a fresh net on the first so many tasks."""
+        if self.fresh is None:
+            return
+        for t in range(self.compared, tasks):
+            own = self.accuracy[:, t + 1, t]
+            self.fresh[:, t] = own if self.is_control or self.control is None else self.control(t)
+        self.compared = tasks
 
     def test(self, now: int) -> None:
         """Fill row `now + 1` of the accuracy matrix."""
@@ -131,7 +156,7 @@ class Recorder:
             )
             self.accuracy[:, now + 1, j], self.loss[:, now + 1, j] = score.cpu(), loss.cpu()
         self.trained_score = None
-        if now in self.chosen and self.control is not None and not learner.net.same(net):
+        if now in self.chosen and self.fresh is not None and not learner.net.same(net):
             self.trained_score = trained_score(learner, stream.tasks[now], self.evaluation)
 
     def look(self) -> None:
@@ -161,7 +186,7 @@ class Recorder:
             accuracy=self.accuracy,
             online=self.online.scores,
             random=self.random,
-            control=self.control,
+            control=self.fresh,
             gap=self.gap,
             trained_score=self.trained_score if phase == "end" else None,
             alive=learner.alive,
@@ -175,7 +200,7 @@ class Recorder:
 
     def controls(self, task: Task) -> None:
         """The scores that plasticity is measured against; they cannot be recomputed after the run."""
-        fresh = None if self.control is None else self.control[:, task.index]
+        fresh = None if self.fresh is None else self.fresh[:, task.index]
         for name, value in (("fresh_score", fresh), ("plain_score", self.gap)):
             if value is not None:
                 self.meter.emit(task.index, "end", name, value, COLUMNS[name])

@@ -41,10 +41,10 @@ def git(root: Path = ROOT) -> dict[str, Any]:
         return {}
 
 
-def versions() -> dict[str, str]:
-    """Versions of Python, this package, and the installed libraries that numbers depend on."""
+def versions(packages: Iterable[str] = (DISTRIBUTION, *PACKAGES)) -> dict[str, str]:
+    """Versions of Python, and of this package and the installed libraries that numbers depend on."""
     found = {"python": platform.python_version()}
-    for name in (DISTRIBUTION, *PACKAGES):
+    for name in packages:
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:

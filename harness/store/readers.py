@@ -225,6 +225,11 @@ def _files(folder: Path, name: str) -> list[Path]:
     own = folder / name
     if own.exists():
         return [own]
+    return [path / name for path in run_paths(folder) if os.path.lexists(path / name)]
+
+
+def run_paths(folder: Path) -> list[Path]:
+    """The folders of all runs of a results folder."""
     found = [os.path.join(folder, "runs")]
     for _ in range(3):  # as glob("runs/*/*/*") in a third of its time
         found = [
@@ -233,7 +238,7 @@ def _files(folder: Path, name: str) -> list[Path]:
             for entry in _entries(above)
             if not entry.name.startswith(".") and entry.is_dir()
         ]
-    return [Path(path, name) for path in sorted(found) if os.path.lexists(f"{path}/{name}")]
+    return [Path(path) for path in sorted(found)]
 
 
 def _entries(folder: str) -> list[os.DirEntry[str]]:

@@ -159,7 +159,8 @@ def concat(name: str, tables: Sequence[Any]) -> Any:
     """One table with one chunk a column; a chunk for each of hundreds of boundaries would be slow to read."""
     import pyarrow as pa
 
-    return pa.concat_tables([schema(name).empty_table(), *tables]).combine_chunks()
+    # not empty_table(), which imports pandas
+    return pa.concat_tables([pa.Table.from_batches([], schema(name)), *tables]).combine_chunks()
 
 
 def write_table(path: Path, table: Any, name: str, boundary: int, after: int | None = None) -> None:

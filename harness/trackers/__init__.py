@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,6 +27,7 @@ class About:
     path: Path  # the run's folder
     seeds: tuple[int, ...]
     tasks: int
+    control: Callable[[], int | None] | None = None  # tasks of a control that is trained beside the run; None: no more
 
 
 @dataclass(frozen=True)
@@ -119,16 +121,15 @@ def summaries(metrics: Any, accuracy: Any, seeds: Sequence[int], tasks: int) -> 
     Only rows about the whole boundary count (no axis, no evaluated task). If a metric was taken of both nets, that of
     the deployed one is named <metric>/deployed.
     """
-    import pyarrow.compute as pc
-
     row = {seed: s for s, seed in enumerate(seeds)}
     scores: dict[int, Array] = {}
     cells = (accuracy[c].to_pylist() for c in ("boundary", "seed", "task", "accuracy"))
     for t, seed, task, score in zip(*cells):
         scores.setdefault(t, np.full((len(seeds), tasks), math.nan))[row[seed], task] = score
     values: dict[int, dict[tuple[str, str, str], Array]] = {t: {} for t in scores}
-    whole = metrics.filter(pc.and_(pc.equal(metrics["axis"], ""), pc.equal(metrics["task"], -1)))
-    cells = (whole[c].to_pylist() for c in ("boundary", "phase", "metric", "net", "seed", "value"))
+    # not with pyarrow.compute, which imports pandas for the constants
+    whole = [axis == "" and task == -1 for axis, task in zip(metrics["axis"].to_pylist(), metrics["task"].to_pylist())]
+    cells = (compress(metrics[c].to_pylist(), whole) for c in ("boundary", "phase", "metric", "net", "seed", "value"))
     for t, phase, metric, net, seed, value in zip(*cells):
         found = values.setdefault(t, {}).setdefault((phase, metric, net), np.full(len(seeds), math.nan))
         found[row[seed]] = value

@@ -74,12 +74,14 @@ class Console:
         self.rich: RichConsole | None = None
         self.bar: Progress | None = None
         self.task: TaskID | None = None
+        self.control: TaskID | None = None
 
     def start(self, about: About, past: Sequence[Summary]) -> None:
         self.about, self.history = about, list(past)
         # rich is only for terminals: a pipe needs neither its width nor its import
         if self.stream.isatty() and os.environ.get("TERM", "dumb") != "dumb":
             self._start_bar(about.tasks, self._done)
+            self._show_control()
         if self.title:
             self._print(self.title)
         if past:
@@ -92,6 +94,7 @@ class Console:
     def progress(self, task: int, step: int, steps: int) -> None:
         if self.bar is not None and self.task is not None:
             self.bar.update(self.task, completed=task + step / max(steps, 1))
+            self._show_control()
 
     def boundary(self, summary: Summary) -> None:
         self.history.append(summary)
@@ -114,6 +117,20 @@ class Console:
         self._print(f"results in {self.about.path}")
         for text in self.closing:
             self._print(text)
+
+    def _show_control(self) -> None:
+        """A second bar for the control, as long as it is trained beside the run."""
+        done = None if self.about.control is None else self.about.control()
+        if self.bar is None or (done is None and self.control is None):
+            return
+        if done is None:
+            assert self.control is not None
+            self.bar.update(self.control, visible=False)
+            return
+        text = f"control {done}/{self.about.tasks}"
+        if self.control is None:
+            self.control = self.bar.add_task(text, total=self.about.tasks)
+        self.bar.update(self.control, completed=done, description=text)
 
     def _print(self, text: str) -> None:
         if self.rich is None:

@@ -16,15 +16,11 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from harness.store.known import SETTLED, home
+
 Arrays = dict[str, NDArray[Any]]
 T = TypeVar("T")
 VERSION = 2  # of the file format and of how images are decoded
-SETTLED = 2.0  # seconds; a file older than this gets a new time if it changes again
-
-
-def home() -> Path:
-    """The user's folder for data that can be recomputed or downloaded again."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "harness"
 
 
 def cached(name: str, sources: Iterable[Path], settings: Any, make: Callable[[], Arrays]) -> Arrays:

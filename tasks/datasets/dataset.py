@@ -6,6 +6,7 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -65,6 +66,7 @@ class Dataset:
     digest: str  # of raw values, labels, normalisation, split and augmentation
     names: tuple[str, ...] = ()  # of the classes, if they have any
     facts: Facts | None = None
+    sources: tuple[Path, ...] = ()  # all files, there or missing, that determine it; none if others might
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -85,6 +87,7 @@ class Raw(NamedTuple):
     val: int | None  # rows of validation; None: drawn from the training rows
     names: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()  # for Facts
+    sources: tuple[Path, ...] = ()  # as in Dataset
 
 
 @dataclass(frozen=True)
@@ -164,7 +167,8 @@ def finish(
     kept = pixels.dtype == torch.uint8 and 4 * pixels.numel() > FITS
     images = Images(pixels, scale, Augment.of(augment)) if kept or augment else scale(pixels)
     facts = Facts.of(y, split, classes, raw.notes)
-    return Dataset(name, images, y, *split, classes, sha.hexdigest()[:16], raw.names, facts)
+    sources = () if how.features else raw.sources  # the network is another
+    return Dataset(name, images, y, *split, classes, sha.hexdigest()[:16], raw.names, facts, sources)
 
 
 def _split(name: str, y: Tensor, train: int, given: int | None, n: int, val: float) -> tuple[Tensor, Tensor, Tensor]:

@@ -19,9 +19,14 @@ from tasks.datasets.table import Spec
 CHUNK = 2**24  # bytes to read at once
 
 
+def names(path: Path) -> tuple[Path, Path]:
+    """`path`, unpacked (faster) and as .gz."""
+    return path, path.with_name(path.name + ".gz")
+
+
 def existing(path: Path) -> Path | None:
-    """`path`, unpacked (faster) or as .gz, if it exists."""
-    return next((p for p in (path, path.with_name(path.name + ".gz")) if os.path.isfile(p)), None)
+    """The first of `names` that exists."""
+    return next((p for p in names(path) if os.path.isfile(p)), None)
 
 
 def complete(folders: list[Path], names: tuple[str, ...]) -> list[Path]:

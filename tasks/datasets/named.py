@@ -1,12 +1,15 @@
 """Data sets by name: found on disk or downloaded once, read, and cached decoded.
 
 The MNIST family is read here with numpy, everything else by torchvision, which checks the MD5 of files that could
-contain code (CIFAR's are pickles). torchvision and scikit-learn are imported only when needed.
+contain code (CIFAR's are pickles). torchvision is imported only when needed, and scikit-learn never: the digits are one
+of its files, and its import takes longer than all else before the first step.
 """
 
 from __future__ import annotations
 
+import gzip
 import http.client
+import importlib.util
 import os
 import socket
 import sys
@@ -20,9 +23,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from harness.store.known import home
 from harness.wording import first_line
 from tasks.datasets import idx
-from tasks.datasets.cache import Arrays, cached, home, progress
+from tasks.datasets.cache import Arrays, cached, progress
 from tasks.datasets.dataset import Dataset, Preparation, Raw, finish, hold_out
 from tasks.datasets.decoding import decode
 from tasks.datasets.errors import DataError, corrupt
@@ -76,9 +80,11 @@ def read(name: str, root: str | Path | None = None, size: int | None = None) -> 
     """Images and labels as published, from the cache or from their files; `size` is for images of various sizes."""
     spec, base = SPECS[name], _root(root)
     if name == "digits":
-        return _digits()
+        return _digits(digits_file())
+    searched: tuple[Path, ...] = ()
     if spec.idx:
         paths = idx_files(name, base)
+        searched = tuple(p for folder in idx_folders(name, base) for f in spec.idx for p in idx.names(folder / f))
         made = cached(
             name,
             paths,
@@ -91,7 +97,7 @@ def read(name: str, root: str | Path | None = None, size: int | None = None) -> 
             _download(name, spec, base, f"{base / spec.files[0]} not found")
         sources = [base / f for f in spec.files if (base / f).exists()]
         made = cached(name, sources, [name, side], lambda: _torchvision(name, spec, base, side))
-    return Raw(made["x"], made["y"], int(made["train"][0]), None)
+    return Raw(made["x"], made["y"], int(made["train"][0]), None, sources=searched)
 
 
 def _packed(*parts: Part) -> Arrays:
@@ -103,25 +109,43 @@ def _root(root: str | Path | None) -> Path:
     return home() / "data" if root is None else Path(root).expanduser()
 
 
-def _digits() -> Raw:
-    """scikit-learn ships one set without a split: a fixed stratified fifth is held out for testing."""
-    from sklearn.datasets import load_digits
+def digits_file() -> Path:
+    """scikit-learn's file of handwritten digits, found without an import of scikit-learn. DataError without it."""
+    found = importlib.util.find_spec("sklearn")
+    folders = [Path(folder) for folder in (found.submodule_search_locations or ())] if found else []
+    files = [file for folder in folders if (file := folder / "datasets" / "data" / "digits.csv.gz").is_file()]
+    if not files:
+        raise DataError("dataset=digits: is a file of scikit-learn, which is not installed; pip install scikit-learn")
+    return files[0]
 
-    images, labels = load_digits(return_X_y=True)
-    test = hold_out(labels, 0.2, "digits/test")
-    x, y = images.astype(np.uint8).reshape(-1, 1, 8, 8), labels.astype(np.uint8)
+
+def _digits(file: Path) -> Raw:
+    """A row has 64 pixels of 0 to 16 and the digit. There is no split: a stratified fifth is held out for testing."""
+    try:
+        with gzip.open(file, "rt", encoding="ascii") as rows:
+            table = np.loadtxt(rows, delimiter=",", dtype=np.uint8)
+    except (OSError, EOFError, ValueError) as error:
+        raise corrupt(file, first_line(error)) from error
+    x, y = table[:, :-1].reshape(-1, 1, 8, 8), table[:, -1]
+    test = hold_out(y, 0.2, "digits/test")
     return Raw(
         np.concatenate([np.delete(x, test, 0), x[test]]),
         np.concatenate([np.delete(y, test), y[test]]),
         len(y) - len(test),
         None,
+        sources=(file,),
     )
+
+
+def idx_folders(name: str, root: Path) -> list[Path]:
+    """Where a data set of the MNIST family is looked for, in this order."""
+    return [root / SPECS[name].cls / "raw", *([_DEBIAN] if name == "fashion_mnist" else [])]
 
 
 def idx_files(name: str, root: Path) -> list[Path]:
     """The four files of a data set of the MNIST family, downloaded if missing."""
     spec = SPECS[name]
-    folders = [root / spec.cls / "raw", *([_DEBIAN] if name == "fashion_mnist" else [])]
+    folders = idx_folders(name, root)
     paths = idx.complete(folders, spec.idx)
     if not paths:
         missing = [f for f in spec.idx if not idx.existing(folders[0] / f)]

@@ -18,6 +18,7 @@ from harness import cli
 from harness.cli.commands import COMMANDS
 from harness.config import catalogue
 from tests.command import harness as started
+from tests.harness.folders import write
 
 ROOT = Path(harness.__file__).resolve().parent.parent
 HEAVY = ("torch", "torchvision", "avalanche", "wandb", "pandas", "sklearn", "pyarrow", "rich")
@@ -204,6 +205,25 @@ def test_refusal_is_fast_and_imports_nothing_heavy():
     assert done.stdout.splitlines()[-1] == "[]"
     assert done.stderr.count("\n") == 5
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 3  # its own time: machines are shared
+
+
+NOT_FOR = {  # command -> what it must not import: most of its time was that
+    ("--help",): (*HEAVY, "numpy", "omegaconf", "hydra", "yaml"),
+    ("ls",): (*HEAVY, "numpy", "omegaconf", "hydra"),
+    ("show", "RUN"): ("torch", "torchvision", "avalanche", "wandb", "pandas", "sklearn", "matplotlib", "hydra", "rich"),
+}
+
+
+@pytest.mark.parametrize("words", NOT_FOR, ids=" ".join)
+def test_a_command_imports_only_what_it_needs(words, tmp_path):
+    run = write(tmp_path, "naive", [0.5, 0.6])
+    typed = [str(run) if word == "RUN" else word for word in words]
+    code = (
+        f"import sys; from harness.cli import main; sys.argv = ['harness', *{typed!r}]; code = main()\n"
+        f"print(code, [m for m in {NOT_FOR[words]!r} if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.stdout.splitlines()[-1] == "0 []", done.stderr
 
 
 # --- what runs ----------------------------------------------------------------------------------------

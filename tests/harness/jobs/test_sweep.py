@@ -121,13 +121,13 @@ def test_a_job_deletes_its_own_temporary_folders_and_not_its_parents(tmp_path):
     import atexit
     from tempfile import TemporaryDirectory
 
-    from harness.jobs.sweep import _forget_finalizers
+    from harness.jobs.child import forget_finalizers
 
     parents = TemporaryDirectory(dir=tmp_path)
     child = os.fork()
     if child == 0:  # as `_job` begins and ends
         atexit._clear()
-        _forget_finalizers()
+        forget_finalizers()
         own = TemporaryDirectory(dir=tmp_path, prefix="job")
         (tmp_path / "was").write_text(own.name)
         atexit._run_exitfuncs()

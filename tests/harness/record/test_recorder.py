@@ -236,7 +236,7 @@ def test_metrics_are_taken_around_every_kth_task_the_first_and_the_last(every: i
     control = torch.zeros(len(SEEDS), 5)
     how = {"metrics": {"seen": seen}, "metrics_every": every, "control": control, "sink": sink}
     result = run(s, [Pull()], **how, **settings(s))
-    assert seen.found == {(t, phase): True for t in expected for phase in ("start", "end")}
+    assert seen.found == {(t, phase): known for t in expected for phase, known in (("start", None), ("end", True))}
     assert result.accuracy[:, 1:].diagonal(dim1=1, dim2=2).isfinite().all()
     timing = sink.tables["timing"]
     assert [t for t, part in zip(timing["boundary"], timing["part"]) if part == "gap"] == expected
@@ -340,12 +340,12 @@ def test_the_gap_is_a_copy_of_the_learner_plainly_trained(strategies: Callable[[
     options = settings(s, 20, dtype=torch.float64)
     control = fresh_accuracy(run(s, [], **options).accuracy)
     copies = Seen(lambda b: b.learner.clone())
-    gaps = Seen(lambda b: (b.gap, b.control, b.accuracy[:, b.t + 1, b.t].clone()))
+    gaps = Seen(lambda b: (b.gap, b.control.clone(), b.accuracy[:, b.t + 1, b.t].clone()))
     run(s, strategies(), metrics={"copy": copies, "gap": gaps}, control=control, **options)
     same = []
     for t in range(5):
         gap, shown, accuracy = gaps.found[t, "end"]
-        assert torch.equal(shown, control)
+        assert torch.equal(shown[:, : t + 1], control[:, : t + 1]) and bool(shown[:, t + 1 :].isnan().all())
         copy = copies.found[t, "start"]
         assert torch.equal(gap, trained_plainly(copy, s.tasks[t], Evaluation()))
         by_hand(copy, 20)

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -198,6 +199,29 @@ def test_a_terminal_gets_a_bar_and_colours(tmp_path: Path, monkeypatch: pytest.M
     # light text on the dark end of the ramp for the worst cell, dark text on its bright end for the best
     cells = re.findall(r"\x1b\[([0-9;]+)m +(50|80)\x1b", out.getvalue())
     assert len(cells) == 2 and cells[0][0] != cells[1][0]
+
+
+def test_a_control_that_is_trained_beside_the_run_has_a_bar_until_it_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TERM", "xterm-256color")
+    trained: list[int | None] = [0]
+    console = Console("title", stream=Terminal())
+    console.start(replace(about(tmp_path), control=lambda: trained[-1]), [])
+    assert console.bar is not None
+    _, control = console.bar.tasks
+    assert (control.description, control.completed, control.visible) == ("control 0/2", 0, True)
+    trained.append(1)
+    console.progress(0, 5, 10)
+    assert (control.description, control.completed) == ("control 1/2", 1)
+    trained.append(None)
+    console.progress(0, 10, 10)
+    assert not control.visible
+    console.bar.stop()
+    alone = Console("title", stream=Terminal())
+    alone.start(replace(about(tmp_path), control=lambda: None), [])
+    assert alone.bar is not None and len(alone.bar.tasks) == 1
+    alone.bar.stop()
 
 
 @pytest.mark.parametrize("width", [20, 60])
