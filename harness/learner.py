@@ -21,6 +21,7 @@ from harness.types import (
     Batch,
     Buffers,
     GradFn,
+    How,
     Loss,
     Model,
     Move,
@@ -73,11 +74,12 @@ class Learner:
         *,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
+        autocast: torch.dtype | None = None,
         pin: Mapping[str, int | None] | None = None,
     ) -> None:
         self.model, self.stream, self.optimizer, self.budget = model, stream, optimizer, budget
         self.seeds, self.S = stream.seeds, len(stream.seeds)
-        self.device, self.dtype = torch.device(device), dtype
+        self.device, self.dtype, self.autocast = torch.device(device), dtype, autocast
         self.pin = {k: v for k, v in (pin or {}).items() if v is not None}
         self.prefix = ""  # of every purpose: gives a sub-learner separate draws
         self.streams: dict[str, RandomStream] = {}
@@ -190,10 +192,13 @@ class Learner:
         return row_loss(self.stream.loss, logits, batch)
 
     def task_loss(self, params: Params, batch: Batch, train: bool = True) -> tuple[Tensor, Out]:
-        """Weighted loss of each seed [S], and the forward pass."""
-        out = self.apply(
-            params, self.buffers, batch.x, batch.t, train=train, key=batch.key, record=train and INPUTS in self.needs
-        )
+        """Weighted loss of each seed [S], and the forward pass: under `autocast`, if the learner has it."""
+        how: How = {"train": train, "key": batch.key, "record": train and INPUTS in self.needs}
+        if self.autocast is None:
+            out = self.apply(params, self.buffers, batch.x, batch.t, **how)
+        else:
+            with torch.autocast(self.device.type, self.autocast):
+                out = self.apply(params, self.buffers, batch.x, batch.t, **how).to(self.dtype)
         return (batch.w * self.row_loss(out.logits, batch)).sum(1), out
 
     def task_grad(self, params: Params, batch: Batch) -> Params:

@@ -96,6 +96,7 @@ def run(
     workers: int = 1,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
+    autocast: torch.dtype | None = None,
     pin: Mapping[str, int | None] | None = None,
     sink: Sink | None = None,
     resume: tuple[int, dict[str, Any]] | None = None,
@@ -112,7 +113,8 @@ def run(
     they are trained here. `workers` metrics are taken at once. `sink` takes the rows, nets and checkpoints; by default
     they stay in memory. `resume` is a boundary and its checkpoint. `metrics_every=k` measures every k-th task, the
     first and the last. `compile` makes each step one compiled graph (harness/compiling/step.py), which pays for long
-    runs and changes the last digits.
+    runs and changes the last digits. `autocast` is the precision of the forward passes in training, as torch.bfloat16;
+    None: `dtype`.
 
     `model` may also be a function or class that makes an nn.Module (`models.module.as_model`).
 
@@ -128,7 +130,8 @@ def run(
         state, parts = (optimizer, strategies) if len(lanes) == 1 else deepcopy((optimizer, strategies))
         with exits_refused():
             own = stream_of(stream, lane.places)
-            learner = Learner(as_model(model, own), own, state, budget or Budget(), device=device, dtype=dtype, pin=pin)
+            made, length = as_model(model, own), budget or Budget()
+            learner = Learner(made, own, state, length, device=device, dtype=dtype, autocast=autocast, pin=pin)
             returns.model(learner)
         if compile:
             learner.compiled = CompiledStep(learner, warn)

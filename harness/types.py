@@ -39,6 +39,11 @@ class Out(NamedTuple):
         rest = ({k: v.detach() for k, v in part.items()} for part in self[1:])
         return Out(self.logits.detach(), *rest)
 
+    def to(self, dtype: torch.dtype) -> Out:
+        """The same values in another precision."""
+        rest = ({k: v.to(dtype) if v.is_floating_point() else v for k, v in part.items()} for part in self[1:])
+        return Out(self.logits.to(dtype), *rest)
+
 
 class How(TypedDict, total=False):
     """Options of a forward pass. A wrapper passes them on as `**how: Unpack[How]`."""

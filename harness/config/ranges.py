@@ -31,6 +31,9 @@ def check(cfg: Mapping[str, Any]) -> None:
     _one_of(cfg, "classes", ("seen", "all"))
     _one_of(cfg, "boundaries", ("announced", "hidden"))
     _one_of(cfg, "dtype", ("float32", "float64"))
+    _one_of(cfg, "precision", (None, "bf16"))
+    if cfg.get("precision") and cfg.get("dtype") != "float32":
+        raise ValueError(f"precision={cfg['precision']}: needs dtype=float32, not {cfg.get('dtype')}")
     _one_of(cfg, "compile", ("auto", True, False))
     _one_of(cfg, "keep", ("all", "last"))
     _device(cfg)

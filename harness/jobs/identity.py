@@ -16,7 +16,10 @@ from harness.store.provenance import versions
 from harness.store.readers import run_paths
 
 DRIVERS = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")  # what a GPU's driver makes: NVIDIA, WSL, AMD
-LATER = {"compile": "auto"}  # keys that older runs lack: at its default, a key leaves their ids alone
+LATER = {
+    "compile": "auto",
+    "precision": None,
+}  # older runs lack these keys: at its default, a key leaves ids alone
 NUMBERS = ("torch", "numpy")  # packages that, with Python, draw the stream
 
 

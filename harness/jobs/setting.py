@@ -88,6 +88,7 @@ class Setting:
             "budget": Budget(**cfg["train"]),
             "device": self.device,
             "dtype": getattr(torch, cfg["dtype"]),
+            "autocast": torch.bfloat16 if cfg.get("precision") == "bf16" else None,
             "pin": {k: v for k, v in cfg["pin"].items() if k != "stream"},
         }
 

@@ -730,3 +730,22 @@ def test_a_sub_learner_has_parameters_draws_and_state_of_its_own() -> None:
     again.load_state_dict(sub.state_dict())
     assert torch.equal(again.params["head.weight"], sub.params["head.weight"])
     assert sub.net(batch.x, batch.t).logits.shape[-1] == 3
+
+
+def test_autocast_rounds_the_forward_pass_of_training_alone() -> None:
+    s = stream()
+    plain, mixed = (make(s, dtype=torch.float32, autocast=a) for a in (None, torch.bfloat16))
+    batch = next(plain.batches(s.tasks[0]))
+
+    def rounded(logits: Tensor) -> bool:
+        return torch.equal(logits, logits.bfloat16().float())
+
+    (loss, out), (wanted, exact) = mixed.task_loss(mixed.params, batch), plain.task_loss(plain.params, batch)
+    assert rounded(out.logits) and not rounded(exact.logits)
+    assert {v.dtype for v in (loss, out.logits, *out.acts.values())} == {torch.float32}
+    torch.testing.assert_close(loss, wanted, rtol=0.02, atol=0.02)
+    gradient = mixed.value_and_grad(lambda *_: 0.0)
+    mixed.advance(gradient, batch)
+    assert {v.dtype for v in mixed.params.values()} == {torch.float32}
+    assert mixed.clone().autocast is torch.bfloat16  # a copy that is trained plainly is trained as the run is
+    assert not rounded(mixed.net(batch.x, batch.t).logits)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from harness import store
+from harness.config.ranges import check
 from harness.jobs import setting
 from harness.jobs.identity import of_setting
 from harness.jobs.job import from_config
@@ -38,6 +39,20 @@ def test_the_key_is_part_of_the_id_only_if_it_is_typed() -> None:
     older = plain(composed())
     del older["compile"]
     assert store.identity(of_setting(older, ("digits", "x"), 1, "cpu")) == ids[()]
+
+
+def test_precision_is_part_of_the_id_only_if_it_is_typed() -> None:
+    none, typed, mixed = (
+        store.identity(of_setting(plain(composed(*words)), ("digits", "x"), 1, "cpu"))
+        for words in ((), ("precision=null",), ("precision=bf16",))
+    )
+    assert none == typed != mixed
+
+
+def test_precision_is_that_of_the_run(tmp_path: Path) -> None:
+    assert run(tmp_path, "precision=bf16", "control=false")["config"]["precision"] == "bf16"
+    with pytest.raises(ValueError, match="precision=bf16: needs dtype=float32, not float64"):
+        check(plain(composed("precision=bf16", "dtype=float64")))
 
 
 def test_a_run_and_its_control_are_compiled_and_say_so(tmp_path: Path) -> None:
