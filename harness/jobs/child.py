@@ -37,9 +37,7 @@ class Child:
         self.what = what
         self.link, theirs = multiprocessing.Pipe()
         pipe = os.pipe()
-        self.process = multiprocessing.get_context("fork").Process(
-            target=_run, args=(work, close, theirs, self.link, pipe)
-        )
+        self.process = multiprocessing.get_context("fork").Process(target=_run, args=(work, close, theirs, pipe))
         sys.stdout.flush()
         sys.stderr.flush()
         self.process.start()
@@ -93,25 +91,19 @@ class Link:
         self._tell(None, value)
 
     def receive(self) -> Any:
-        """The next thing that the parent sent. KeyboardInterrupt if the parent has ended."""
-        try:
-            return self.connection.recv()
-        except (EOFError, ConnectionResetError):
-            raise KeyboardInterrupt from None
+        """The next thing that the parent sent, waiting for it."""
+        return self.connection.recv()
 
     def _tell(self, kind: type[Exception] | None, value: Any) -> None:
         with suppress(BrokenPipeError):  # nobody listens any more
             self.connection.send((kind, value))
 
 
-def _run(
-    work: Callable[[Link], None], close: Callable[[], None], mine: Connection, theirs: Connection, pipe: Pipe
-) -> None:
+def _run(work: Callable[[Link], None], close: Callable[[], None], connection: Connection, pipe: Pipe) -> None:
     detach()
     close()
-    theirs.close()
     end_with_parent(pipe)
-    link = Link(mine)
+    link = Link(connection)
     try:
         work(link)
     except KeyboardInterrupt:

@@ -68,11 +68,12 @@ def together(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     [
         # draws, memory, units replaced, an optimizer with state; begin changes the weights
         ("strategy=[replay,cbp,shrink_perturb]", "strategy.cbp.rate=0.1", "optimizer=adam", "metrics=[fast,sharpness]"),
+        ("strategy=frozen", "train.steps=20"),  # begin puts weights back that only its own state has
         # seeds in two groups
         ("strategy=ewc", "tasks=split", "tasks.n_tasks=2", "scenario=class", "seeds=[0,1,2]", "metrics_every=2"),
         ("strategy=ewc", "optimizer.lr=1e30"),  # all seeds diverge, the control's too
     ],
-    ids=["state", "groups", "diverged"],
+    ids=["draws", "state", "groups", "diverged"],
 )
 def test_the_numbers_are_those_of_a_run_that_trains_all_itself(
     overrides: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
