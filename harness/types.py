@@ -6,7 +6,7 @@ S seeds, B rows of a batch, C outputs, H units, T tasks, N samples of a data set
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from typing import Any, NamedTuple, Protocol, TypedDict, Unpack, overload
@@ -29,7 +29,7 @@ class Out(NamedTuple):
     """What one forward pass returns."""
 
     logits: Tensor  # [S, B, C]
-    acts: dict[str, Tensor]  # hidden units after the nonlinearity: [S, B, H] or [S, B, H, h, w]
+    acts: Mapping[str, Tensor]  # hidden units after the nonlinearity: [S, B, H] or [S, B, H, h, w]
     buffers: Buffers  # new values of the buffers (the old ones when train is false)
     inputs: dict[str, Tensor] = {}  # input of each Layer, only with record=True
     preacts: dict[str, Tensor] = {}  # output of each Layer before any norm, only with record=True

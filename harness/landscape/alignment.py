@@ -11,7 +11,7 @@ Only permutations: rescaled ReLU units, and units with flipped signs (tanh, CReL
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -186,7 +186,7 @@ def _assign(overlap: Tensor, finite: Tensor) -> tuple[Tensor, bool]:
 
 
 @torch.no_grad()
-def match_activations(a: Params, b: Params, units: Sequence[Unit]) -> Orders:
+def match_activations(a: Mapping[str, Tensor], b: Mapping[str, Tensor], units: Sequence[Unit]) -> Orders:
     """Orders that maximise the summed correlation of each unit of `a` with its partner of `b` (Li et al. 2016).
 
         corr_ij = Pearson correlation over rows (and positions of a map) of unit i of a and unit j of b,

@@ -115,21 +115,28 @@ def _accumulate(
     """Add Σ_v Σ_b power((∂z_b / ∂θ)ᵀ v_b); a power of a product is the product of the powers."""
     closed = {name for m in layers for name in (m.weight, m.bias) if name}
     rest = {k: v for k, v in learner.params.items() if k not in closed}
-    sums: list[Tensor | float] = [0.0 for _ in layers]  # Σ power(δ) of linear layers over the vectors: [S, B, O]
+    sums: list[Tensor | None] = [None for _ in layers]  # Σ power(δ) of linear layers over the vectors: [S, B, O]
     for v in vectors:
         counting.count("gradients")
         for i, (layer, delta) in enumerate(zip(layers, pull(v))):
             if layer.conv is None:
-                sums[i] = sums[i] + power(delta)
+                sums[i] = _added(sums[i], delta, power)
             else:
                 _add_conv(total, layer, out.inputs[layer.input].detach(), delta, power)
     for layer, q in zip(layers, sums):
-        if isinstance(q, Tensor):
-            total[layer.weight] += q.mT @ power(out.inputs[layer.input].detach())
+        if q is not None:
+            total[layer.weight].baddbmm_(q.mT, power(out.inputs[layer.input].detach()))
             if layer.bias:
                 total[layer.bias] += q.sum(1)
-    if rest:
+    if rest and vectors:
         add_rest(learner, total, rest, batch, vectors, power)
+
+
+def _added(q: Tensor | None, delta: Tensor, power: Callable[[Tensor], Tensor]) -> Tensor:
+    """q + power(δ), in place: a square in one pass."""
+    if q is None:
+        return power(delta)
+    return q.addcmul_(delta, delta) if power is torch.square else q.add_(power(delta))
 
 
 def _add_conv(total: Params, layer: Layer, a: Tensor, delta: Tensor, power: Callable[[Tensor], Tensor]) -> None:
@@ -174,7 +181,12 @@ def add_rest(
 
 
 def cotangents(kind: str, loss: str, logits: Tensor, batch: Batch, random: RandomStream) -> Iterator[Tensor]:
-    """Vectors v [S, B, C] at the logits z with F = Σ_v Σ_b ((∂z_b / ∂θ)ᵀ v_b)²: √(weight) ∂ log p / ∂z."""
+    """Vectors v [S, B, C] at the logits z with F = Σ_v Σ_b ((∂z_b / ∂θ)ᵀ v_b)²: √(weight) ∂ log p / ∂z.
+
+    exact: one for each label y, √p_y (1_y - p), would do, but the columns of the Cholesky factor of their sum
+    Σ_v v vᵀ = diag p - p pᵀ are one fewer (Tanabe & Sagae 1992): each label c against those after it,
+    √(p_c r_c+1 / r_c) (1_c - p_>c / r_c+1) with r_c = Σ_{y>=c} p_y. If two labels compete, one backward pass does.
+    """
     B, C = logits.shape[1:]
     root = batch.w.sqrt()[..., None]
     if loss == "mse":
@@ -192,10 +204,13 @@ def cotangents(kind: str, loss: str, logits: Tensor, batch: Batch, random: Rando
     if kind == "exact":
         # labels that compete in no row have probability 0: multi-head nets need the passes of one head only
         labels = range(C) if batch.mask is None else batch.mask.flatten(0, 1).any(0).nonzero().flatten().tolist()
-        for c in labels:
-            score = -p
-            score[..., c] += 1
-            yield root * p[..., c, None].sqrt() * score
+        tail = p.flip(-1).cumsum(-1).flip(-1).clamp_min(torch.finfo(p.dtype).tiny)  # probability of c and all after it
+        for c in labels[:-1]:
+            after = tail[..., c + 1, None]
+            versus = torch.zeros_like(p)
+            versus[..., c] = 1
+            versus[..., c + 1 :] = -p[..., c + 1 :] / after
+            yield root * (p[..., c, None] * after / tail[..., c, None]).sqrt() * versus
         return
     if kind == "sampled":
         cdf = p.cumsum(-1)

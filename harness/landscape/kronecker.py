@@ -64,7 +64,7 @@ def factors(
             for layer, delta in zip(layers, pull(v)):
                 flat = delta.flatten(3).mT.flatten(1, 2) if layer.conv else delta  # [S, B L, o]
                 pairs[layer.weight][1].add_(flat.mT @ flat, alpha=delta.shape[1] / flat.shape[1])
-        if rest:
+        if rest and vectors:
             fisher.add_rest(learner, diagonal, rest, batch, vectors)
     return pairs, diagonal
 

@@ -8,6 +8,7 @@ features make of a unit count as one unit.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -38,7 +39,7 @@ COLUMNS: dict[str, Column] = {
 }
 
 
-def dormancy(acts: dict[str, Tensor], units: tuple[Unit, ...]) -> dict[str, Tensor | Reading]:
+def dormancy(acts: Mapping[str, Tensor], units: tuple[Unit, ...]) -> dict[str, Tensor | Reading]:
     """Every metric of this file except duplicates, over all units and per layer; empty without units."""
     parts: dict[str, dict[str, Tensor]] = {}  # measure -> act -> value of each unit [S, H]
     for u in units:
@@ -101,7 +102,7 @@ def sign_entropy(p: Tensor) -> Tensor:
     return bits
 
 
-def duplicates(acts: dict[str, Tensor], units: tuple[Unit, ...]) -> dict[str, Tensor | Reading]:
+def duplicates(acts: Mapping[str, Tensor], units: tuple[Unit, ...]) -> dict[str, Tensor | Reading]:
     """Share of pairs of live units of a layer with a cosine above `ALIKE`: overall, and per layer.
 
     The cosine is of the activations over rows and positions, uncentred, with CReLU's copies concatenated. A unit that

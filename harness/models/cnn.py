@@ -7,7 +7,8 @@ from typing import Unpack
 
 from torch import Tensor
 
-from harness.models import layers
+from harness.models import layers, maps
+from harness.models.maps import Acts, Maps
 from harness.models.mlp import MLP
 from harness.types import Buffers, Gates, How, Layer, Out, Params, Slice, Unit
 
@@ -81,18 +82,20 @@ class CNN:
     def __call__(
         self, params: Params, buffers: Buffers, x: Tensor, t: Tensor, *, gates: Gates | None = None, **how: Unpack[How]
     ) -> Out:
-        record = how.get("record", False)
-        acts: dict[str, Tensor] = {}
+        record, seeds = how.get("record", False), len(x)
+        acts: dict[str, Maps] = {}
         inputs: dict[str, Tensor] = {}
         preacts: dict[str, Tensor] = {}
-        h = x.to(params["head.weight"].dtype)  # [S, B, C, h, w]
+        h = maps.apart(x.to(params["head.weight"].dtype))
         for name, _, _ in self.maps:
-            z = layers.conv2d(h, params[f"{name}.weight"], params[f"{name}.bias"], padding=self.padding)
+            z = maps.conv2d(h, params[f"{name}.weight"], params[f"{name}.bias"], padding=self.padding)
             if record:
-                inputs[name], preacts[name] = h, z
+                inputs[name], preacts[name] = maps.together(h, seeds), maps.together(z, seeds)
+                z = maps.apart(preacts[name])
             if self.layer_norm:
-                z = layers.group_norm(z, params[f"{name}.norm.gain"], params[f"{name}.norm.shift"], 1)
-            acts[name] = layers.gate(self.act(z), gates, name)
-            h = layers.max_pool(acts[name], 2)
-        out = self.fc(params, buffers, h, t, gates=gates, **how)
-        return Out(out.logits, acts | out.acts, buffers, inputs | out.inputs, preacts | out.preacts)
+                z = maps.group_norm(z, params[f"{name}.norm.gain"], params[f"{name}.norm.shift"], 1)
+            acts[name] = maps.gate(maps.activate(self.act, z, seeds), gates, name)
+            h = maps.max_pool(acts[name], 2)
+        out = self.fc(params, buffers, maps.together(h, seeds), t, gates=gates, **how)
+        every = Acts({**acts, **out.acts}, seeds)
+        return Out(out.logits, every, buffers, inputs | out.inputs, preacts | out.preacts)

@@ -13,7 +13,6 @@ from harness import rng
 from harness.types import Gates, Params, Slice
 
 EPS = 1e-5
-MOMENTUM = 0.1
 
 
 def activation(name: str) -> tuple[Callable[[Tensor], Tensor], int]:
@@ -49,56 +48,9 @@ def linear(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
     return torch.baddbmm(b[:, :, None], w, x.mT).mT
 
 
-def conv2d(x: Tensor, w: Tensor, b: Tensor | None, stride: int = 1, padding: int = 0) -> Tensor:
-    """x [S, B, C, h, w], w [S, O, C, k, k], b [S, O] -> [S, B, O, h', w']."""
-    seeds = len(w)
-    if seeds == 1 or x.is_cuda:
-        bias = None if b is None else b.flatten()
-        return _split(F.conv2d(_merge(x), w.flatten(0, 1), bias, stride, padding, groups=seeds), seeds)
-    # Grouped, a CPU takes up to twice as long unless channels are a multiple of 16 (40 to 80 on 8x8: 19 ms
-    # against 10, one thread).
-    biases = [None] * seeds if b is None else b.unbind()
-    rows = zip(x.unbind(), w.unbind(), biases, strict=True)
-    return torch.stack([F.conv2d(xs, ws, bs, stride, padding) for xs, ws, bs in rows])
-
-
-def max_pool(x: Tensor, size: int) -> Tensor:
-    """Non-overlapping windows: [S, B, C, h, w] -> [S, B, C, h // size, w // size]."""
-    y = F.max_pool2d(x.flatten(0, 1), size)
-    return y.view(*x.shape[:2], *y.shape[1:])
-
-
 def layer_norm(x: Tensor, gain: Tensor, shift: Tensor) -> Tensor:
     """Normalises the last axis of [S, B, H] (Ba, Kiros & Hinton 2016)."""
     return torch.addcmul(shift[:, None], F.layer_norm(x, x.shape[-1:], eps=EPS), gain[:, None])
-
-
-def group_norm(x: Tensor, gain: Tensor, shift: Tensor, groups: int) -> Tensor:
-    """Normalises each group of channels of [S, B, C, h, w] (Wu & He 2018)."""
-    y = F.group_norm(x.flatten(0, 1), groups, eps=EPS).view(x.shape)
-    return torch.addcmul(shift[:, None, :, None, None], y, gain[:, None, :, None, None])
-
-
-def batch_norm(
-    x: Tensor, gain: Tensor, shift: Tensor, mean: Tensor, var: Tensor, train: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Normalises [S, B, C, h, w] over B, h, w (Ioffe & Szegedy 2015).
-
-    Returns it with the new running mean and variance [S, C]. As in torch, a batch is normalised by its biased
-    variance, and the running variance averages the unbiased one.
-    Raises ValueError if a channel has a single value to train on.
-    """
-    if train:
-        if x[:, :, 0].numel() == len(x):
-            raise ValueError(
-                f"train.batch_size={x.shape[1]}: batch norm needs more than one value a channel; use a larger batch,"
-                " or a model without batch norm (model.norm=group)"
-            )
-        # F.batch_norm writes into them through flat views: they must be contiguous
-        mean, var = (v.clone(memory_format=torch.contiguous_format) for v in (mean, var))
-    stats = mean.flatten(), var.flatten()
-    y = F.batch_norm(_merge(x), *stats, gain.flatten(), shift.flatten(), train, MOMENTUM, EPS)
-    return _split(y, len(x)), mean, var
 
 
 def dropout(x: Tensor, rate: float, key: Tensor) -> Tensor:
@@ -111,15 +63,14 @@ def dropout(x: Tensor, rate: float, key: Tensor) -> Tensor:
 
 
 def gate(x: Tensor, gates: Gates | None, name: str) -> Tensor:
-    """The hidden units x [S, B, k H, ...] times their gate [S, B, H], the same for all k copies of a unit (CReLU).
+    """The hidden units x [S, B, k H] times their gate [S, B, H], the same for all k copies of a unit (CReLU).
 
     >>> gate(torch.ones(1, 1, 4), {"h": torch.tensor([[[0.0, 0.5]]])}, "h")
     tensor([[[0.0000, 0.5000, 0.0000, 0.5000]]])
     """
     if gates is None or name not in gates:
         return x
-    g = gates[name].repeat(1, 1, x.shape[2] // gates[name].shape[2])
-    return x * g.view(*g.shape, *[1] * (x.dim() - 3))
+    return x * gates[name].repeat(1, 1, x.shape[2] // gates[name].shape[2])
 
 
 def draw_map(key: Tensor, name: str, out: int, *fan_in: int, bias: bool = True) -> Params:
@@ -147,13 +98,3 @@ def writes(name: str, bias: bool = True) -> tuple[Slice, ...]:
 def reads(name: str, size: int = 0, copies: int = 1, repeat: int = 1) -> tuple[Slice, ...]:
     """The columns of a weight that read `size` units: `copies` blocks with `repeat` columns per unit."""
     return tuple(Slice(f"{name}.weight", 2, repeat, i * size * repeat) for i in range(copies))
-
-
-def _merge(x: Tensor) -> Tensor:
-    """[S, B, C, h, w] -> [B, S C, h, w]."""
-    return x.transpose(0, 1).flatten(1, 2)
-
-
-def _split(x: Tensor, seeds: int) -> Tensor:
-    """[B, S C, h, w] -> [S, B, C, h, w]."""
-    return x.view(len(x), seeds, -1, *x.shape[2:]).transpose(0, 1)

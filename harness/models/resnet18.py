@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from harness.models import layers
+from harness.models import layers, maps
+from harness.models.maps import Acts, Maps
 from harness.types import Buffers, Gates, Layer, Out, Params, Slice, Unit
 
 
@@ -103,34 +104,38 @@ class ResNet18:
         record: bool = False,
         gates: Gates | None = None,
     ) -> Out:
-        acts: dict[str, Tensor] = {}
+        acts: dict[str, Maps] = {}
         inputs: dict[str, Tensor] = {}
         preacts: dict[str, Tensor] = {}
-        new = dict(buffers)
+        new, seeds = dict(buffers), len(x)
 
-        def conv(name: str, h: Tensor) -> Tensor:
+        def conv(name: str, h: Maps) -> Maps:
             """The convolution and its norm."""
             _, _, kernel, stride = self.convs[name]
-            z = layers.conv2d(h, params[f"{name}.weight"], None, stride, kernel // 2)
+            z = maps.conv2d(h, params[f"{name}.weight"], None, stride, kernel // 2)
             if record:
-                inputs[name], preacts[name] = h, z
+                inputs[name], preacts[name] = maps.together(h, seeds), maps.together(z, seeds)
+                z = maps.apart(preacts[name])
             gain, shift = params[f"{name}.norm.gain"], params[f"{name}.norm.shift"]
             if self.norm == "group":
-                return layers.group_norm(z, gain, shift, self.groups)
+                return maps.group_norm(z, gain, shift, self.groups)
             mean, var = f"{name}.norm.mean", f"{name}.norm.var"
-            z, new[mean], new[var] = layers.batch_norm(z, gain, shift, buffers[mean], buffers[var], train)
+            z, new[mean], new[var] = maps.batch_norm(z, gain, shift, buffers[mean], buffers[var], train)
             return z
 
-        h = layers.gate(conv("stem", x.to(params["head.weight"].dtype)).relu(), gates, "stage1")  # [S, B, C, h, w]
+        def relu(name: str, z: Maps) -> Maps:
+            return maps.gate([m.relu() for m in z], gates, name)
+
+        h = relu("stage1", conv("stem", maps.apart(x.to(params["head.weight"].dtype))))
         for stage, blocks in self.stages.items():
             for block in blocks:
                 name = f"{block}.conv1"
-                inner = acts[name] = layers.gate(conv(name, h).relu(), gates, name)
+                acts[name] = relu(name, conv(name, h))
                 skip = conv(f"{block}.shortcut", h) if f"{block}.shortcut" in self.convs else h
-                h = layers.gate((conv(f"{block}.conv2", inner) + skip).relu(), gates, stage)
+                h = relu(stage, [a + b for a, b in zip(conv(f"{block}.conv2", acts[name]), skip, strict=True)])
             acts[stage] = h
-        pooled = h.mean((3, 4))  # [S, B, 8 width]
+        pooled = maps.together(h, seeds).mean((3, 4))  # [S, B, 8 width]
         logits = layers.linear(pooled, params["head.weight"], params["head.bias"])
         if record:
             inputs["head"], preacts["head"] = pooled, logits
-        return Out(logits.contiguous(), acts, new, inputs, preacts)
+        return Out(logits.contiguous(), Acts(acts, seeds), new, inputs, preacts)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from harness import counting
 from harness.landscape.fisher import cotangents, diagonal, sensitivity
 from harness.learner import Budget, Learner, mask_logits
 from harness.models.cnn import CNN
@@ -166,6 +167,38 @@ def test_sampled_labels_compete() -> None:
     drawn = v.argmax(-1).bincount(minlength=4) if v.dim() == 1 else v[0].argmax(-1).bincount(minlength=4)
     assert drawn[[0, 2]].sum() == 0
     assert abs(drawn[1] / 5000 - 0.7311) < 0.025  # 1 / (1 + exp(-1)), 4 standard errors
+
+
+@pytest.mark.parametrize("scale", [1.0, 20.0, 1000.0])  # at 1000 all but one label underflow
+@pytest.mark.parametrize("masked", [False, True])
+def test_exact_cotangents_are_a_factor_of_the_labels_covariance(scale: float, masked: bool) -> None:
+    g = torch.Generator().manual_seed(2)
+    logits = scale * torch.randn(2, 50, 5, generator=g, dtype=torch.float64)
+    mask = (torch.rand(2, 50, 5, generator=g) < 0.5) if masked else torch.ones(2, 50, 5, dtype=torch.bool)
+    mask[..., 3] = not masked  # one label competes in no row
+    mask[..., 1] = True
+    w = torch.rand(2, 50, generator=g, dtype=torch.float64)
+    zero = torch.zeros(2, 50, dtype=torch.int64)
+    batch = Batch(torch.zeros(2, 50, 1), zero, zero, w, mask)
+    p = logits.masked_fill(~mask, -torch.inf).softmax(-1)
+    vectors = torch.stack(list(cotangents("exact", "cross_entropy", logits, batch, RandomStream(keys([0, 1], "f")))))
+    assert len(vectors) == (3 if masked else 4)
+    expected = w[..., None, None] * (torch.diag_embed(p) - p[..., None] * p[..., None, :])
+    found = torch.einsum("vsbi,vsbj->sbij", vectors, vectors)
+    assert (found - expected).abs().max() < 1e-15
+    # nor does a confident row lose its small entries
+    sure = found.diagonal(dim1=2, dim2=3)[..., 1]
+    torch.testing.assert_close(sure, w * p[..., 1] * (p.sum(-1) - p[..., 1]), rtol=1e-9, atol=1e-15)
+
+
+def test_two_labels_that_compete_take_one_backward_pass_and_one_label_has_no_information() -> None:
+    for competing in (2, 1):
+        masks = torch.tensor([c < competing for c in range(4)]).expand(1, 1, 4)
+        made = learner(MLP((6,), 4, (5, 3), "tanh", True), images(3, 6), labels(1, 3, competing), masks=masks)
+        with counting.counting() as counted:
+            F = diagonal(made, made.stream.tasks[0].train, "exact", stream_of(made))
+        assert counted["gradients"] == competing - 1
+        assert all((v > 0).any() == (competing > 1) for v in F.values())
 
 
 def test_squared_error_is_a_gaussian_of_variance_half_the_outputs() -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from harness import tree
 from harness.landscape import paths
 from harness.models.cnn import CNN
-from harness.models.layers import batch_norm
+from harness.models.maps import apart, batch_norm, together
 from harness.models.mlp import MLP
 from harness.optim import SGD
 from harness.rng import RandomStream, keys
@@ -92,8 +92,10 @@ def bn_net() -> tuple[Net, Tensor, Tensor]:
 
     def apply(p, buffers, x, t, *, train=False, key=None, record=False):  # type: ignore[no-untyped-def]
         z = (x @ p["w"])[..., None, None]
-        z, mean, var = batch_norm(z, p["gain"], p["shift"], buffers["mean"], buffers["var"], train)
-        return Out(z.flatten(2), {}, {"mean": mean, "var": var, "count": buffers["count"] + train})
+        scaled, mean, var = batch_norm(apart(z), p["gain"], p["shift"], buffers["mean"], buffers["var"], train)
+        return Out(
+            together(scaled, len(x)).flatten(2), {}, {"mean": mean, "var": var, "count": buffers["count"] + train}
+        )
 
     g = torch.Generator().manual_seed(0)
     params = {"w": torch.randn(2, 3, 4, dtype=F64, generator=g)}

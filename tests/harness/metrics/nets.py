@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 
 from harness.boundary import Boundary
 from harness.landscape.curvature import flatten, unflatten
-from harness.models.layers import batch_norm
+from harness.models.maps import apart, batch_norm, together
 from harness.types import Apply, Batch, Net, Out, Params
 
 
@@ -56,8 +56,8 @@ def normed(b: Boundary) -> Boundary:
     def apply(p, buffers, x, t, *, train=False, key=None, record=False):  # type: ignore[no-untyped-def]
         h = (x.double() @ p["fc1.weight"].mT)[..., None, None]
         one = torch.ones_like(p["fc1.bias"])
-        h, mean, var = batch_norm(h, one, p["fc1.bias"], buffers["mean"], buffers["var"], train)
-        h = h.flatten(2).relu() @ p["fc2.weight"].mT
+        scaled, mean, var = batch_norm(apart(h), one, p["fc1.bias"], buffers["mean"], buffers["var"], train)
+        h = together(scaled, len(h)).flatten(2).relu() @ p["fc2.weight"].mT
         return Out(h @ p["head.weight"].mT, {}, {"mean": mean, "var": var})
 
     def at(i: int) -> Params:

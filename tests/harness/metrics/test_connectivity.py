@@ -10,7 +10,7 @@ from torch import Tensor
 from harness import tree
 from harness.boundary import Boundary
 from harness.metrics.connectivity import COLUMNS, connectivity
-from harness.models.layers import batch_norm
+from harness.models.maps import apart, batch_norm, together
 from harness.types import Net, Out, Reading
 
 SETTINGS: dict[str, Any] = {"size": 30, "tasks": 5, "points": 5, "by_task": True}
@@ -142,8 +142,8 @@ def test_batch_norm_statistics_are_renewed_from_the_measured_rows_at_every_point
     def apply(p, buffers, x, t, *, train=False, key=None, record=False):  # type: ignore[no-untyped-def]
         h = (x.double() @ p["fc1.weight"].mT)[..., None, None]
         one = torch.ones_like(p["fc1.bias"])
-        h, mean, var = batch_norm(h, one, p["fc1.bias"], buffers["mean"], buffers["var"], train)
-        h = h.flatten(2).relu() @ p["fc2.weight"].mT
+        scaled, mean, var = batch_norm(apart(h), one, p["fc1.bias"], buffers["mean"], buffers["var"], train)
+        h = together(scaled, len(h)).flatten(2).relu() @ p["fc2.weight"].mT
         return Out(h @ p["head.weight"].mT, {}, {"mean": mean, "var": var})
 
     buffers = {"mean": torch.full((2, 10), 3.0).double(), "var": torch.full((2, 10), 9.0).double()}

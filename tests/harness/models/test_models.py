@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from harness import rng, tree
-from harness.models import layers
+from harness.models import layers, maps
 from harness.models.cnn import CNN
 from harness.models.mlp import MLP
 from harness.models.module import Module
@@ -214,18 +214,64 @@ def test_each_seed_is_the_plain_module(name: str, train: bool) -> None:
     assert all(torch.equal(buffers[k], before[k]) for k in buffers)
 
 
-@pytest.mark.parametrize("bias", [False, True])
-def test_the_grouped_convolution_of_a_gpu_is_the_loop_of_a_cpu(bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    x = rng.normal(key(1, 2, 3), 4, 2, 7, 7, dtype=torch.float64).requires_grad_()
-    w = rng.normal(key(4, 5, 6), 5, 2, 3, 3, dtype=torch.float64).requires_grad_()
-    b = rng.normal(key(7, 8, 9), 5, dtype=torch.float64) if bias else None
-    loop = layers.conv2d(x, w, b, 2, 1)
+CONVOLUTIONAL = [name for name in MODELS if "cnn" in name or "resnet" in name]
+
+
+@pytest.mark.parametrize("record", [False, True])
+@pytest.mark.parametrize("name", CONVOLUTIONAL)
+def test_seeds_side_by_side_as_on_a_gpu_are_seeds_apart(
+    name: str, record: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = MODELS[name]
+    params, buffers = start(model, 1, 2, 3)
+    params = leaves(params)
+    x, y, _ = data(1, 2, 3)
+    gates = {
+        u.act: rng.uniform(rng.fold(key(1, 2, 3), u.act), 6, u.size, dtype=torch.float64) + 0.5 for u in model.units
+    }
+    how = {"train": True, "key": key(4, 5, 6), "gates": gates, "record": record}
+    stacks: list[int] = []
+    stack = torch.stack
+    monkeypatch.setattr(torch, "stack", lambda *a, **k: [stacks.append(1), stack(*a, **k)][1])
+    loss, out = loss_of(model, params, buffers, x, y, **how)
+    apart = gradient(loss, params)
+    forward = len(stacks)
+    kept = dict(out.acts)
+    # two ways indeed: nothing but the input of the fully connected part is stacked, until an act is read
+    assert record or forward == 1
+    assert len(stacks) == forward + sum(v.dim() == 5 for v in kept.values())
     monkeypatch.setattr(Tensor, "is_cuda", True)
-    grouped = layers.conv2d(x, w, b, 2, 1)
-    assert loop.is_contiguous() and not grouped.is_contiguous()  # two ways indeed
-    close(grouped, loop, 1e-13)
-    for ours, theirs in zip(*(torch.autograd.grad(y.square().sum(), (x, w)) for y in (grouped, loop)), strict=True):
-        close(ours, theirs, 1e-12)
+    loss, beside = loss_of(model, params, buffers, x, y, **how)
+    assert len(stacks) == forward + sum(v.dim() == 5 for v in kept.values())
+    for part in ("acts", "buffers", "inputs", "preacts"):
+        ours, theirs = getattr(out, part), getattr(beside, part)
+        assert ours.keys() == theirs.keys()
+        for k in ours:
+            close(ours[k], theirs[k], 1e-12)
+    for k, g in gradient(loss, params).items():
+        close(apart[k], g, 1e-11)
+
+
+def test_a_gate_of_a_convolution_scales_both_channels_of_a_crelu_unit() -> None:
+    model = MODELS["cnn_crelu"]
+    params, buffers = start(model, 1, 2)
+    x, _, t = data(1, 2)
+    factor = rng.uniform(key(5, 6), 6, 4, dtype=torch.float64)
+    open_, gated = (model(params, buffers, x, t, gates=g).acts["conv1"] for g in (None, {"conv1": factor}))
+    for half in (slice(0, 4), slice(4, 8)):
+        close(gated[:, :, half], open_[:, :, half] * factor[..., None, None], 1e-14)
+
+
+def test_an_act_may_be_penalised() -> None:
+    model = MODELS["cnn"]
+    params = leaves(start(model, 1, 2)[0])
+    x, _, t = data(1, 2)
+    act = model(params, {}, x, t).acts["conv2"]
+    (grad,) = torch.autograd.grad(act.square().sum(), params["conv1.weight"])
+    for s in range(2):
+        row = leaves({k: v[s : s + 1] for k, v in params.items()})
+        alone = model(row, {}, x[s : s + 1], t[s : s + 1]).acts["conv2"]
+        close(grad[s : s + 1], torch.autograd.grad(alone.square().sum(), row["conv1.weight"])[0])
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -245,10 +291,11 @@ def test_a_gpu_computes_what_a_cpu_does(name: str) -> None:
 def test_running_statistics_of_any_layout_are_updated() -> None:
     x = rng.normal(key(1, 2), 4, 3, 2, 2)
     gain, mean = torch.ones(2, 3), torch.zeros(2, 3)
-    _, expected, _ = layers.batch_norm(x, gain, gain, mean, gain, True)
+    apart = maps.apart(x)
+    _, expected, _ = maps.batch_norm(apart, gain, gain, mean, gain, True)
     close(expected, 0.1 * x.mean((1, 3, 4)), 1e-6)
     for other in (torch.zeros(3, 2).mT, torch.zeros(1).expand(2, 3)):
-        close(layers.batch_norm(x, gain, gain, other, gain, True)[1], expected, 0)
+        close(maps.batch_norm(apart, gain, gain, other, gain, True)[1], expected, 0)
 
 
 def test_resnet18_has_the_known_number_of_parameters() -> None:
