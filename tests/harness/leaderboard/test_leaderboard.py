@@ -521,7 +521,7 @@ def test_eight_write_while_one_reads(tmp_path: Path) -> None:
 
 
 def test_reading_many_runs_costs_little_for_each(tmp_path: Path) -> None:
-    """Processor time; `python tests/benchmarks/leaderboard.py` makes and reads 2,000."""
+    """Processor time; `python -m tests.benchmarks leaderboard` makes and reads 2,000."""
     source = write(tmp_path / "one", "naive", [0.5, 0.6, 0.7, 0.5, 0.6])
     copies(source, tmp_path / "many", 200)
     leaderboard([tmp_path / "one"])  # imports
