@@ -3,14 +3,15 @@
     python -m tests.benchmarks growth [--axes seeds tasks] [--most 60] [--out results/scaling.md]
 
 Every point is the whole command line in a process of its own, with one thread: naive training with metrics=fast on
-permuted tasks of synthetic rows of 20 features (ten classes, each normal around a centre). Around a base of 5 seeds, two
-layers of 100 units, 5 tasks and 2,000 rows, one of these changes: an epoch a task, in steps of 32 rows. Every boundary
+permuted tasks of synthetic rows of 20 features (ten classes, each normal around a centre). The base is 5 seeds, two
+layers of 100 units, 5 tasks and 2,000 rows, an epoch a task in steps of 32 rows; one of these changes. Every boundary
 tests the last five tasks, except on the axis "tasks, all tested". Points that are in the JSON file beside the page are
-kept, so that an interrupted command goes on where it stopped. `--most` leaves out points that take longer (in seconds).
+kept, so an interrupted command goes on where it stopped. `--most` leaves out points that take longer (in seconds).
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -40,6 +41,7 @@ AXES: dict[str, dict[int, float]] = {
     "rows": {1000: 5, 10_000: 10, 100_000: 60, 1_000_000: 600},
 }
 BOUNDARY = ("metric", "checkpoint")  # parts of a boundary that are neither training nor testing
+NOISE = 2.0, 30.0  # seconds and MiB above the smallest run from which a difference counts
 NEAR = 1.2  # a local slope up to this is called linear
 
 
@@ -138,7 +140,7 @@ def growth(x: Sequence[float], y: Sequence[float], start: float, noise: float) -
         slope = sum((a - u) * (b - v) for a, b in above) / sum((a - u) ** 2 for a, _ in above)
     fixed = [a for a, b in zip(x, y) if b < 2 * start]
     known = [(a, b - start) for a, b in zip(x, y) if b - start > noise]
-    steep = [a for (a, b), (c, d) in zip(known, known[1:]) if log(d / b) > NEAR * log(c / a)]
+    steep = [a for (a, b), (c, d) in itertools.pairwise(known) if log(d / b) > NEAR * log(c / a)]
     return Growth(round(slope, 3), int(max(fixed)) if fixed else None, int(steep[0]) if steep else None)
 
 
@@ -149,8 +151,8 @@ def grown(lines: Sequence[Line]) -> Iterator[tuple[str, list[Line], Growth, Grow
         points = sorted((line for line in lines if line.axis == axis), key=lambda line: line.value)
         if points:
             x = [line.value for line in points]
-            time = growth(x, [line.cpu for line in points], start.cpu, 0.5)
-            yield axis, points, time, growth(x, [line.memory for line in points], start.memory, 20.0)
+            time = growth(x, [line.cpu for line in points], start.cpu, NOISE[0])
+            yield axis, points, time, growth(x, [line.memory for line in points], start.memory, NOISE[1])
 
 
 def page(lines: Sequence[Line], machine: dict[str, Any], figure: str) -> str:
@@ -162,8 +164,8 @@ def page(lines: Sequence[Line], machine: dict[str, Any], figure: str) -> str:
         "",
         f"CPU time and peak memory of a whole command as one setting changes around {base}, two layers of"
         f" {BASE['width']} units: naive training on permuted tasks of synthetic rows ({FEATURES} features, {CLASSES}"
-        f" classes), `metrics=fast`, an epoch a task in steps of {BATCH} rows, one thread. A boundary tests the last five"
-        ' tasks, and all tasks so far on the axis "tasks, all tested". Every point is one process.',
+        f" classes), `metrics=fast`, an epoch a task in steps of {BATCH} rows, one thread. A boundary tests the last"
+        ' five tasks, and all tasks so far on the axis "tasks, all tested". Every point is one process.',
         "",
         f"Made by `python -m tests.benchmarks growth` in {hours:.1f} CPU hours on {machine['cpu']}, {machine['cores']}"
         f" cores, torch {machine['torch']}; the machine was busy, which adds to CPU time.",
@@ -172,10 +174,11 @@ def page(lines: Sequence[Line], machine: dict[str, Any], figure: str) -> str:
         "",
         f"The smallest run (one seed, one task, three steps) takes {start.cpu:.1f} s and {start.memory:.0f} MiB, which"
         " slopes leave out: they are those of log (value - smallest run) against log setting, fitted to the points that"
-        " exceed it by 0.5 s or 20 MiB. Slope 1 is linear. A setting is fixed cost up to where the whole is less than"
-        f" twice the smallest run, and steeper from where a local slope exceeds {NEAR}.",
+        f" exceed it by {NOISE[0]:.0f} s or {NOISE[1]:.0f} MiB. Slope 1 is linear. Fixed costs prevail up to the last"
+        " setting that takes less than twice the smallest run; growth is steeper from where a local slope exceeds"
+        f" {NEAR}.",
         "",
-        "| axis | from, to | CPU s | slope | fixed up to | steeper from | MiB | slope | fixed up to | steeper from |",
+        "| axis | from, to | CPU s | slope | mostly fixed to | steeper from | MiB | slope | fixed to | steeper from |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for axis, points, time, memory in grown(lines):
@@ -189,8 +192,8 @@ def page(lines: Sequence[Line], machine: dict[str, Any], figure: str) -> str:
         "",
         "## A boundary of a long run",
         "",
-        "Median milliseconds of wall time at the last twenty boundaries, by the number of tasks. Metrics and checkpoint are"
-        " what a boundary costs apart from testing.",
+        "Median milliseconds of wall time at the last twenty boundaries, by the number of tasks. Metrics and checkpoint"
+        " are what a boundary costs apart from testing.",
         "",
         "| axis | tasks | metrics | checkpoint | testing |",
         "| --- | ---: | ---: | ---: | ---: |",
