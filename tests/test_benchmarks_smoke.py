@@ -4,6 +4,7 @@ That against Avalanche is run in test_avalanche_agrees.py, where Avalanche is im
 """
 
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from tests.benchmarks import __main__ as entry
-from tests.benchmarks import curvature, first, leaderboard, step, streams
+from tests.benchmarks import curvature, first, growth, leaderboard, step, streams
 
 
 @pytest.fixture(autouse=True)
@@ -127,6 +128,47 @@ def test_the_stream_benchmark_prints_the_updates_of_every_number_of_seeds(capsys
 def test_the_leaderboard_benchmark_reads_the_runs_it_made(capsys: pytest.CaptureFixture[str]) -> None:
     (line,) = leaderboard.main(["--runs", "3", "--rounds", "1"])
     assert line.runs == 3 and line.lines > 3 and line.cpu > 0 and line.peak > 10
+
+
+def test_growth_fits_the_law_that_the_points_follow() -> None:
+    x = [10, 30, 100, 300, 1000]
+    square = growth.growth(x, [7.0 + 1e-3 * v**2 for v in x], 7.0, 2.0)
+    assert square.slope == pytest.approx(2.0, abs=1e-3)
+    assert (square.fixed, square.steeper) == (30, 100)  # 10 and 30 add 0.1 and 0.9 to 7, below what counts
+    linear = growth.growth(x, [7.0 + 0.5 * v for v in x], 7.0, 2.0)
+    assert linear.slope == pytest.approx(1.0, abs=1e-3) and linear.steeper is None
+    flat = growth.growth(x, [7.0] * 5, 7.0, 2.0)
+    assert math.isnan(flat.slope) and flat.fixed == 1000
+
+
+def test_growth_keeps_the_points_it_has_and_writes_a_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run: list[tuple[str, int]] = []
+
+    def measured(axis: str, value: int) -> growth.Line:
+        if len(run) == 3:
+            raise KeyboardInterrupt
+        run.append((axis, value))
+        return growth.Line(axis, value, 6.0 + 0.1 * value, 500.0 + value, {"metric": 1.0, "checkpoint": 2.0})
+
+    monkeypatch.setattr(growth, "measured", measured)
+    command = ["--axes", "tasks", "--most", "100", "--out", str(tmp_path / "scaling.md")]
+    with pytest.raises(KeyboardInterrupt):
+        growth.main(command)
+    first = [*run]
+    run.clear()
+    lines = growth.main(command)
+    points = [("start", 1), *(("tasks", value) for value, about in growth.AXES["tasks"].items() if about <= 100)]
+    assert first + run == points and first == points[:3]  # none is run twice
+    assert [(line.axis, line.value) for line in lines] == points
+    page = (tmp_path / "scaling.md").read_text()
+    assert "](scaling.svg)" in page and (tmp_path / "scaling.svg").stat().st_size > 1000
+    assert "| tasks | 100 | 1.0 | 2.0 | nan |" in page  # parts of a boundary; testing was not timed
+
+
+@pytest.mark.nightly
+def test_growth_measures_a_run() -> None:
+    line = growth.measured("start", 1)
+    assert line.cpu > 0.5 and line.memory > 100 and line.boundary.keys() >= {"metric", "checkpoint", "evaluate"}
 
 
 @pytest.mark.nightly
