@@ -91,12 +91,12 @@ def test_boundary_gives_every_column_after_a_task_and_none_before(boundary) -> N
 
 @pytest.mark.parametrize("window", [1, 3, 9])
 def test_forgetting_by_its_definition_where_only_the_last_tasks_are_tested(window: int) -> None:
-    """Each entry by its formula; entries outside the window, and one inside it for one seed, are not measured."""
+    """Each entry by its formula; entries outside the window, and two inside it for one seed, are not measured."""
     T = 9
     r = torch.rand(2, T + 1, T, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     for i in range(T):
         r[:, i + 1, : max(0, i + 1 - window)] = NAN
-    r[1, 8, 7] = NAN
+    r[1, 8, 7] = r[1, 9, T - window] = NAN
     for t in range(T):
         found = transfer.forgetting_of_tasks(r, t)
         assert found.shape == (2, t)
