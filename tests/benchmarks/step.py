@@ -249,7 +249,7 @@ def main(arguments: Sequence[str] | None = None) -> list[Line]:
     parser.add_argument("--nets", nargs="*", default=list(CASES), choices=list(CASES))
     parser.add_argument("--methods", nargs="*", default=list(METHODS), choices=list(METHODS))
     parser.add_argument(
-        "--seeds", type=int, nargs="+", help="trained at once; 1 5 10, and 30 of 64-100-100, if not given"
+        "--seeds", type=int, nargs="+", help="at once; by default 1 5 10, and 30 for widths of 100"
     )
     parser.add_argument("--eager", action="store_true", help="compile nothing")
     parser.add_argument("--steps", type=int, default=100, help="of a turn of an MLP; fewer of the cnn and resnet18")
@@ -262,7 +262,7 @@ def main(arguments: Sequence[str] | None = None) -> list[Line]:
     found: list[Line] = []
     for name in options.nets:
         case = CASES[name]
-        seeds = options.seeds or (MANY if case.weight == 1 and case.batch == 32 else FEW)
+        seeds = options.seeds or (MANY if case in (by_hand.SMALL, MIDDLE) else FEW)
         contenders = [*of_net(case, options.rows, seeds, not options.eager)]
         found += _table(str(case), contenders, max(2, options.steps // case.weight), options.rounds)
     for name in options.methods:
