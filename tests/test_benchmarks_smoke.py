@@ -165,7 +165,13 @@ def test_growth_keeps_the_points_it_has_and_writes_a_page(tmp_path: Path, monkey
         if len(run) == 3:
             raise RuntimeError("stopped")
         run.append((axis, value))
-        return growth.Line(axis, value, 6.0 + 0.1 * value, 500.0 + value, {"metric": 1.0, "checkpoint": 2.0})
+        return growth.Line(
+            axis,
+            value,
+            6.0 + 0.1 * value,
+            500.0 + value,
+            {"metric": 1.0, "checkpoint": 2.0, "evaluate": 1.0, "train": 4.0},
+        )
 
     monkeypatch.setattr(growth, "measured", measured)
     command = ["--axes", "tasks", "--most", "100", "--out", str(tmp_path / "scaling.md")]
@@ -179,7 +185,7 @@ def test_growth_keeps_the_points_it_has_and_writes_a_page(tmp_path: Path, monkey
     assert [(line.axis, line.value) for line in lines] == points
     page = (tmp_path / "scaling.md").read_text()
     assert "](scaling.svg)" in page and (tmp_path / "scaling.svg").stat().st_size > 1000
-    assert "| tasks | 100 | 1.0 | 2.0 | nan |" in page  # parts of a boundary; testing was not timed
+    assert "| tasks | 100 | 0.75 | 0.25 |" in page  # parts of a boundary over training
 
 
 @pytest.mark.nightly

@@ -248,9 +248,7 @@ def main(arguments: Sequence[str] | None = None) -> list[Line]:
     parser = timing.parser(__doc__, rounds=15)
     parser.add_argument("--nets", nargs="*", default=list(CASES), choices=list(CASES))
     parser.add_argument("--methods", nargs="*", default=list(METHODS), choices=list(METHODS))
-    parser.add_argument(
-        "--seeds", type=int, nargs="+", help="at once; by default 1 5 10, and 30 for widths of 100"
-    )
+    parser.add_argument("--seeds", type=int, nargs="+", help="at once; by default 1 5 10, and 30 for widths of 100")
     parser.add_argument("--eager", action="store_true", help="compile nothing")
     parser.add_argument("--steps", type=int, default=100, help="of a turn of an MLP; fewer of the cnn and resnet18")
     parser.add_argument("--rows", type=int, default=12_000, help="training rows; fewer of the cnn and resnet18")
