@@ -97,6 +97,7 @@ def measured(axis: str, value: int) -> Line:
             if started.returncode:
                 raise RuntimeError(f"{axis} {value}: failed; {(folder / 'log').read_text()[-500:]}")
         (run,) = (folder / "runs").glob("*/*/*")
+        # a process begins with the memory of this one, which is less than any run's
         memory = usage.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
         return Line(axis, value, usage.ru_utime + usage.ru_stime, memory, last_boundaries(run))
 
