@@ -4,12 +4,10 @@ Importing it takes seconds and warns about newer libraries than its own, hence o
 """
 
 import math
-import runpy
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -45,6 +43,7 @@ from strategies.si import SI
 from tasks.datasets import Dataset, load
 from tasks.permuted import permuted
 from tasks.split import split
+from tests.benchmarks import versus_avalanche
 from tests.observer import Blind
 from tests.toy import OneStage
 
@@ -583,9 +582,7 @@ def test_icarl_reaches_the_same_accuracy_to_within_a_margin(avalanche: Any) -> N
 
 def test_the_benchmark_against_avalanche_runs(avalanche: Any, capsys: pytest.CaptureFixture[str]) -> None:
     threads = torch.get_num_threads()
-    script = Path(__file__).parent / "benchmarks" / "versus_avalanche.py"
-    main = runpy.run_path(str(script))["main"]
-    lines = main(
+    lines = versus_avalanche.main(
         ["--dataset", "digits", "--feed", "tensors", "--rounds", "1", "--widths", "10", "--threads", str(threads)]
     )
     assert [line.method for line in lines] == ["naive", "replay", "ewc"]

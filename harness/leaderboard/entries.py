@@ -209,7 +209,7 @@ def started(folders: Sequence[Path], notes: list[str]) -> dict[Place, list[store
 
 def missing(interrupted: Sequence[store.Run], found: Sequence[Entry]) -> list[Entry]:
     """Runs that started and did not finish, unless the same strategy finished elsewhere with these seeds."""
-    have = [(spec_of(run), set(e.seeds)) for e in found for run in e.runs]
+    have = [(spec_of(run), set(e.seeds)) for e in found for run in e.runs] if interrupted else []
     left = [r for r in interrupted if not any(spec_of(r) == spec and set(r.manifest["seeds"]) <= s for spec, s in have)]
     nothing = {score.name: np.array([], dtype=np.float64) for score in SCORES}
     names = [(entry_of(run.manifest), run.manifest["strategy"]) for run in left]

@@ -47,9 +47,10 @@ def overall(boards: Sequence[Board], baseline: str) -> tuple[Standing, ...]:
         np.stack([sign * entries[label].scores[by] for label in whole]) for entries in complete
     ]  # [whole, seeds]
     rank = np.mean([stats.ranks(x.mean(1)) for x in stacked], 0)
-    drawn = [stats.resampled_ranks(x, seed=i) for i, x in enumerate(stacked)]
+    # added up board by board: all boards' draws together would be the largest thing in memory
+    drawn = sum((stats.resampled_ranks(x, seed=i) for i, x in enumerate(stacked)), np.zeros(1)) / len(stacked)
     several = min(x.shape[1] for x in stacked) > 1
-    between = np.stack(stats.limits(np.mean(drawn, 0).T), 1)
+    between = np.stack(stats.limits(drawn.T), 1)
     base = whole.index(baseline) if baseline in whole else None
     made = []
     for i, label in enumerate(whole):

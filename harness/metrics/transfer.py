@@ -49,9 +49,19 @@ def transfer(b: Boundary) -> Readings:
         "forward_transfer": forward_transfer(b.accuracy, b.t),
         "online_accuracy": b.online.mean(1),
     }
-    if b.t:
-        found["forgetting_task"] = Reading(per_task, axis="task", coords=range(b.t))
+    first = first_tested(b.accuracy, b.t)
+    if first < b.t:
+        found["forgetting_task"] = Reading(per_task[:, first:], axis="task", coords=range(first, b.t))
     return found
+
+
+def first_tested(r: Tensor, t: int) -> int:
+    """The first task tested after task t: later than 0 on a long stream whose last tasks alone are tested.
+
+    >>> first_tested(torch.tensor([[[0.1, 0.2], [0.9, 0.3], [float("nan"), 0.8]]]), 1)
+    1
+    """
+    return int((~r[:, t + 1, : t + 1].isnan()).any(0).int().argmax())
 
 
 def average_accuracy(r: Tensor, t: int) -> Tensor:
@@ -78,7 +88,12 @@ def forgetting_of_tasks(r: Tensor, t: int) -> Tensor:
     """
     if t == 0:
         return r[:, 0, :0]
-    return torch.stack([r[:, j + 1 : t + 1, j].amax(1) - r[:, t + 1, j] for j in range(t)], 1)
+    now = r[:, t + 1, :t]
+    first = first_tested(r, t)
+    best = torch.full_like(now, -torch.inf)
+    for i in range(first, t):  # row by row: columns of a large matrix are slow to read
+        best[:, first : i + 1] = best[:, first : i + 1].maximum(r[:, i + 1, first : i + 1])
+    return best - now
 
 
 def backward_transfer(r: Tensor, t: int) -> Tensor:

@@ -67,6 +67,7 @@ class Recorder:
         self.chosen = {t for t in range(total) if measured(t, total, every)}
         self.accuracy = torch.full((learner.S, total + 1, total), math.nan, dtype=torch.float64)
         self.loss = self.accuracy.clone()
+        self.tested: dict[int, list[int]] = {}  # row of both -> its tasks that were tested
         self.least = torch.full_like(self.accuracy[:, 0], math.inf)  # lowest score of each old task within later ones
         self.random = learner.random("probe")
         self.trained_score: Tensor | None = None
@@ -155,6 +156,7 @@ class Recorder:
                 net, stream.tasks[j].test, size=self.evaluation.batch_size, samples=self.evaluation.samples
             )
             self.accuracy[:, now + 1, j], self.loss[:, now + 1, j] = score.cpu(), loss.cpu()
+            self.tested.setdefault(now + 1, []).append(j)
         self.trained_score = None
         if now in self.chosen and self.fresh is not None and not learner.net.same(net):
             self.trained_score = trained_score(learner, stream.tasks[now], self.evaluation)
@@ -237,11 +239,11 @@ class Recorder:
     def commit(self, now: int) -> None:
         """Hand over the boundary's rows, its net, and the state that a resumed run needs."""
         stream, samples = self.learner.stream, self.evaluation.samples
-        for j, task in enumerate(stream.tasks):
+        for j in self.tested.get(now + 1, []):
             score, loss = self.accuracy[:, now + 1, j], self.loss[:, now + 1, j]
             if score.isnan().all():
                 continue
-            size = task.test.size.tolist()
+            size = stream.tasks[j].test.size.tolist()
             n = size if samples is None else [min(rows, samples) for rows in size]
             about: Any = {"boundary": now, "task": j, "split": stream.split}
             self.sink.write("accuracy", accuracy_rows(self.learner.seeds, **about, score=score, loss=loss, n=n))
@@ -257,18 +259,25 @@ class Recorder:
     # --- state --------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
+        cells = torch.tensor([[i, j] for i, tasks in self.tested.items() for j in tasks], dtype=torch.int64).view(-1, 2)
         return {
             "learner": self.learner.state_dict(),
             "strategy": self.strategy.state_dict(),
-            "accuracy": self.accuracy,
-            "loss": self.loss,
+            # of the matrices what was tested: the whole would grow with the square of the tasks, at every boundary
+            "tested": cells,
+            "accuracy": self.accuracy[:, cells[:, 0], cells[:, 1]],
+            "loss": self.loss[:, cells[:, 0], cells[:, 1]],
             "least": self.least,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.learner.load_state_dict(state["learner"])
         self.strategy.load_state_dict(state["strategy"])
-        self.accuracy, self.loss, self.least = (state[k].clone() for k in ("accuracy", "loss", "least"))
+        row, task = state["tested"].T
+        self.accuracy[:, row, task], self.loss[:, row, task] = state["accuracy"], state["loss"]
+        for i, j in state["tested"].tolist():
+            self.tested.setdefault(i, []).append(j)
+        self.least = state["least"].clone()
 
 
 def _numel(learner: Learner) -> int:

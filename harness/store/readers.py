@@ -209,7 +209,7 @@ def read(runs: Sequence[Run], name: str, columns: Sequence[str], where: Where | 
             room -= table.num_rows
             parts.setdefault(tuple(table.column_names), []).append((i, table))
         for names, found in parts.items():
-            table = pa.concat_tables([part for _, part in found])
+            table = pa.concat_tables([part for _, part in found]).combine_chunks()  # else each chunk is filtered apart
             owner = np.repeat([i for i, _ in found], [part.num_rows for _, part in found])
             owner = pa.DictionaryArray.from_arrays(pa.array(owner, pa.int32()), ids)
             table = table.set_column(names.index("run_id"), "run_id", owner)  # smaller than the texts

@@ -1,6 +1,6 @@
 """Time and error of our curvature numbers beside those of curvlinops: one net, one probe, one machine.
 
-    python tests/benchmarks/curvature.py [--rounds 3] [--threads 1 [--cpu-time]] [--nets 784-100-100 784-400-400]
+    python -m tests.benchmarks curvature [--rounds 3] [--threads 1 [--cpu-time]] [--nets 784-100-100 784-400-400]
 
 The nets are trained first, in float32. curvlinops gets the same weights and rows, its operator is made beforehand and
 untimed, without its check for determinism; of ours the graph of the gradient is part of every time. The truth is dense
@@ -14,8 +14,6 @@ alike; unknown on a large net). Contenders take turns.
 
 from __future__ import annotations
 
-import argparse
-import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -48,8 +46,9 @@ from harness.optim import SGD
 from harness.types import Batch, Loss, Params
 from tasks.datasets import load
 from tasks.permuted import permuted
+from tests.benchmarks import timing
+from tests.benchmarks.timing import clock
 
-clock = time.perf_counter
 K, DENSE, POINTS, WIDTH = 5, 2000, 400, 0.02
 
 
@@ -268,22 +267,15 @@ def per_seed(name: str, case: Case, many: int, training: int, rows: int, rounds:
 
 
 def main(arguments: Sequence[str] | None = None) -> list[Line]:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = timing.parser(__doc__, rounds=3)
     parser.add_argument("--nets", nargs="+", default=["64-16-16", "784-100-100", "784-400-400"])
-    parser.add_argument("--rounds", type=int, default=3, help="how often each contender has its turn")
     parser.add_argument("--training", type=int, default=300, help="steps that the nets are trained for")
     parser.add_argument("--rows", type=int, default=512, help="of the probe")
     parser.add_argument("--seeds", type=int, default=10, help="measured at once in the last line of a net")
     parser.add_argument("--steps", type=int, default=40, help="of each quadrature")
     parser.add_argument("--vectors", type=int, default=2, help="of the spectrum")
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0: as torch finds them")
-    parser.add_argument("--cpu-time", action="store_true", help="time on the CPU: for a busy machine, with --threads 1")
     options = parser.parse_args(arguments)
-    global clock
-    clock = time.process_time if options.cpu_time else time.perf_counter
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, medians of {options.rounds} rounds")
+    timing.begin(options)
     found: list[Line] = []
     for name in options.nets:
         case = trained(name, 1, options.training, options.rows)

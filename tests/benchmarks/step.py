@@ -1,27 +1,30 @@
-"""Cost of a training step against hand-written PyTorch that does the same work, one net at a time.
+"""A training step: eager and compiled, for several numbers of seeds, beside loops written by hand.
 
-    python tests/benchmarks/step.py [--rounds 15] [--steps 100] [--threads 1 [--cpu-time]]
+    python -m tests.benchmarks step [--nets 64-100-100 cnn] [--seeds 1 10] [--methods ewc] [--threads 1 [--cpu-time]]
+
+Of each net, the contenders are a plain PyTorch loop ("by hand"), the same loop with its whole step compiled ("by hand,
+compiled": gathering the rows, forward, backward and SGD are one graph, random draws are made outside), vmap of
+functional_call, and ours, eager and compiled, for each number of seeds. Of each method, on 784-100-100 with one seed:
+the loop by hand and ours, both eager and compiled. Numbers are microseconds for one step of one net.
 
 All contenders take turns in one process; every ratio is a median over the rounds, of times that stand beside each
 other. Ours is the whole loop as a run has it: order, batches, strategy, optimizer, and the recorder's share of a step.
-What a strategy does at a task's end is not a step. Absolute times are one machine's and mean little.
+What a strategy does at a task's end is not a step, and compiling is not part of any time.
 """
 
 from __future__ import annotations
 
-import argparse
-import time
-from collections.abc import Callable, Sequence
+import inspect
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from math import isnan, nan
 from statistics import median
+from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
 
-from harness import loop, rng, tree
+from harness import loop, tree
 from harness.learner import Budget, Learner
-from harness.models.mlp import MLP
 from harness.optim import SGD
 from harness.record.evaluation import Evaluation
 from harness.record.recorder import Recorder
@@ -32,168 +35,20 @@ from harness.types import Aux, Batch, GradFn, Params, Step, Stream, Task
 from strategies.cbp import CBP
 from strategies.ewc import EWC
 from strategies.replay import Replay
+from tests.benchmarks import by_hand, timing
+from tests.benchmarks.by_hand import CASES, MATURITY, MIDDLE, Case
+from tests.benchmarks.timing import clock
 
 Run = Callable[[int], float]  # trains so many steps; seconds
-clock = time.perf_counter
-LR, CAPACITY, STRENGTH, RHO = 0.01, 500, 1.0, 0.05
-DECAY, RATE, MATURITY = 0.99, 1e-3, 100
-
-
-@dataclass(frozen=True)
-class Case:
-    """A net and a batch size."""
-
-    sizes: tuple[int, ...]
-    batch: int
-
-    def __str__(self) -> str:
-        return f"{'-'.join(map(str, self.sizes))} batch {self.batch}"
-
-
-SMALL, MIDDLE, LARGE = Case((64, 100, 100, 10), 32), Case((784, 100, 100, 10), 128), Case((784, 400, 400, 10), 128)
-
-
-def samples(case: Case, rows: int) -> tuple[Tensor, Tensor]:
-    key = rng.keys([0], "benchmark")
-    return rng.normal(key, rows, case.sizes[0])[0], rng.integers(key, case.sizes[-1], rows)[0]
-
-
-# --- by hand ----------------------------------------------------------------------------------------
-
-
-class Bare:
-    """One net, trained as one would write it down for this method and nothing else."""
-
-    def __init__(self, case: Case, rows: int) -> None:
-        self.x, self.y = samples(case, rows)
-        self.batch, self.position = case.batch, rows
-        self.linear = [nn.Linear(a, b) for a, b in zip(case.sizes, case.sizes[1:])]
-        modules: list[nn.Module] = []
-        for layer in self.linear:
-            modules += [layer, nn.ReLU()]
-        self.net = nn.Sequential(*modules[:-1])
-        self.optimizer = torch.optim.SGD(self.net.parameters(), lr=LR)
-        self.prepare()
-
-    def prepare(self) -> None: ...
-
-    def fresh(self) -> tuple[Tensor, Tensor]:
-        """The next batch; a new order for every pass."""
-        if self.position + self.batch > len(self.x):
-            self.order, self.position = torch.randperm(len(self.x)), 0
-        index = self.order[self.position : self.position + self.batch]
-        self.position += self.batch
-        return self.x[index], self.y[index]
-
-    def step(self) -> None:
-        x, y = self.fresh()
-        self.optimizer.zero_grad()
-        F.cross_entropy(self.net(x), y).backward()
-        self.optimizer.step()
-
-    def __call__(self, steps: int) -> float:
-        began = clock()
-        for _ in range(steps):
-            self.step()
-        return clock() - began
-
-
-class BareEWC(Bare):
-    def prepare(self) -> None:
-        self.parameters = list(self.net.parameters())
-        self.anchor = [p.detach().clone() for p in self.parameters]
-        self.fisher = [torch.rand_like(p) for p in self.parameters]
-
-    def step(self) -> None:
-        x, y = self.fresh()
-        self.optimizer.zero_grad()
-        loss = F.cross_entropy(self.net(x), y)
-        penalty = sum((f * (p - a) ** 2).sum() for p, a, f in zip(self.parameters, self.anchor, self.fisher))
-        (loss + STRENGTH / 2 * penalty).backward()
-        self.optimizer.step()
-
-
-class BareReplay(Bare):
-    """Reservoir, as many replayed rows as fresh ones, each half with its own mean."""
-
-    def prepare(self) -> None:
-        self.seen = len(self.x)
-        self.mx, self.my = self.x[:CAPACITY].clone(), self.y[:CAPACITY].clone()
-
-    def step(self) -> None:
-        x, y = self.fresh()
-        held = torch.randperm(len(self.mx))[: self.batch]
-        self.optimizer.zero_grad()
-        z = self.net(torch.cat([x, self.mx[held]]))
-        loss = F.cross_entropy(z[: len(x)], y) + F.cross_entropy(z[len(x) :], self.my[held])
-        loss.backward()
-        self.optimizer.step()
-        slot = (torch.rand(len(x)) * torch.arange(self.seen + 1, self.seen + len(x) + 1)).long()
-        self.seen += len(x)
-        keep = slot < len(self.mx)
-        self.mx[slot[keep]], self.my[slot[keep]] = x[keep], y[keep]
-
-
-class BareCBP(Bare):
-    def prepare(self) -> None:
-        hidden = self.linear[:-1]
-        self.utility = [torch.zeros(layer.out_features) for layer in hidden]
-        self.age = [torch.zeros(layer.out_features) for layer in hidden]
-        self.due = [0.0 for _ in hidden]
-
-    def step(self) -> None:
-        x, y = self.fresh()
-        self.optimizer.zero_grad()
-        acts = []
-        for layer in self.linear[:-1]:
-            x = torch.relu(layer(x))
-            acts.append(x)
-        F.cross_entropy(self.linear[-1](x), y).backward()
-        self.optimizer.step()
-        with torch.no_grad():
-            for i, act in enumerate(acts):
-                self.replace(i, act)
-
-    def replace(self, i: int, act: Tensor) -> None:
-        own, reader, utility, age = self.linear[i], self.linear[i + 1], self.utility[i], self.age[i]
-        age += 1
-        utility.mul_(DECAY).add_(act.abs().mean(0) * reader.weight.abs().sum(0), alpha=1 - DECAY)
-        mature = age > MATURITY
-        self.due[i] += RATE * float(mature.sum())
-        while self.due[i] >= 1:
-            self.due[i] -= 1
-            unit = int(torch.where(mature, utility / (1 - DECAY**age), torch.inf).argmin())
-            bound = own.in_features**-0.5
-            own.weight[unit].uniform_(-bound, bound)
-            own.bias[unit] = 0
-            reader.weight[:, unit] = 0
-            utility[unit] = age[unit] = 0
-            mature[unit] = False
-
-
-class BareSAM(Bare):
-    def prepare(self) -> None:
-        self.parameters = list(self.net.parameters())
-
-    def step(self) -> None:
-        x, y = self.fresh()
-        self.optimizer.zero_grad()
-        F.cross_entropy(self.net(x), y).backward()
-        with torch.no_grad():
-            grads = [p.grad for p in self.parameters if p.grad is not None]
-            length = torch.stack([g.square().sum() for g in grads]).sum().sqrt()
-            uphill = [RHO / length * g for g in grads]
-            for p, e in zip(self.parameters, uphill):
-                p.add_(e)
-        self.optimizer.zero_grad()
-        F.cross_entropy(self.net(x), y).backward()
-        with torch.no_grad():
-            for p, e in zip(self.parameters, uphill):
-                p.sub_(e)
-        self.optimizer.step()
+COMPILES = "compiled" in inspect.signature(loop.train).parameters
 
 
 # --- ours -------------------------------------------------------------------------------------------
+
+
+def trained(learner: Learner, chain: Chain, observer: loop.Observer, compiled: bool) -> None:
+    how: dict[str, Any] = {"compiled": True} if compiled else {}
+    loop.train(learner, chain, observer, **how)
 
 
 class DoublePass(Strategy):
@@ -202,7 +57,7 @@ class DoublePass(Strategy):
     def grad(self, learner: Learner, inner: GradFn) -> GradFn:
         def uphill(params: Params, batch: Batch) -> tuple[Params, Aux]:
             g, aux = inner(params, batch)
-            return inner(tree.add(params, g, RHO / tree.norm(g)), batch)[0], aux
+            return inner(tree.add(params, g, by_hand.RHO / tree.norm(g)), batch)[0], aux
 
         return uphill
 
@@ -226,22 +81,24 @@ class Stopwatch(Recorder):
 class Ours:
     """The harness with `seeds` nets at once."""
 
-    def __init__(self, case: Case, rows: int, seeds: int = 1, strategy: Strategy | None = None) -> None:
-        x, y = samples(case, rows)
-        every = torch.arange(rows).expand(seeds, -1)
+    def __init__(
+        self, case: Case, rows: int, seeds: int = 1, strategy: Strategy | None = None, compiled: bool = False
+    ) -> None:
+        x, y = case.samples(rows)
+        every = torch.arange(len(x)).expand(seeds, -1)
         zero = torch.zeros(seeds, 1, dtype=torch.int64)
-        source = Rows(x, every, y.expand(seeds, -1), zero, torch.full((seeds,), rows))
-        task = Task(0, source, source, source, rows)
-        stream = Stream("benchmark", 1, "domain", (task,), x.shape[1:], case.sizes[-1], tuple(range(seeds)), "")
-        model = MLP(stream.shape, stream.outputs, case.sizes[1:-1])
-        self.batch, self.chain = case.batch, Chain([strategy] if strategy else [])
-        self.learner = Learner(model, stream, SGD(lr=LR), Budget(batch_size=case.batch))
+        source = Rows(x, every, y.expand(seeds, -1), zero, torch.full((seeds,), len(x)))
+        task = Task(0, source, source, source, len(x))
+        stream = Stream("benchmark", 1, "domain", (task,), case.shape, by_hand.OUTPUTS, tuple(range(seeds)), "")
+        self.batch, self.compiled = case.batch, compiled
+        self.chain = Chain([strategy] if strategy else [])
+        self.learner = Learner(case.ours(), stream, SGD(lr=by_hand.LR), Budget(batch_size=case.batch))
         self.watch = Stopwatch(self.learner, self.chain, {}, Evaluation(), InMemory())
         loop.prepare(self.learner, self.chain)
 
     def __call__(self, steps: int) -> float:
         self.learner.budget = Budget(steps=steps, batch_size=self.batch)
-        loop.train(self.learner, self.chain, self.watch)
+        trained(self.learner, self.chain, self.watch, self.compiled)
         return self.watch.seconds
 
 
@@ -255,108 +112,169 @@ class Penalised(EWC):
     def end(self, learner: Learner, task: Task) -> None: ...
 
 
-def methods(batch: int) -> dict[str, tuple[type[Bare], Callable[[], Strategy]]]:
-    """Each method by hand and in the harness, with the same settings."""
-    return {
-        "ewc": (
-            BareEWC,
-            lambda: Penalised(strength=STRENGTH, mode="separate", gamma=1.0, fisher="exact", samples=None),
+@dataclass(frozen=True)
+class Method:
+    """A method by hand and in the harness, with the same settings."""
+
+    eager: type[by_hand.Bare]
+    compiled: type[by_hand.Compiled] | None
+    ours: Callable[[], Strategy]
+
+
+METHODS = {
+    "ewc": Method(
+        by_hand.BareEWC,
+        by_hand.CompiledEWC,
+        lambda: Penalised(strength=by_hand.STRENGTH, mode="separate", gamma=1.0, fisher="exact", samples=None),
+    ),
+    "replay": Method(
+        by_hand.BareReplay,
+        by_hand.CompiledReplay,
+        lambda: Replay(
+            capacity=by_hand.CAPACITY,
+            batch_size=MIDDLE.batch,
+            policy="reservoir",
+            weighting="sum",
+            fill="step",
+            replacement=False,
         ),
-        "replay": (
-            BareReplay,
-            lambda: Replay(
-                capacity=CAPACITY,
-                batch_size=batch,
-                policy="reservoir",
-                weighting="sum",
-                fill="step",
-                replacement=False,
-            ),
+    ),
+    "cbp": Method(
+        by_hand.BareCBP,
+        None,
+        lambda: CBP(
+            rate=by_hand.RATE, maturity=MATURITY, decay=by_hand.DECAY, utility="contribution", bias_transfer=False
         ),
-        "cbp": (
-            BareCBP,
-            lambda: CBP(rate=RATE, maturity=MATURITY, decay=DECAY, utility="contribution", bias_transfer=False),
-        ),
-        "double pass": (BareSAM, DoublePass),
-    }
+    ),
+    "sam": Method(by_hand.BareSAM, by_hand.CompiledSAM, DoublePass),
+}
 
 
 # --- the table --------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
+class Contender:
+    """`run` trains `seeds` nets; its time for each is compared with that of `beside` (one net), and with a budget."""
+
+    what: str
+    run: Run
+    beside: Run
+    seeds: int = 1
+    budget: float = nan
+
+
+@dataclass(frozen=True)
 class Line:
-    """One row of the table: microseconds a step and net, and the ratio that has a budget."""
+    """One row of the table: microseconds for a step of one net, and their ratio, which may have a budget."""
 
     case: str
     what: str
-    ours: float
-    by_hand: float
+    seeds: int
+    time: float
+    beside: float
     ratio: float
     budget: float
 
 
-def compare(case: str, bare: Run, ours: dict[str, tuple[Run, int, float]], steps: int, rounds: int) -> list[Line]:
-    """Contenders name -> (run, nets it trains, budget), in turns with `bare`."""
-    times: dict[str, list[float]] = {name: [] for name in ours}
-    reference: list[float] = []
-    for run in (bare, *(run for run, _, _ in ours.values())):
-        run(min(steps, 2 * MATURITY))  # caches, memories and maturity
+OURS, COMPILED, HAND = "ours", "ours, compiled", "by hand, compiled"
+# a net's step over that of the eager loop by hand
+BUDGETS = {
+    ("64-100-100", OURS, 10): 0.40,
+    ("784-100-100", OURS, 1): 1.25,
+    ("784-100-100", OURS, 10): 1.10,
+    ("784-400-400", OURS, 1): 1.15,
+    ("784-400-400", OURS, 10): 1.10,
+    ("64-100-100", COMPILED, 1): 0.40,
+    ("64-100-100", COMPILED, 10): 0.20,
+    ("784-100-100", COMPILED, 1): 0.75,
+    ("784-400-400", COMPILED, 1): 0.85,
+}
+METHOD, COMPILED_METHOD = 1.3, 1.25  # over the same method by hand, eager and compiled
+FEW, MANY = (1, 5, 10), (1, 5, 10, 30)
+
+
+def compare(case: str, contenders: Sequence[Contender], steps: int, rounds: int) -> list[Line]:
+    """Each contender and the run beside it, in turns."""
+    runs = {id(run): run for c in contenders for run in (c.beside, c.run)}
+    for run in runs.values():
+        run(min(steps, 2 * MATURITY))  # caches, memories, maturity and compiling
+    times: list[list[tuple[float, float]]] = [[] for _ in contenders]
     for i in range(rounds):
         # each ratio is of neighbours in time, and both orders take turns
-        for name, (run, nets, _) in ours.items():
-            pair = [run, bare] if i % 2 else [bare, run]
-            taken = {id(r): r(steps) for r in pair}
-            times[name].append(taken[id(run)] / nets)
-            reference.append(taken[id(bare)])
+        for found, c in zip(times, contenders):
+            taken = {id(run): run(steps) for run in ([c.beside, c.run] if i % 2 else [c.run, c.beside])}
+            found.append((taken[id(c.run)] / c.seeds, taken[id(c.beside)]))
     lines = []
-    for k, (name, (_, _, budget)) in enumerate(ours.items()):
-        beside = reference[k :: len(ours)]
-        ratio = median(a / b for a, b in zip(times[name], beside))
-        a, b = (1e6 * median(v) / steps for v in (times[name], beside))
-        lines.append(Line(case, name, a, b, ratio, budget))
+    for found, c in zip(times, contenders):
+        own, other = (1e6 * median(values) / steps for values in zip(*found))
+        lines.append(Line(case, c.what, c.seeds, own, other, median(a / b for a, b in found), c.budget))
     return lines
 
 
+def of_net(case: Case, rows: int, seeds: Sequence[int], compiles: bool) -> Iterator[Contender]:
+    """Everything that trains this net, beside the eager loop by hand."""
+    bare = by_hand.Bare(case, rows)
+    if compiles:
+        yield Contender(HAND, by_hand.Compiled(case, rows), bare)
+    for s in seeds:
+        yield Contender("vmap", by_hand.Vectorised(case, rows, s), bare, s)
+    for what in (OURS, COMPILED) if compiles and COMPILES else (OURS,):
+        for s in seeds:
+            run = Ours(case, rows, s, compiled=what == COMPILED)
+            yield Contender(what, run, bare, s, BUDGETS.get((case.name, what, s), nan))
+
+
+def of_method(name: str, rows: int, compiles: bool) -> Iterator[Contender]:
+    """A method, eager beside the eager loop by hand, compiled beside the compiled one."""
+    method = METHODS[name]
+    bare = method.eager(MIDDLE, rows)
+    yield Contender(f"{name}, ours", Ours(MIDDLE, rows, strategy=method.ours()), bare, budget=METHOD)
+    if compiles and method.compiled:
+        hand = method.compiled(MIDDLE, rows)
+        yield Contender(f"{name}, by hand, compiled", hand, bare)
+        if COMPILES:
+            run = Ours(MIDDLE, rows, strategy=method.ours(), compiled=True)
+            yield Contender(f"{name}, ours, compiled", run, hand, budget=COMPILED_METHOD)
+
+
+def shown(line: Line) -> str:
+    budget = "" if isnan(line.budget) else f"{line.budget:>9.2f}" + ("" if line.ratio <= line.budget else "  OVER")
+    times = f"{line.time:>12.1f}{line.beside:>12.1f}{line.ratio:>8.2f}"
+    return f"{line.case:<24}{line.what:<26}{line.seeds:>6}{times}{budget}"
+
+
 def main(arguments: Sequence[str] | None = None) -> list[Line]:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=15, help="how often each contender has its turn")
-    parser.add_argument("--steps", type=int, default=100, help="steps of a turn")
-    parser.add_argument("--rows", type=int, default=12_000, help="training rows")
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0: as torch finds them")
-    parser.add_argument("--cpu-time", action="store_true", help="time on the CPU: for a busy machine, with --threads 1")
+    parser = timing.parser(__doc__, rounds=15)
+    parser.add_argument("--nets", nargs="*", default=list(CASES), choices=list(CASES))
+    parser.add_argument("--methods", nargs="*", default=list(METHODS), choices=list(METHODS))
+    parser.add_argument("--seeds", type=int, nargs="+", help="at once; by default 1 5 10, and 30 for widths of 100")
+    parser.add_argument("--eager", action="store_true", help="compile nothing")
+    parser.add_argument("--steps", type=int, default=100, help="of a turn of an MLP; fewer of the cnn and resnet18")
+    parser.add_argument("--rows", type=int, default=12_000, help="training rows; fewer of the cnn and resnet18")
     options = parser.parse_args(arguments)
-    global clock
-    clock = time.process_time if options.cpu_time else time.perf_counter
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    turn = {"steps": options.steps, "rounds": options.rounds}
-    rows = options.rows
-    torch.manual_seed(0)
+    timing.begin(options)
+    if not (COMPILES or options.eager):
+        print("ours, compiled: not available in this version")
+    print(f"{'net':<24}{'what':<26}{'seeds':>6}{'µs a net':>12}{'beside µs':>12}{'ratio':>8}{'at most':>9}")
     found: list[Line] = []
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, medians of {options.rounds} rounds")
-    print(f"{'net':<28}{'what':<14}{'ours µs':>10}{'by hand µs':>12}{'ratio':>8}{'at most':>9}")
-
-    def show(lines: list[Line]) -> None:
-        for line in lines:
-            verdict = "" if line.ratio <= line.budget else "  OVER"
-            print(
-                f"{line.case:<28}{line.what:<14}{line.ours:>10.1f}{line.by_hand:>12.1f}"
-                f"{line.ratio:>8.2f}{line.budget:>9.2f}{verdict}",
-                flush=True,
-            )
-        found.extend(lines)
-
-    for case, alone, shared in ((SMALL, None, 0.4), (MIDDLE, 1.25, 1.1), (LARGE, 1.15, 1.1)):
-        runs: dict[str, tuple[Run, int, float]] = {}
-        if alone:
-            runs["naive"] = Ours(case, rows), 1, alone
-        runs["naive, of 10"] = Ours(case, rows, seeds=10), 10, shared
-        show(compare(str(case), Bare(case, rows), runs, **turn))
-    for name, (bare, part) in methods(MIDDLE.batch).items():
-        run = Ours(MIDDLE, rows, strategy=part())
-        show(compare(str(MIDDLE), bare(MIDDLE, rows), {name: (run, 1, 1.3)}, **turn))
+    for name in options.nets:
+        case = CASES[name]
+        seeds = options.seeds or (MANY if case in (by_hand.SMALL, MIDDLE) else FEW)
+        contenders = [*of_net(case, options.rows, seeds, not options.eager)]
+        found += _table(str(case), contenders, max(2, options.steps // case.weight), options.rounds)
+    for name in options.methods:
+        contenders = [*of_method(name, options.rows, not options.eager)]
+        found += _table(str(MIDDLE), contenders, options.steps, options.rounds)
     return found
+
+
+def _table(case: str, contenders: Sequence[Contender], steps: int, rounds: int) -> list[Line]:
+    lines = compare(case, contenders, steps, rounds)
+    for line in lines:
+        print(shown(line), flush=True)
+    torch._dynamo.reset()  # it compiles a function only a few times
+    return lines
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Updates a second on the long streams, all seeds together, beside a bare PyTorch loop that trains one net.
 
-    python -m tests.benchmarks.streams [--rounds 15] [--steps 1000] [--threads 1 [--cpu-time]]
+    python -m tests.benchmarks streams [--rounds 15] [--steps 1000] [--threads 1 [--cpu-time]]
 
 Slowly-changing regression at the published settings (20-5-1, SGD, batch 1), and online permuted inputs of 784 values
 (784-100-100-10, SGD, batch 1 and 16). Ours is the whole loop as a run has it, with order, permutation and recorder; the
@@ -10,10 +10,8 @@ median over the rounds, of times that stand beside each other: time for one net'
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import math
-import time
 from collections.abc import Callable, Sequence
 
 import torch
@@ -31,8 +29,9 @@ from harness.types import Stream
 from tasks.datasets import Dataset
 from tasks.permuted import permuted
 from tasks.slowly_changing_regression import slowly_changing_regression
-from tests.benchmarks import step
-from tests.benchmarks.step import Line, Stopwatch, compare
+from tests.benchmarks import timing
+from tests.benchmarks.step import Contender, Line, Stopwatch, compare
+from tests.benchmarks.timing import clock
 
 LR = 0.01
 Make = Callable[[tuple[int, ...], int], Stream]
@@ -54,7 +53,7 @@ class Bare:
         self.loss = F.mse_loss if stream.loss == "mse" else F.cross_entropy
 
     def __call__(self, steps: int) -> float:
-        began = step.clock()
+        began = clock()
         for _ in range(steps):
             if self.at + self.batch > len(self.x):
                 self.at = 0
@@ -63,7 +62,7 @@ class Bare:
             self.loss(self.net(self.x[rows]), self.y[rows]).backward()
             self.optimizer.step()
             self.at += self.batch
-        return step.clock() - began
+        return clock() - began
 
 
 class Ours:
@@ -95,18 +94,11 @@ def online(seeds: tuple[int, ...], rows: int) -> Stream:
 
 
 def main(arguments: Sequence[str] | None = None) -> list[Line]:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=15, help="how often each contender has its turn")
+    parser = timing.parser(__doc__, rounds=15)
     parser.add_argument("--steps", type=int, default=1000, help="steps of a turn")
     parser.add_argument("--rows", type=int, default=10_000, help="training rows of the task")
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0: as torch finds them")
-    parser.add_argument("--cpu-time", action="store_true", help="time on the CPU: for a busy machine, with --threads 1")
     options = parser.parse_args(arguments)
-    step.clock = time.process_time if options.cpu_time else time.perf_counter
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    torch.manual_seed(0)
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, medians of {options.rounds} rounds")
+    timing.begin(options)
     print(f"{'stream':<32}{'seeds':>6}{'updates/s':>12}{'bare loop':>12}{'times as many':>15}{'at least':>10}")
     found: list[Line] = []
     cases: list[tuple[str, Make, tuple[int, ...], int, dict[int, float]]] = [
@@ -115,12 +107,16 @@ def main(arguments: Sequence[str] | None = None) -> list[Line]:
         ("online permuted, batch 16", online, (100, 100), 16, {1: math.nan, 30: math.nan}),
     ]
     for name, make, widths, batch, least in cases:
-        runs = {str(s): (Ours(make(tuple(range(s)), options.rows), widths, batch), s, 1 / k) for s, k in least.items()}
-        for line in compare(name, Bare(make((0,), options.rows), widths, batch), runs, options.steps, options.rounds):
+        bare = Bare(make((0,), options.rows), widths, batch)
+        contenders = [
+            Contender("ours", Ours(make(tuple(range(s)), options.rows), widths, batch), bare, s, 1 / k)
+            for s, k in least.items()
+        ]
+        for line in compare(name, contenders, options.steps, options.rounds):
             wanted = 1 / line.budget
             goal = "" if math.isnan(wanted) else f"{wanted:>10.0f}" + ("  UNDER" if 1 / line.ratio < wanted else "")
-            rates = f"{1e6 / line.ours:>12,.0f}{1e6 / line.by_hand:>12,.0f}"
-            print(f"{name:<32}{line.what:>6}{rates}{1 / line.ratio:>15.1f}{goal}", flush=True)
+            rates = f"{1e6 / line.time:>12,.0f}{1e6 / line.beside:>12,.0f}"
+            print(f"{name:<32}{line.seeds:>6}{rates}{1 / line.ratio:>15.1f}{goal}", flush=True)
             found.append(line)
     return found
 

@@ -1,6 +1,6 @@
 """Training plus evaluation after each task, against Avalanche 0.6 on split Fashion-MNIST.
 
-    python tests/benchmarks/versus_avalanche.py [--rounds 3] [--threads 1 [--cpu-time]]
+    python -m tests.benchmarks versus_avalanche [--rounds 3] [--threads 1 [--cpu-time]]
 
 Five class-incremental tasks, one epoch, batch 128, SGD, the same MLP, one seed. Avalanche runs its own SplitFMNIST
 (--feed images: each sample an image that its transforms turn into a tensor) or, which suits it better, a benchmark of
@@ -12,11 +12,9 @@ EWC's is another quantity in either (its Fisher is of batch means, ours of each 
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import struct
 import tempfile
-import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -39,10 +37,11 @@ from strategies.ewc import EWC
 from strategies.replay import Replay
 from tasks.datasets import Dataset, load
 from tasks.split import split
+from tests.benchmarks import timing
+from tests.benchmarks.timing import clock
 
 LR, BATCH, CAPACITY, STRENGTH = 0.05, 128, 500, 1.0
 TASKS = 5
-clock = time.perf_counter
 Contender = Callable[[], float]  # trains and evaluates from scratch; mean accuracy over tasks at the end
 AT_LEAST = {("naive", 100): 12.0, ("naive", 400): 6.0}  # how many times faster
 
@@ -95,9 +94,9 @@ def images(stream: Stream, data: Dataset, folder: Path) -> Any:
 
     raw = folder / "FashionMNIST" / "raw"
     raw.mkdir(parents=True)
-    pixels = (data.x * 0.3530 + 0.2860).mul(255).round().to(torch.uint8).view(-1, 28, 28)
     for part, index in (("train", data.train), ("t10k", data.test)):
-        for name, values in (("images-idx3", pixels[index]), ("labels-idx1", data.y[index].to(torch.uint8))):
+        pixels = (data.x[index] * 0.3530 + 0.2860).mul(255).round().to(torch.uint8).view(-1, 28, 28)
+        for name, values in (("images-idx3", pixels), ("labels-idx1", data.y[index].to(torch.uint8))):
             head = struct.pack(f">{1 + values.dim()}I", 0x0800 + values.dim(), *values.shape)
             (raw / f"{part}-{name}-ubyte").write_bytes(head + values.numpy().tobytes())
     order = [c for task in stream.tasks for c in classes(task, data)]
@@ -164,24 +163,16 @@ def methods() -> dict[str, Callable[[], list[Strategy]]]:
 
 
 def main(arguments: Sequence[str] | None = None) -> list[Line]:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3, help="how often each contender has its turn")
+    parser = timing.parser(__doc__, rounds=3)
     parser.add_argument("--dataset", default="fashion_mnist")
     parser.add_argument("--feed", default="images", choices=["images", "tensors"], help="images: fashion_mnist only")
     parser.add_argument("--widths", type=int, nargs="+", default=[100, 400], help="units of both hidden layers")
     parser.add_argument("--methods", nargs="+", default=list(methods()), choices=list(methods()))
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0: as torch finds them")
-    parser.add_argument("--cpu-time", action="store_true", help="time on the CPU: for a busy machine, with --threads 1")
     options = parser.parse_args(arguments)
-    global clock
-    clock = time.process_time if options.cpu_time else time.perf_counter
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    torch.manual_seed(0)
+    timing.begin(options)
     data = load(options.dataset, val=0.0)
     stream = split(dataset=data, seeds=[0], scenario="class", classes="all", n_tasks=TASKS, fixed=False)
     found: list[Line] = []
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, medians of {options.rounds} rounds")
     print(f"{'method':<10}{'widths':>9}{'ours s':>9}{'avalanche s':>13}{'times faster':>14}{'at least':>10}", end="")
     print(f"{'accuracy, ours and theirs':>28}")
     with warnings.catch_warnings(record=True), tempfile.TemporaryDirectory() as folder:

@@ -87,3 +87,22 @@ def test_boundary_gives_every_column_after_a_task_and_none_before(boundary) -> N
     for name in ("forgetting", "backward_transfer", "forward_transfer", "online_accuracy"):
         alone = first[name]
         assert isinstance(alone, Tensor) and alone.isnan().all()
+
+
+@pytest.mark.parametrize("window", [1, 3, 9])
+def test_forgetting_by_its_definition_where_only_the_last_tasks_are_tested(window: int) -> None:
+    """Each entry by its formula; entries outside the window, and two inside it for one seed, are not measured."""
+    T = 9
+    r = torch.rand(2, T + 1, T, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for i in range(T):
+        r[:, i + 1, : max(0, i + 1 - window)] = NAN
+    r[1, 8, 7] = r[1, 9, T - window] = NAN
+    for t in range(T):
+        found = transfer.forgetting_of_tasks(r, t)
+        assert found.shape == (2, t)
+        for s in range(2):
+            for j in range(t):
+                scores = [float(r[s, i + 1, j]) for i in range(j, t + 1)]
+                unknown = any(map(math.isnan, scores))
+                expected = NAN if unknown else max(scores[:-1]) - scores[-1]
+                assert float(found[s, j]) == pytest.approx(expected, nan_ok=True), (s, t, j)

@@ -96,6 +96,28 @@ def column(table: dict[str, list[Any]], value: str, **where: Any) -> list[Any]:
     return [v for v, *keys in rows if keys == list(where.values())]
 
 
+def test_a_loaded_state_holds_what_was_tested_and_is_saved_again_unchanged() -> None:
+    """After three of five tasks, each tested with its neighbours: a second interruption must lose nothing either."""
+    s = stream("domain")
+    learner = Learner(settings(s)["model"], s, SGD(lr=0.1), Budget(steps=2, batch_size=10))
+    whole, other = (
+        Recorder(learner, Chain([]), {}, Evaluation(tasks=2, samples=20), InMemory(), gap=False) for _ in range(2)
+    )
+    loop.prepare(learner, Chain([]))
+    whole.initial()
+    for _, _ in zip(range(3), loop.by_task(learner, Chain([]), whole)):
+        pass
+    state = whole.state_dict()
+    known = [(0, 0), (1, 0), (1, 1), (2, 0), (2, 1), (2, 2), (3, 1), (3, 2), (3, 3)]
+    assert state["tested"].tolist() == [list(cell) for cell in known]
+    assert state["accuracy"].shape == state["loss"].shape == (len(SEEDS), len(known))
+    other.load_state_dict(state)
+    for name in ("accuracy", "loss", "least"):
+        torch.testing.assert_close(getattr(other, name), getattr(whole, name), rtol=0, atol=0, equal_nan=True)
+    again = other.state_dict()
+    assert all(torch.equal(again[name], state[name]) for name in ("tested", "accuracy", "loss"))
+
+
 # --- accuracy -------------------------------------------------------------------------------------
 
 
