@@ -14,16 +14,15 @@ What a strategy does at a task's end is not a step, and compiling is not part of
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import isnan, nan
 from statistics import median
-from typing import Any
 
 import torch
 
 from harness import loop, tree
+from harness.compiling.step import CompiledStep, tracing
 from harness.learner import Budget, Learner
 from harness.optim import SGD
 from harness.record.evaluation import Evaluation
@@ -40,15 +39,9 @@ from tests.benchmarks.by_hand import CASES, MATURITY, MIDDLE, Case
 from tests.benchmarks.timing import clock
 
 Run = Callable[[int], float]  # trains so many steps; seconds
-COMPILES = "compiled" in inspect.signature(loop.train).parameters
 
 
 # --- ours -------------------------------------------------------------------------------------------
-
-
-def trained(learner: Learner, chain: Chain, observer: loop.Observer, compiled: bool) -> None:
-    how: dict[str, Any] = {"compiled": True} if compiled else {}
-    loop.train(learner, chain, observer, **how)
 
 
 class DoublePass(Strategy):
@@ -90,15 +83,18 @@ class Ours:
         source = Rows(x, every, y.expand(seeds, -1), zero, torch.full((seeds,), len(x)))
         task = Task(0, source, source, source, len(x))
         stream = Stream("benchmark", 1, "domain", (task,), case.shape, by_hand.OUTPUTS, tuple(range(seeds)), "")
-        self.batch, self.compiled = case.batch, compiled
+        self.batch = case.batch
         self.chain = Chain([strategy] if strategy else [])
         self.learner = Learner(case.ours(), stream, SGD(lr=by_hand.LR), Budget(batch_size=case.batch))
         self.watch = Stopwatch(self.learner, self.chain, {}, Evaluation(), InMemory())
         loop.prepare(self.learner, self.chain)
+        if compiled:
+            self.learner.compiled = CompiledStep(self.learner, print)
 
     def __call__(self, steps: int) -> float:
         self.learner.budget = Budget(steps=steps, batch_size=self.batch)
-        trained(self.learner, self.chain, self.watch, self.compiled)
+        with tracing():
+            loop.train(self.learner, self.chain, self.watch)
         return self.watch.seconds
 
 
@@ -219,7 +215,7 @@ def of_net(case: Case, rows: int, seeds: Sequence[int], compiles: bool) -> Itera
         yield Contender(HAND, by_hand.Compiled(case, rows), bare)
     for s in seeds:
         yield Contender("vmap", by_hand.Vectorised(case, rows, s), bare, s)
-    for what in (OURS, COMPILED) if compiles and COMPILES else (OURS,):
+    for what in (OURS, COMPILED) if compiles else (OURS,):
         for s in seeds:
             run = Ours(case, rows, s, compiled=what == COMPILED)
             yield Contender(what, run, bare, s, BUDGETS.get((case.name, what, s), nan))
@@ -233,9 +229,8 @@ def of_method(name: str, rows: int, compiles: bool) -> Iterator[Contender]:
     if compiles and method.compiled:
         hand = method.compiled(MIDDLE, rows)
         yield Contender(f"{name}, by hand, compiled", hand, bare)
-        if COMPILES:
-            run = Ours(MIDDLE, rows, strategy=method.ours(), compiled=True)
-            yield Contender(f"{name}, ours, compiled", run, hand, budget=COMPILED_METHOD)
+        run = Ours(MIDDLE, rows, strategy=method.ours(), compiled=True)
+        yield Contender(f"{name}, ours, compiled", run, hand, budget=COMPILED_METHOD)
 
 
 def shown(line: Line) -> str:
@@ -254,8 +249,6 @@ def main(arguments: Sequence[str] | None = None) -> list[Line]:
     parser.add_argument("--rows", type=int, default=12_000, help="training rows; fewer of the cnn and resnet18")
     options = parser.parse_args(arguments)
     timing.begin(options)
-    if not (COMPILES or options.eager):
-        print("ours, compiled: not available in this version")
     print(f"{'net':<24}{'what':<26}{'seeds':>6}{'µs a net':>12}{'beside µs':>12}{'ratio':>8}{'at most':>9}")
     found: list[Line] = []
     for name in options.nets:
