@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -86,12 +87,23 @@ def form_of(batch: Batch) -> tuple[Any, ...]:
 
 @contextmanager
 def tracing() -> Iterator[None]:
-    """Tell torch to trace the gradients inside a step, and what to take for an input rather than a constant."""
+    """Tell torch to trace the gradients inside a step, and what to take for an input rather than a constant.
+
+    Its own warnings are kept back: `CompiledStep` says in a line what they say in twenty.
+    """
     import torch._dynamo
 
     compiler: Any = torch.compiler.config
-    with torch._dynamo.config.patch(trace_autograd_ops=True), compiler.patch(dynamic_sources=COUNTERS):
-        yield
+    loggers = [logging.getLogger(name) for name in ("torch._dynamo", "torch.utils.cpp_extension")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with torch._dynamo.config.patch(trace_autograd_ops=True), compiler.patch(dynamic_sources=COUNTERS):
+            yield
+    finally:
+        for logger, level in zip(loggers, levels):
+            logger.setLevel(level)
 
 
 def untraceable(error: Exception) -> bool:
