@@ -27,7 +27,7 @@ from typing import Any, NoReturn
 from harness import ROOT
 
 IMPORTED = (
-    *("torch", "hydra.main", "pandas", "pyarrow.parquet", "sklearn.datasets", "scipy.stats", "rich.progress"),
+    *("torch", "hydra.main", "pandas", "pyarrow.parquet", "scipy.stats", "rich.progress"),
     *("torch.fx.experimental.symbolic_shapes", "torch.func"),  # imported by the first gradient otherwise
     *("harness.cli", "harness.jobs.job", "harness.jobs.sweep", "harness.config.preflight"),
     *("harness.finished.card", "harness.leaderboard", "harness.contract.check"),

@@ -14,8 +14,7 @@ import time
 import traceback
 from pathlib import Path
 
-import pyarrow.parquet  # noqa: F401  here and not in each child, as the next
-import sklearn.datasets  # noqa: F401
+import pyarrow.parquet  # noqa: F401  here and not in each child
 from hydra import compose, initialize_config_dir
 
 from harness import store
