@@ -14,16 +14,15 @@ What a strategy does at a task's end is not a step, and compiling is not part of
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import isnan, nan
 from statistics import median
-from typing import Any
 
 import torch
 
 from harness import loop, tree
+from harness.compiling.step import CompiledStep, tracing
 from harness.learner import Budget, Learner
 from harness.optim import SGD
 from harness.record.evaluation import Evaluation
@@ -40,15 +39,10 @@ from tests.benchmarks.by_hand import CASES, MATURITY, MIDDLE, Case
 from tests.benchmarks.timing import clock
 
 Run = Callable[[int], float]  # trains so many steps; seconds
-COMPILES = "compiled" in inspect.signature(loop.train).parameters
+TURNS = 64  # before ours begins anew
 
 
 # --- ours -------------------------------------------------------------------------------------------
-
-
-def trained(learner: Learner, chain: Chain, observer: loop.Observer, compiled: bool) -> None:
-    how: dict[str, Any] = {"compiled": True} if compiled else {}
-    loop.train(learner, chain, observer, **how)
 
 
 class DoublePass(Strategy):
@@ -63,23 +57,25 @@ class DoublePass(Strategy):
 
 
 class Stopwatch(Recorder):
-    """The recorder of a real run, less what it does at a boundary."""
+    """The recorder of a real run, less what it does at a boundary. A task's first step, never compiled, has no time."""
 
     def start(self, task: Task) -> None:
         super().start(task)
-        self.began = clock()
+        self.entered = clock()
 
     def step(self, step: Step, aux: Aux) -> None:
         super().step(step, aux)
         if self.learner.steps == self.learner.planned:
             self.online.flush()
-            self.seconds = clock() - self.began
+            self.seconds = (clock() - self.entered) * self.learner.planned / max(1, self.learner.planned - 1)
+        elif self.learner.steps == 1:
+            self.entered = clock()
 
     def end(self, task: Task) -> None: ...
 
 
 class Ours:
-    """The harness with `seeds` nets at once."""
+    """The harness with `seeds` nets at once; each turn is a task of a stream whose tasks are the same."""
 
     def __init__(
         self, case: Case, rows: int, seeds: int = 1, strategy: Strategy | None = None, compiled: bool = False
@@ -88,17 +84,22 @@ class Ours:
         every = torch.arange(len(x)).expand(seeds, -1)
         zero = torch.zeros(seeds, 1, dtype=torch.int64)
         source = Rows(x, every, y.expand(seeds, -1), zero, torch.full((seeds,), len(x)))
-        task = Task(0, source, source, source, len(x))
-        stream = Stream("benchmark", 1, "domain", (task,), case.shape, by_hand.OUTPUTS, tuple(range(seeds)), "")
-        self.batch, self.compiled = case.batch, compiled
-        self.chain = Chain([strategy] if strategy else [])
+        tasks = tuple(Task(t, source, source, source, len(x)) for t in range(TURNS))
+        stream = Stream("benchmark", 1, "domain", tasks, case.shape, by_hand.OUTPUTS, tuple(range(seeds)), "")
+        self.batch, self.chain = case.batch, Chain([strategy] if strategy else [])
         self.learner = Learner(case.ours(), stream, SGD(lr=by_hand.LR), Budget(batch_size=case.batch))
+        if compiled:
+            self.learner.compiled = CompiledStep(self.learner, print)
         self.watch = Stopwatch(self.learner, self.chain, {}, Evaluation(), InMemory())
         loop.prepare(self.learner, self.chain)
+        self.turns: Iterator[None] = iter(())
 
     def __call__(self, steps: int) -> float:
         self.learner.budget = Budget(steps=steps, batch_size=self.batch)
-        trained(self.learner, self.chain, self.watch, self.compiled)
+        with tracing():
+            if next(self.turns, self) is self:
+                self.turns = loop.by_task(self.learner, self.chain, self.watch)
+                next(self.turns)
         return self.watch.seconds
 
 
@@ -219,7 +220,7 @@ def of_net(case: Case, rows: int, seeds: Sequence[int], compiles: bool) -> Itera
         yield Contender(HAND, by_hand.Compiled(case, rows), bare)
     for s in seeds:
         yield Contender("vmap", by_hand.Vectorised(case, rows, s), bare, s)
-    for what in (OURS, COMPILED) if compiles and COMPILES else (OURS,):
+    for what in (OURS, COMPILED) if compiles else (OURS,):
         for s in seeds:
             run = Ours(case, rows, s, compiled=what == COMPILED)
             yield Contender(what, run, bare, s, BUDGETS.get((case.name, what, s), nan))
@@ -233,9 +234,8 @@ def of_method(name: str, rows: int, compiles: bool) -> Iterator[Contender]:
     if compiles and method.compiled:
         hand = method.compiled(MIDDLE, rows)
         yield Contender(f"{name}, by hand, compiled", hand, bare)
-        if COMPILES:
-            run = Ours(MIDDLE, rows, strategy=method.ours(), compiled=True)
-            yield Contender(f"{name}, ours, compiled", run, hand, budget=COMPILED_METHOD)
+        run = Ours(MIDDLE, rows, strategy=method.ours(), compiled=True)
+        yield Contender(f"{name}, ours, compiled", run, hand, budget=COMPILED_METHOD)
 
 
 def shown(line: Line) -> str:
@@ -254,8 +254,6 @@ def main(arguments: Sequence[str] | None = None) -> list[Line]:
     parser.add_argument("--rows", type=int, default=12_000, help="training rows; fewer of the cnn and resnet18")
     options = parser.parse_args(arguments)
     timing.begin(options)
-    if not (COMPILES or options.eager):
-        print("ours, compiled: not available in this version")
     print(f"{'net':<24}{'what':<26}{'seeds':>6}{'µs a net':>12}{'beside µs':>12}{'ratio':>8}{'at most':>9}")
     found: list[Line] = []
     for name in options.nets:
