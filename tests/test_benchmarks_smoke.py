@@ -183,6 +183,7 @@ def test_growth_keeps_the_points_it_has_and_writes_a_page(tmp_path: Path, monkey
     assert [(line.axis, line.value) for line in lines] == points
     page = (tmp_path / "scaling.md").read_text()
     assert "](scaling.svg)" in page and (tmp_path / "scaling.svg").stat().st_size > 1000
+    assert "rows 1,000;" in page and "tasks 1,000;" in page and "tasks 100;" not in page  # not run
     assert "| tasks | 100 | 0.75 | 0.25 |" in page  # parts of a boundary over training
 
 
