@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, stack_module_state, vmap
 
 from harness import rng
+from harness.compiling.step import tracing
 from harness.models.cnn import CNN
 from harness.models.mlp import MLP
 from harness.models.resnet18 import ResNet18
@@ -259,7 +259,7 @@ class Compiled(Bare):
         self.run(self.next(), *self.draws())
 
     def __call__(self, steps: int) -> float:
-        with traced():
+        with tracing():
             return super().__call__(steps)
 
     def draws(self) -> tuple[Tensor, ...]:
@@ -273,19 +273,6 @@ class Compiled(Bare):
         with torch.no_grad():
             for p, g in zip(self.parameters, grads):
                 p.sub_(g, alpha=LR)
-
-
-@contextlib.contextmanager
-def traced() -> Iterator[None]:
-    """Let torch.compile trace torch.autograd.grad, which it does only if asked."""
-    import torch._dynamo.config as config
-
-    was = config.trace_autograd_ops
-    config.trace_autograd_ops = True
-    try:
-        yield
-    finally:
-        config.trace_autograd_ops = was
 
 
 class CompiledEWC(Compiled, BareEWC):

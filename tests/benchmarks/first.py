@@ -1,6 +1,6 @@
 """Seconds that a user waits for the first commands, each in a process that starts afresh.
 
-    python -m tests.benchmarks.first [--rounds 3] [SETTING ...]
+    python -m tests.benchmarks first [--rounds 3] [SETTING ...]
 
 The run is `strategy=ewc` as it is by default, in a results folder of its own; further settings shorten it. It is
 followed by the same command, which finds it finished, by `show`, `ls` and `--help`. Every command but the run is timed
