@@ -133,8 +133,8 @@ class Joined(NamedTuple):
 
 def cat(a: Batch, b: Batch) -> Joined:
     """The rows of `a`, then those of `b`; the key is that of `a`."""
-    mask = None
-    if a.mask is not None or b.mask is not None:
+    mask = a.mask
+    if a.mask is not b.mask or (mask is not None and mask.shape[1] > 1):
         outputs = next(m.shape[-1] for m in (a.mask, b.mask) if m is not None)
         mask = torch.cat([_dense_mask(a, outputs), _dense_mask(b, outputs)], 1)
     x, y, t, w = (torch.cat([getattr(a, n), getattr(b, n)], 1) for n in ("x", "y", "t", "w"))
@@ -240,6 +240,7 @@ class Stream:
     announced: bool = True  # False: the strategy does not learn when a task begins or ends
     split: str = "test"  # or val: each task's `test` holds its validation rows
     info: dict[str, Any] = field(default_factory=dict)  # settings, for the manifest
+    _seen: dict[int, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def mask(self, t: Tensor, now: int) -> Tensor | None:
         """Outputs that compete for rows of task id `t` [S, B] while task `now` is current."""
@@ -250,7 +251,9 @@ class Stream:
             return self.masks[rows.expand(len(t), 1) if len(self.masks) > 1 else 0, t]
         if self.classes == "all":
             return None
-        return self.masks[:, : now + 1].any(1)[:, None]  # [S or 1, 1, C]
+        if now not in self._seen:  # one object for a task: `cat` sees that all rows share it
+            self._seen[now] = self.masks[:, : now + 1].any(1)[:, None]
+        return self._seen[now]  # [S or 1, 1, C]
 
 
 @dataclass(frozen=True)

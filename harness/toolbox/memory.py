@@ -11,6 +11,7 @@ from harness.rng import RandomStream, uniform
 
 POLICIES = ("reservoir", "class_balanced", "ring")
 ROWS = 2**38  # rows whose age a ring can tell apart, with 2**15 queues: float64 has 53 bits
+SMALL = 2**17  # bytes of offered rows that are copied sooner than sorted out
 
 
 class Memory:
@@ -144,6 +145,11 @@ class Memory:
 
     def _write(self, fields: dict[str, Tensor], rank: Tensor, slot: Tensor, source: Tensor) -> None:
         target, flat = _flat(slot, self.capacity + 1), _flat(source, rank.shape[1])
+        # a full reservoir rejects most rows: to find the others costs less than to copy all, if these are large and
+        # there is no GPU that would have to wait for their number
+        if not slot.is_cuda and sum(v.nbytes for v in fields.values()) > SMALL:
+            stored = (slot < self.capacity).flatten()
+            target, flat = target.masked_select(stored), flat.masked_select(stored)
         for k, v in fields.items():
             self._data[k].flatten(0, 1).index_copy_(0, target, v.flatten(0, 1).index_select(0, flat))
         if self._rank.numel():

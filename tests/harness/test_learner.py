@@ -146,6 +146,27 @@ def test_loss_and_gradient_are_those_of_a_torch_net_per_seed_on_fresh_and_replay
     assert all(torch.equal(g, grads[k]) for k, g in learner.task_grad(learner.params, batch).items())
 
 
+def test_rows_that_share_one_mask_keep_it_and_others_get_a_row_each() -> None:
+    s = stream("class")
+    learner = make(s)
+    learner.enter(s.tasks[1])
+    position = torch.tensor([[0, 3, 2], [1, 1, 4], [5, 0, 2]])
+    fresh, held = (learner.make_batch(*s.tasks[i].train.take(position)) for i in (1, 0))
+    assert cat(fresh, held).batch.mask is fresh.mask
+    learner.enter(s.tasks[2])
+    later = learner.make_batch(*s.tasks[2].train.take(position))
+    for a, b in ((fresh, later), (later, fresh), (fresh, replace(held, mask=None))):
+        mask = cat(a, b).batch.mask
+        assert mask is not None and mask.shape == (3, 6, 6)
+        for part, rows in ((a, slice(0, 3)), (b, slice(3, 6))):
+            expected = torch.ones(3, 3, 6, dtype=torch.bool) if part.mask is None else part.mask.expand(3, 3, 6)
+            assert torch.equal(mask[:, rows], expected)
+    own_rows = stream("task")  # here each row has a mask; one batch joined with itself has twice as many
+    learner = make(own_rows)
+    batch = learner.make_batch(*own_rows.tasks[1].train.take(position))
+    assert batch.mask is not None and cat(batch, batch).batch.mask.shape == (3, 6, 6)  # type: ignore[union-attr]
+
+
 def test_mean_squared_error_is_the_mean_over_outputs() -> None:
     s = regression()
     learner = make(s)

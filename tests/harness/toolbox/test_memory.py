@@ -37,6 +37,18 @@ def fill(m: Memory, S: int, sizes: list[int], y: Tensor | None = None) -> None:
         start += b
 
 
+@pytest.mark.parametrize("policy", POLICIES)
+def test_rejected_rows_that_are_sorted_out_leave_the_same_memory(policy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    copied, sorted_out = (memory(9, policy, range(4)) for _ in range(2))
+    sizes = [5, 1, 7, 30, 2, 40, 1, 1]
+    fill(copied, 4, sizes)
+    monkeypatch.setattr("harness.toolbox.memory.SMALL", 0)
+    fill(sorted_out, 4, sizes)
+    for k, v in copied.rows().items():
+        assert torch.equal(v, sorted_out.rows()[k])
+    assert torch.equal(copied._rank[:, :9], sorted_out._rank[:, :9])
+
+
 def algorithm_r(capacity: int, u: Tensor) -> list[int]:
     """Vitter's algorithm, one row after the other, on the same uniform numbers."""
     held: list[int] = []
