@@ -36,13 +36,15 @@ class Out(NamedTuple):
 
     def detach(self) -> Out:
         """The same values without the graph behind them."""
-        rest = ({k: v.detach() for k, v in part.items()} for part in self[1:])
-        return Out(self.logits.detach(), *rest)
+        return self._each(lambda v: v.detach())
 
     def to(self, dtype: torch.dtype) -> Out:
         """The same values in another precision."""
-        rest = ({k: v.to(dtype) if v.is_floating_point() else v for k, v in part.items()} for part in self[1:])
-        return Out(self.logits.to(dtype), *rest)
+        return self._each(lambda v: v.to(dtype) if v.is_floating_point() else v)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Out:
+        parts = (p.each(change) if hasattr(p, "each") else {k: change(v) for k, v in p.items()} for p in self[1:])
+        return Out(change(self.logits), *parts)
 
 
 class How(TypedDict, total=False):

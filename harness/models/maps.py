@@ -47,6 +47,11 @@ class Acts(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self.parts)
 
+    def each(self, change: Callable[[Tensor], Tensor]) -> Acts:
+        """The same with every tensor changed, not yet put together."""
+        changed = {k: change(v) if isinstance(v, Tensor) else [*map(change, v)] for k, v in self.parts.items()}
+        return Acts(changed, self.seeds)
+
 
 def conv2d(maps: Maps, w: Tensor, b: Tensor | None, stride: int = 1, padding: int = 0) -> Maps:
     """w [S, O, C, k, k], b [S, O]."""

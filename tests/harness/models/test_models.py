@@ -850,3 +850,17 @@ def test_yaml_holds_the_signature_with_a_comment_for_every_key(name: str, cls: A
 def test_an_option_out_of_range_is_named(build: Callable[[], Model], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build()
+
+
+def test_maps_stay_apart_when_they_are_detached_or_cast(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = CNN((1, 8, 8), 3, channels=(4,), hidden=(5,))
+    params, buffers = model.init(rng.keys([0, 1], "init"))
+    params = {k: v.requires_grad_() for k, v in params.items()}
+    out = model(params, buffers, rng.normal(rng.keys([0, 1], "x"), 2, 1, 8, 8), torch.zeros(2, 2, dtype=torch.int64))
+    with monkeypatch.context() as patch:
+        patch.setattr(maps, "together", lambda *_: pytest.fail("put together"))
+        detached, cast = out.detach(), out.to(torch.float64)
+    for name, act in out.acts.items():
+        assert torch.equal(detached.acts[name], act) and not detached.acts[name].requires_grad and act.requires_grad
+        assert cast.acts[name].dtype == torch.float64 and torch.equal(cast.acts[name].float(), act)
+    assert torch.equal(detached.logits, out.logits) and not detached.logits.requires_grad
