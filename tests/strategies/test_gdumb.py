@@ -26,8 +26,8 @@ def gdumb(**changed: Any) -> GDumb:
 def counting(learner: Learner, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Task of every optimizer step."""
     taken: list[int] = []
-    update = learner.update
-    monkeypatch.setattr(learner, "update", lambda grads, out: (taken.append(learner.now), update(grads, out))[1])
+    advance = learner.advance
+    monkeypatch.setattr(learner, "advance", lambda g, b: (taken.append(learner.now), advance(g, b))[1])
     return taken
 
 
@@ -105,8 +105,8 @@ def test_nothing_but_the_memory_is_carried_over() -> None:
 def test_a_schedule_spans_the_training_at_the_boundary(scope: str, monkeypatch: pytest.MonkeyPatch) -> None:
     learner, part = learner_of(tasks=2, optimizer=SGD(lr=1.0, schedule="cosine", scope=scope)), gdumb()
     lrs: list[float] = []
-    update = learner.optimizer.update
-    monkeypatch.setattr(learner.optimizer, "update", lambda p, g: (lrs.append(learner.optimizer.lr), update(p, g))[1])
+    move = learner.optimizer.move
+    monkeypatch.setattr(learner.optimizer, "move", lambda *how: (lrs.append(learner.optimizer.lr), move(*how))[1])
     run(part, learner)
     assert len(lrs) == 18 and lrs[0] == 1 and lrs[8] < lrs[0]
     assert (lrs[9] == 1) == (scope == "task")

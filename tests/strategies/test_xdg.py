@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -62,7 +63,7 @@ def test_a_silent_unit_learns_nothing_from_its_task() -> None:
     part = XdG(share=0.75)
     made, chain = learner(part)
     before = tree.copy(made.params)
-    made.stream = made.stream.__class__(**{**vars(made.stream), "tasks": made.stream.tasks[:1]})
+    made.stream = replace(made.stream, tasks=made.stream.tasks[:1])
     train(made, chain, Blind())
     silent, later = (part.gates[n][:, 0] == 0 for n in ("fc1", "fc2"))
     for s in range(2):
@@ -124,7 +125,7 @@ def test_each_task_is_answered_by_the_net_that_it_alone_trained(model: str) -> N
 
 
 def train_one(made: Learner, chain: Chain, task: Task) -> None:
-    made.stream = made.stream.__class__(**{**vars(made.stream), "tasks": (task,)})
+    made.stream = replace(made.stream, tasks=(task,))
     train(made, chain, Blind())
 
 
