@@ -21,7 +21,7 @@ from harness.types import Batch, Out, Params
 from tasks.permuted import permuted
 from tests.toy import FILES, make, strategy_class
 
-BY_DAY = ("hat", "lwf", "sam", "si")
+BY_DAY = ("hat", "sam", "si")
 EAGER = ("gem",)  # its quadratic programme looks at values
 
 
@@ -63,7 +63,11 @@ def test_batch_norm_keeps_its_statistics() -> None:
     assert learner.buffers and not said and step.graphs
 
 
-@pytest.mark.parametrize("names", [("ewc",), ("replay", "l2"), ("lwf",)], ids="+".join)
+@pytest.mark.parametrize(
+    "names",
+    [("lwf",), *(pytest.param(n, marks=pytest.mark.nightly) for n in (("ewc",), ("replay", "l2")))],
+    ids="+".join,
+)
 def test_twenty_tasks_need_no_more_graphs_than_three(names: tuple[str, ...]) -> None:
     stream = permuted(dataset=digits(), seeds=SEEDS, n_tasks=20, fixed=False)
     counts = []

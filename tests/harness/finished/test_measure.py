@@ -56,7 +56,7 @@ def both(tmp_path: Path, *overrides: str) -> tuple[pd.DataFrame, pd.DataFrame, s
     "overrides",
     [
         ("strategy=[ewc,replay]", "optimizer.momentum=0.9", "optimizer.schedule=cosine"),
-        ("strategy=reset", "scenario=task", "tasks=split", "tasks.n_tasks=2"),
+        pytest.param(("strategy=reset", "scenario=task", "tasks=split", "tasks.n_tasks=2"), marks=pytest.mark.nightly),
         pytest.param(("strategy=naive", "optimizer=adam", "train.steps=70"), marks=pytest.mark.nightly),
     ],
     ids=["stateful", "control", "adam"],

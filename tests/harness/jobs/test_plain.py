@@ -87,6 +87,7 @@ def test_the_numbers_are_those_of_a_run_that_trains_all_itself(
     assert len(expected) == 6 and tables(tmp_path / "beside") == expected
 
 
+@pytest.mark.nightly
 def test_a_control_that_was_cut_is_resumed_and_tells_what_it_had(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -134,6 +135,7 @@ def test_a_control_that_fails_fails_the_run_with_its_line_and_a_repeat_resumes(
     assert tables(tmp_path / "full") == tables(tmp_path / "whole")
 
 
+@pytest.mark.nightly
 def test_a_control_that_another_process_trains_is_waited_for(tmp_path: Path) -> None:
     """Two runs at once need one control."""
     words = (*SMALL, "metrics=off", "device=cpu", f"results={tmp_path}")

@@ -77,6 +77,7 @@ def jobs(folder, *words):
     return [json.loads(line) for line in (folder / "jobs").read_text().splitlines()], done.stdout
 
 
+@pytest.mark.nightly
 def test_a_sweep_of_tune_tries_each_strategy_at_every_point_of_its_grid(tmp_path):
     found, said = jobs(tmp_path, "strategy=naive,ewc", "metrics=off")
     assert {tuple(job[1]) for job in found} == {(100, 101, 102)} and {job[2] for job in found} == {"val"}

@@ -6,6 +6,7 @@ import copy
 import math
 import re
 import shutil
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,22 @@ from tests.harness import folders
 
 SEEDS = (100, 101, 102)
 SETTING = ("tasks=split", "scenario=class", "tasks.n_tasks=2", "train.steps=7", "model.widths=[30]")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def composed_once() -> Iterator[None]:
+    """What the same words compose to is remembered: Hydra takes a third of a second each time."""
+    kept: dict[tuple[Any, ...], dict[str, Any]] = {}
+
+    def remembered(overrides: Sequence[str], config_dir: str | None = None) -> dict[str, Any]:
+        key = (*overrides, config_dir)
+        if config_dir is not None or key not in kept:  # a user's folder changes
+            kept[key] = composed(overrides, config_dir)
+        return copy.deepcopy(kept[key])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("harness.config.preflight.composed", remembered)
+        yield
 
 
 @cache
