@@ -119,6 +119,7 @@ def test_by_hand_a_compiled_step_is_the_eager_step(name: str) -> None:
         torch.testing.assert_close(a, b)
 
 
+@pytest.mark.nightly
 @pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:FutureWarning")  # by a dependency of curvlinops
 def test_the_curvature_benchmark_prints_time_and_error_of_both(capsys: pytest.CaptureFixture[str]) -> None:
     tiny = ["--nets", "64-4", "--rounds", "1", "--training", "3", "--rows", "40", "--seeds", "2", "--steps", "10"]

@@ -30,7 +30,10 @@ def stated(file):
     return {kind: int(match[1]) if match else 0 for kind, match in found.items()}
 
 
-@pytest.mark.parametrize("option", catalogue.options("metrics"))
+@pytest.mark.parametrize(
+    "option",
+    [pytest.param(o, marks=pytest.mark.nightly if o == "atlas" else ()) for o in catalogue.options("metrics")],
+)
 def test_a_file_states_the_work_that_is_counted_at_a_late_boundary(option):
     """Start and end of a task together."""
     stream = permuted(dataset=load("digits"), seeds=[0], n_tasks=AFTER + 1, fixed=False)

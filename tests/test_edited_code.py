@@ -63,6 +63,7 @@ def test_an_edit_is_noticed_and_both_results_can_be_kept(harness) -> None:  # ty
     assert len(list(store.find_runs("results", strategy="reset"))) == 1, "the control does not use the strategy"
 
 
+@pytest.mark.nightly
 def test_force_replaces_the_result_of_the_old_code(harness) -> None:  # type: ignore[no-untyped-def]
     harness(1)
     harness(2, "force=true")

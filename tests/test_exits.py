@@ -58,7 +58,7 @@ def go(folder: Path, *words: str) -> Any:
     return harness("--config-dir", "mine", *SMALL, *words, cwd=folder)
 
 
-@pytest.mark.parametrize("hook", ["step", "deploy"])
+@pytest.mark.parametrize("hook", [pytest.param("step", marks=pytest.mark.nightly), "deploy"])
 def test_a_run_that_a_strategy_leaves_has_failed(folder: Path, hook: str) -> None:
     done = go(folder, f"strategy.mine.where={hook}", f"results={hook}")
     assert done.returncode == 2 and "Traceback" not in done.stderr

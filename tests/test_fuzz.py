@@ -26,7 +26,7 @@ def tried(what: str, count: int) -> list[dict[str, Any]]:
 @pytest.mark.parametrize(
     ("what", "count"),
     [
-        ("lines", 12),
+        ("lines", 8),
         *(pytest.param(what, 300, marks=pytest.mark.nightly) for what in ("lines", "folders")),
     ],
 )

@@ -40,7 +40,7 @@ def value_and_grad(part: Spectral, learner: Learner) -> tuple[Tensor, Params]:
     return value.detach(), dict(zip(leaves, torch.autograd.grad(value.sum(), list(leaves.values()))))
 
 
-@pytest.mark.parametrize("k", [1, pytest.param(2, marks=pytest.mark.nightly), 3])
+@pytest.mark.parametrize("k", [*(pytest.param(k, marks=pytest.mark.nightly) for k in (1, 2)), 3])
 @pytest.mark.parametrize("model", MODELS)
 def test_value_and_gradient_are_those_of_the_decomposition(model: str, k: int) -> None:
     learner, part = made(model), Spectral(strength=0.3, k=k)

@@ -180,6 +180,7 @@ def test_one_that_cannot_be_read_or_is_refused_takes_no_other_along(
     assert len(server.runs) == 1
 
 
+@pytest.mark.nightly
 def test_a_server_that_dies_in_the_middle_of_sync_is_one_line(
     results: Path, server: Server, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
