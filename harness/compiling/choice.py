@@ -19,6 +19,7 @@ from harness.learner import Budget, Learner
 from harness.models.mlp import MLP
 from harness.optim import SGD
 from harness.rows import Rows
+from harness.store.files import write_text
 from harness.types import Model, Stream, Task
 
 FEW = 20_000  # steps that no machine known repays: at most .5 ms saved a step, at least 10 s to compile
@@ -75,9 +76,7 @@ def known(device: torch.device, cache: Path) -> Costs:
     costs = measured(device)
     with suppress(OSError):
         cache.parent.mkdir(parents=True, exist_ok=True)
-        part = cache.with_suffix(f".{time.time_ns()}")
-        part.write_text(json.dumps({**found, key: asdict(costs)}, indent=1))
-        part.replace(cache)
+        write_text(cache, json.dumps({**found, key: asdict(costs)}, indent=1))
     return costs
 
 
