@@ -10,7 +10,7 @@ from pathlib import Path
 
 from harness import ROOT
 from harness.cli import help
-from harness.cli.commands import COMMANDS
+from harness.cli.table import COMMANDS
 
 PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "results/README.md", "results/SCHEMA.md", "tasks/README.md",
          "strategies/README.md", "harness/metrics/README.md")  # fmt: skip

@@ -17,7 +17,7 @@ from PIL import Image
 
 from harness import cli
 from harness.cli import commands
-from harness.cli.commands import COMMANDS
+from harness.cli.table import COMMANDS
 from tests.command_lines import documented, is_training, small
 
 LINES = documented()

@@ -27,7 +27,7 @@ FOLDERS = ("harness", "strategies", "tasks")
 ROOMS = (
     ("harness/__main__.py", "harness/cli/"),
     ("harness/pages/", "harness/report/"),
-    ("harness/tuning/", "harness/geometry/"),
+    ("harness/tuning/", "harness/geometry/", "harness/verify/"),
     ("harness/finished/",),
     ("harness/contract/",),
     ("harness/jobs/",),

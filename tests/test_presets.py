@@ -131,22 +131,27 @@ def test_a_preset_starts_with_what_it_reproduces(preset: str) -> None:
 
 
 PUBLISHED = {  # preset -> settings of the paper, by dotted key
-    "nmi2022_split_mnist": {"model.widths": [400, 400], "optimizer.lr": 0.001, "train.steps": 2000},
-    "van_de_ven_2018_permuted_mnist": {"dataset.pad": 2, "model.widths": [1000, 1000], "optimizer.lr": 1e-4},
-    "der_split_mnist": {"train.batch_size": 10, "model.widths": [100, 100], "optimizer.lr": 0.03},
-    "der_permuted_mnist": {"tasks.n_tasks": 20, "train.batch_size": 128, "optimizer.lr": 0.2},
-    "der_rotated_mnist": {"tasks.angles": "uniform", "tasks.spread": 180.0, "optimizer.lr": 0.2},
-    "der_split_cifar10": {"train.epochs": 50, "train.batch_size": 32, "dataset.name": "cifar10"},
-    "mcsgd_permuted_mnist": {"model.dropout": 0.25, "train.batch_size": 16, "optimizer.gamma": 0.7},
-    "mcsgd_rotated_mnist": {"tasks.angles": "steps", "train.batch_size": 64, "optimizer.lr": 0.08},
-    "mcsgd_split_cifar100": {"tasks.n_tasks": 20, "scenario": "task", "model.width": 20},
-    "l2_init_permuted_mnist": {"tasks.n_tasks": 500, "train.steps": 625, "train.batch_size": 16},
-    "upgd_input_permuted_mnist": {"tasks.n_tasks": 200, "train.steps": 5000, "model.widths": [300, 150]},
-    "upgd_label_permuted_emnist": {"tasks.n_tasks": 400, "train.steps": 2500, "train.batch_size": 1},
-    "online_permuted_mnist": {"tasks.n_tasks": 800, "train.batch_size": 1, "optimizer.lr": 0.003},
-    "l2_init_five_plus_one": {"tasks.n_tasks": 30, "train.steps": 780, "model.kernel": 5, "classes": "all"},
-    "growing_cifar100": {"tasks.n_tasks": 20, "train.batch_size": 90, "model.width": 64, "optimizer.gamma": 0.2},
-    "slowly_changing_regression": {"tasks.n_tasks": 100, "tasks.held": 15, "model.widths": [5]},
+    "published/van_de_ven_2022_split_mnist": {"model.widths": [400, 400], "optimizer.lr": 0.001, "train.steps": 2000},
+    "published/van_de_ven_2018_permuted_mnist": {"dataset.pad": 2, "model.widths": [1000, 1000], "optimizer.lr": 1e-4},
+    "published/der_split_mnist": {"train.batch_size": 10, "model.widths": [100, 100], "optimizer.lr": 0.03},
+    "published/der_permuted_mnist": {"tasks.n_tasks": 20, "train.batch_size": 128, "optimizer.lr": 0.2},
+    "published/der_rotated_mnist": {"tasks.angles": "uniform", "tasks.spread": 180.0, "optimizer.lr": 0.2},
+    "published/der_split_cifar10": {"train.epochs": 50, "train.batch_size": 32, "dataset.name": "cifar10"},
+    "published/mcsgd_permuted_mnist": {"model.dropout": 0.25, "train.batch_size": 16, "optimizer.gamma": 0.7},
+    "published/mcsgd_rotated_mnist": {"tasks.angles": "steps", "train.batch_size": 64, "optimizer.lr": 0.08},
+    "published/mcsgd_split_cifar100": {"tasks.n_tasks": 20, "scenario": "task", "model.width": 20},
+    "published/l2_init_permuted_mnist": {"tasks.n_tasks": 500, "train.steps": 625, "train.batch_size": 16},
+    "published/upgd_input_permuted_mnist": {"tasks.n_tasks": 200, "train.steps": 5000, "model.widths": [300, 150]},
+    "published/upgd_label_permuted_emnist": {"tasks.n_tasks": 400, "train.steps": 2500, "train.batch_size": 1},
+    "published/online_permuted_mnist": {"tasks.n_tasks": 800, "train.batch_size": 1, "optimizer.lr": 0.003},
+    "published/l2_init_five_plus_one": {"tasks.n_tasks": 30, "train.steps": 780, "model.kernel": 5, "classes": "all"},
+    "published/growing_cifar100": {
+        "tasks.n_tasks": 20,
+        "train.batch_size": 90,
+        "model.width": 64,
+        "optimizer.gamma": 0.2,
+    },
+    "published/slowly_changing_regression": {"tasks.n_tasks": 100, "tasks.held": 15, "model.widths": [5]},
 }
 
 
@@ -158,17 +163,17 @@ def test_settings_are_the_published_ones(preset: str) -> None:
 
 
 def test_strengths_follow_the_scenario() -> None:
+    preset = "experiment=published/van_de_ven_2022_split_mnist"
     found = {
-        scenario: resolved("experiment=nmi2022_split_mnist", "strategy=[ewc,si]", f"scenario={scenario}")["strategy"]
-        for scenario in SCENARIOS
+        scenario: resolved(preset, "strategy=[ewc,si]", f"scenario={scenario}")["strategy"] for scenario in SCENARIOS
     }
     assert {k: v["ewc"]["strength"] for k, v in found.items()} == {"task": 1e5, "domain": 1e10, "class": 1e9}
     assert {k: v["si"]["strength"] for k, v in found.items()} == {"task": 10, "domain": 5e4, "class": 5e3}
-    pinned = "strategy.ewc.strength=7"
-    assert resolved("experiment=nmi2022_split_mnist", "strategy=ewc", pinned)["strategy"]["ewc"]["strength"] == 7
+    pinned = resolved(preset, "strategy=ewc", "strategy.ewc.strength=7")
+    assert pinned["strategy"]["ewc"]["strength"] == 7
 
 
 def test_a_misspelt_key_under_tuned_would_be_seen() -> None:
     """The check above, on a preset that is wrong."""
-    whole = resolved("experiment=der_permuted_mnist", "+tuned.der.alhpa=1")["tuned"]["der"]
+    whole = resolved("experiment=published/der_permuted_mnist", "+tuned.der.alhpa=1")["tuned"]["der"]
     assert not set(whole) <= set(node("der"))

@@ -74,3 +74,9 @@ def _respelled(argv: Sequence[str], parser: Parser, settings: bool) -> list[str]
 
 def argument(*names: str, **options: Any) -> Argument:
     return names, options
+
+
+def settings_apart(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Names of runs or folders, and settings: key=value, unless a file has this name."""
+    names = [w for w in words if Path(w).exists() or not ("=" in w or w.startswith(("~", "+")))]
+    return names, [w for w in words if w not in names]

@@ -26,9 +26,17 @@ LISTED = {  # what `ls` calls them
 }
 
 
+NESTED = (
+    "experiment",
+)  # groups whose folders are listed too, as in experiment=published/NAME; strategy=avalanche/ is not
+
+
 def options(group: str, folders: Sequence[Path] = (CONF,)) -> dict[str, Path]:
     """Name -> YAML file of every option that `group=` accepts; an earlier folder wins."""
-    found = {f.stem: f for folder in reversed(folders) for f in (folder / group).glob("*.yaml")}
+    found: dict[str, Path] = {}
+    for base in (folder / group for folder in reversed(folders)):
+        files = base.rglob("*.yaml") if group in NESTED else base.glob("*.yaml")
+        found |= {f.relative_to(base).with_suffix("").as_posix(): f for f in files}
     return dict(sorted(found.items()))
 
 

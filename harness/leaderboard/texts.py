@@ -24,7 +24,7 @@ seed counts as accuracy 0, or as minus infinity if scores may be negative."""
 MEANING += f"\nWithout a value: {MARKS}."
 
 
-LEFT = ("strategy",)
+LEFT = ("strategy", "row", "verdict", "settings")
 # a terminal is narrow: the files have the other columns
 TERMINAL = ("rank", *(s.title for s in SCORES), "step", "memory", "front")
 
@@ -36,15 +36,16 @@ def text(found: Leaderboard) -> list[str]:
         lines += [
             f"{board.stream}, setting {board.setting}",
             heading(board),
-            *_aligned(*table(board, (*TERMINAL, f"> {board.baseline}"))),
+            *aligned(*table(board, (*TERMINAL, f"> {board.baseline}"))),
         ]
         lines += [f"note: {note}" for note in board.notes] + [""]
     if found.overall:
-        lines += ["all settings", overall_heading(found), *_aligned(*overall_table(found)), ""]
+        lines += ["all settings", overall_heading(found), *aligned(*overall_table(found)), ""]
     return [printable(line) for line in (*lines, *(f"note: {note}" for note in found.notes))]
 
 
-def _aligned(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+def aligned(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a table for a terminal."""
     widths = [max(len(line[i]) for line in [heads, *rows]) for i in range(len(heads))]
     return [
         "  " + "  ".join(f"{c:<{w}}" if h in LEFT else f"{c:>{w}}" for c, w, h in zip(line, widths, heads)).rstrip()

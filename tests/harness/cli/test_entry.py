@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 
 import harness
 from harness import cli
-from harness.cli.commands import COMMANDS
+from harness.cli.table import COMMANDS
 from harness.config import catalogue
 from tests.command import harness as started
 from tests.harness.folders import write

@@ -1,0 +1,152 @@
+"""What has been run: rows of protocols found among finished runs, and kept in verified.parquet.
+
+A result counts for a row while two things are as they were: the settings that determine its numbers, and the code of
+its method, which is what the strategy, the stream and the model import beyond what every run imports.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from harness import store
+from harness.config.catalogue import targets
+from harness.jobs.identity import of_run, of_setting
+from harness.leaderboard.determined import COLUMNS, matrix
+from harness.stats import Array, counted
+from harness.store import sources
+from harness.store.readers import finished, read
+from harness.store.scores import lowest, scores
+
+NAME = "verified.parquet"
+GROUPS = ("strategy", "tasks", "model")  # whose code is the row's own
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished run of a row."""
+
+    row: str  # protocol/row
+    key: str  # of its settings
+    method: str  # digest of its code
+    seeds: tuple[int, ...]
+    scores: tuple[float, ...]  # percent, of each seed; a diverged seed has the lowest possible score
+    diverged: tuple[int, ...]
+    commit: str
+    clean: bool  # whether the code was that of the commit
+    command: str
+    run_id: str
+    seconds: float  # of training and evaluation
+    ended_at: str
+    machine: str
+
+    @property
+    def values(self) -> Array:
+        return np.array(self.scores)
+
+
+def key_of(cfg: Mapping[str, Any]) -> str:
+    """A hash of what determines the numbers: all settings of a run but its machine's and the place of its data."""
+    data = json.dumps({k: v for k, v in cfg["dataset"].items() if k != "root"}, sort_keys=True)
+    return store.identity(of_run(cfg, of_setting(cfg, (data, ""), 0, "")))
+
+
+def method_of(cfg: Mapping[str, Any], files: Mapping[str, str] | None = None) -> str:
+    """Digest of the code of a run's strategy, stream and model, as it is, or as the files of its manifest were."""
+    core = sources.files([])
+    found = sources.files(targets([cfg[group] for group in GROUPS])) if files is None else files
+    return sources.digest({name: sha for name, sha in found.items() if name not in core})[:12]
+
+
+def collect(rows: Mapping[str, str], folder: Path, notes: list[str]) -> list[Result]:
+    """The finished runs of a results folder that are of these rows (key -> name), as results."""
+    found = []
+    for run in finished([folder], {"split": "test"}, notes):
+        key = key_of(run.manifest["config"])
+        if key in rows:
+            found.append(_result(rows[key], key, run))
+    return found
+
+
+def current(found: Iterable[Result], key: str, method: str) -> Result | None:
+    """The latest result with these settings and this code; None if there is none."""
+    same = [result for result in found if (result.key, result.method) == (key, method)]
+    return max(same, key=lambda result: result.ended_at, default=None)
+
+
+def load(path: Path) -> list[Result]:
+    """The results in a file; none if it does not exist. ValueError if it is not a file of `save`."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if not path.exists():
+        return []
+    try:
+        records = pq.read_table(path, schema=_schema()).to_pylist()
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{path}: not a table of results; remove it, or name another folder with --out") from error
+    fields_of: list[dict[str, Any]] = [
+        {key: tuple(value) if isinstance(value, list) else value for key, value in record.items()} for record in records
+    ]
+    return [Result(**values) for values in fields_of]
+
+
+def save(found: Sequence[Result], path: Path) -> None:
+    """Write results, one row each, atomically."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    ordered = sorted(found, key=lambda result: (result.row, result.ended_at))
+    table = pa.Table.from_pylist([asdict(result) for result in ordered], schema=_schema())
+    with store.replacing(path) as tmp:
+        pq.write_table(table, tmp)
+
+
+def _schema() -> Any:
+    import pyarrow as pa
+
+    kinds = {
+        "str": pa.string(),
+        "bool": pa.bool_(),
+        "float": pa.float64(),
+        "tuple[int, ...]": pa.list_(pa.int64()),
+        "tuple[float, ...]": pa.list_(pa.float64()),
+    }
+    return pa.schema([(field.name, kinds[str(field.type)]) for field in fields(Result)])
+
+
+def _result(row: str, key: str, run: store.Run) -> Result:
+    about = run.manifest
+    seeds, diverged = about["seeds"], about.get("diverged", [])
+    table = read([run], "accuracy", COLUMNS)
+    r, _ = matrix(table, seeds, 1 + int(table.boundary.max()))
+    last = scores(r)["average_accuracy"][:, -1]
+    value = 100 * counted(last, np.isin(seeds, diverged), lowest(last))
+    git = about.get("git") or {}
+    return Result(
+        row, key, method_of(about["config"], about["files"]), tuple(seeds), tuple(value.tolist()), tuple(diverged),
+        str(git.get("commit", "")), not git.get("dirty", True), _command(about["argv"]), about["run_id"],
+        _seconds(run), about["ended_at"], _machine(about["hardware"]),
+    )  # fmt: skip
+
+
+def _seconds(run: store.Run) -> float:
+    timing = read([run], "timing", ("part", "seconds"))
+    return float(timing.seconds[~timing.part.isin(("step", "plain step"))].sum())  # those are of one step
+
+
+def _machine(found: Mapping[str, Any]) -> str:
+    return f"{found['cpu']}, {found['threads']} thread{'s' * (found['threads'] != 1)}"
+
+
+def _command(argv: Sequence[str]) -> str:
+    """What was typed, with the place of the data left out."""
+    words = [word for word in argv[1:] if not word.startswith(("results=", "tracker."))]
+    return " ".join(
+        ["python -m harness", *("dataset.root=DATA" if w.startswith("dataset.root=") else w for w in words)]
+    )

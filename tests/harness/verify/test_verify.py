@@ -1,0 +1,137 @@
+"""`verify` from a protocol file to the page: rows are run once, found again, and rerun if their method has changed."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from harness import cli
+from harness.verify import protocol, results, run
+from harness.verify.protocol import Protocol, Row, chosen, protocols, read
+from harness.verify.results import Result
+from harness.verify.texts import figure, line, markdown
+from tests.compositions import composed, plain
+
+TOY = """\
+title: Toy
+source: a test
+read: here
+seen: true
+score: average_accuracy
+spread: sd
+n: 5
+margin: 50.0
+seeds: 2
+settings: [tasks.n_tasks=2, train.steps=4, "model.widths=[8]", eval.samples=40]
+open: []
+rows:
+  naive: {published: [10.0, 9.0], settings: [strategy=naive]}
+  l2: {published: [99.9, 0.1], settings: [strategy=l2], seen: false, note: the toy is too short}
+"""
+
+
+@pytest.fixture
+def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with one protocol, in which the commands of a test run."""
+    (tmp_path / "protocols").mkdir()
+    (tmp_path / "protocols" / "toy.yaml").write_text(TOY)
+    monkeypatch.setattr(protocol, "FOLDER", tmp_path / "protocols")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def verify(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
+    def called(*words: str) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["harness", "verify", *words])
+        code = cli.main()
+        out, err = capfd.readouterr()
+        return code, out + err
+
+    return called
+
+
+def test_rows_are_run_once_and_compared(toy: Path, verify: Callable[..., tuple[int, str]]) -> None:
+    code, said = verify("toy/naive")
+    assert code == 0 and "1 rows, 1 to run" in said
+    (only,) = results.load(toy / "results" / results.NAME)
+    assert (only.row, only.seeds) == ("toy/naive", (0, 1)) and all(0 <= score <= 100 for score in only.scores)
+    code, said = verify()
+    assert code == 0 and "2 rows, 1 to run" in said and "1 of 2 rows reproduced; 1 differs" in said
+    code, said = verify("hydra.launcher.n_jobs=1")
+    assert code == 0 and "2 rows, none to run" in said
+    page = (toy / "results" / "verified.md").read_text()
+    assert "99.90 ± 0.10 (5)†" in page and "the toy is too short" in page and "results=" not in page
+    assert (toy / "results" / "verified.svg").stat().st_size > 5000
+
+
+@pytest.mark.parametrize("every", [9, pytest.param(1, marks=pytest.mark.nightly)])
+def test_every_protocol_is_read_and_its_rows_compose(every: int) -> None:
+    rows = [row for one in protocols().values() for row in one.rows]
+    assert len({row.name for row in rows}) == len(rows) > 20
+    assert all(0 < row.margin <= 5 and len(row.settings) > 2 for row in rows)
+    wanted = run.wanted(rows[::every])
+    assert len({one.key for one in wanted}) == len(wanted), "two rows are one run"
+
+
+@pytest.mark.parametrize(
+    "before, after, said",
+    [
+        ("margin: 50.0\n", "", "toy.yaml: margin is missing"),
+        ("spread: sd", "spread: var", "spread: var: must be sd or sem or ci95"),
+        ("strategy=naive]}", "strategy=naive], marign: 2}", "marign: unknown key"),
+        ("seen: true", "seen: 1", "seen: must be bool"),
+        ("n: 5", "n: true", "n: must be int"),
+    ],
+)
+def test_a_mistake_in_a_file_is_named(toy: Path, before: str, after: str, said: str) -> None:
+    file = toy / "protocols" / "toy.yaml"
+    file.write_text(TOY.replace(before, after, 1))
+    with pytest.raises(ValueError, match=said):
+        read(file)
+
+
+def test_what_cannot_be_chosen_is_refused(toy: Path, verify: Callable[..., tuple[int, str]]) -> None:
+    code, said = verify("toy/nave")
+    assert code == 2 and "did you mean toy/naive?" in said
+    code, said = verify("optimizer.lr=0.2")
+    assert code == 2 and "optimizer.lr=0.2: cannot be changed here" in said
+    (toy / "results").mkdir()
+    (toy / "results" / results.NAME).write_bytes(b"no table")
+    code, said = verify("--plan")
+    assert code == 2 and "not a table of results" in said
+
+
+def test_settings_and_code_decide_what_counts() -> None:
+    cfg = plain(composed("strategy=ewc", "tracker.mode=disabled"))
+    key, method = results.key_of(cfg), results.method_of(cfg)
+    moved = {**cfg, "dataset": {**cfg["dataset"], "root": "elsewhere"}, "results": "x", "threads": 2, "device": "cpu"}
+    assert results.key_of(moved) == key, "where and on what it runs changes no published number"
+    for group, change in (("dataset", {"val": 0.2}), ("optimizer", {"lr": 0.2}), ("tasks", {"n_tasks": 3})):
+        assert results.key_of({**cfg, group: {**cfg[group], **change}}) != key
+    assert results.method_of(plain(composed("strategy=si"))) != method
+    files = {"strategies.ewc": "an older file", "harness.loop": "an older loop"}
+    assert results.method_of(cfg, files) == results.method_of(cfg, {"strategies.ewc": "an older file"}) != method
+
+    made = Result("p/ewc", key, method, (0, 1), (50.0, 60.0), (), "abc", True, "", "r", 1.0, "2026-01-01", "cpu")
+    later = replace(made, ended_at="2026-02-01")
+    assert results.current([later, made], key, method) == later
+    assert results.current([made], key, "other") is None and results.current([made], "other", method) is None
+
+
+def test_a_row_says_what_it_cannot_know() -> None:
+    row = Row("p/x", (), 90.0, float("nan"), 5, 1.0, float("nan"), "", False)
+    assert line(row, {}) == ("x", "90.00 (5)†", "", "", "", "1", "not run")
+    made = Result("p/x", "k", "m", (0,), (80.0,), (), "abc", False, "python -m harness a", "r", 1.0, "2026", "cpu")
+    shown = line(row, {"p/x": made})
+    assert shown[2].endswith("*") and shown[3] == "-10.00 ± ?" and shown[-1] == "undecided"
+    one = Protocol("p", "T", "S", "here", "average_accuracy", (), (), (row,))
+    assert "the code had been edited" in markdown([one], {"p/x": made})
+    assert (
+        len(figure([one], {"p/x": made}).axes) == 1 and figure([one], {}).get_suptitle() == "Nothing has been run yet"
+    )
+    assert [r.name for r in chosen({"p": one}, ["p/x"])] == ["p/x"]
