@@ -168,6 +168,14 @@ def test_strengths_follow_the_scenario() -> None:
     assert resolved("experiment=nmi2022_split_mnist", "strategy=ewc", pinned)["strategy"]["ewc"]["strength"] == 7
 
 
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_lwf_is_that_of_the_code_of_2022(scenario: str) -> None:
+    settings = resolved("experiment=nmi2022_split_mnist", "strategy=lwf", f"scenario={scenario}")["strategy"]["lwf"]
+    weighting = "heads" if scenario == "class" else "tasks"
+    wanted = {"strength": 1, "temperature": 2, "t_squared": False, "weighting": weighting, "student": "competing"}
+    assert {k: settings[k] for k in wanted} == wanted
+
+
 def test_a_misspelt_key_under_tuned_would_be_seen() -> None:
     """The check above, on a preset that is wrong."""
     whole = resolved("experiment=der_permuted_mnist", "+tuned.der.alhpa=1")["tuned"]["der"]
