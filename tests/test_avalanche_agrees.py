@@ -555,7 +555,7 @@ def test_icarl_reaches_the_same_accuracy_to_within_a_margin(avalanche: Any) -> N
     data, budget = load("digits", val=0.0), Budget(epochs=4, batch_size=32)
     flat = replace(data, x=data.x.flatten(1))
     stream = split(dataset=flat, seeds=SEEDS, scenario="class", classes="all", n_tasks=5, fixed=False)
-    found = last(stream, [ICaRL(capacity=100, batch_size=32)], budget)
+    found = last(stream, [ICaRL(capacity=100, batch_size=32, shares="seen", temperature=1.0)], budget)
     other = []
     for s, seed in enumerate(SEEDS):
         torch.manual_seed(seed)
