@@ -17,6 +17,7 @@ from harness.strategy import Strategy
 from harness.toolbox import require
 from harness.types import Buffers, Net, Out, Params, Task
 
+ANSWERS = ("trained", "gaussian")
 UNSEEN = -1e6  # log-likelihood under a class without a VAE: finite, to avoid NaN losses
 
 
@@ -24,6 +25,10 @@ class GenerativeClassifier(Strategy):
     """Generative classifier: one VAE per class; predict the class with the highest likelihood (van de Ven 2021).
 
         y^ = argmax_c log p_c(x),   p_c(x) = mean_i p_c(x|z_i) p(z_i) / q_c(z_i|x),   z_i ~ q_c(z|x)
+
+        answer=trained     p_c(x|z): the likelihood of the training
+        answer=gaussian    p_c(x|z) = N(x; mean pixels of the decoder at z, I), as in van de Ven's code, which trains
+                           with Bernoulli pixels on MNIST and classifies with this
 
     The estimates log p_c(x) are the deployed net's logits; its softmax is the posterior under equal priors.
     Classes share no parameters, so nothing is forgotten. The run's model is not trained; its curvature and paths
@@ -56,12 +61,14 @@ class GenerativeClassifier(Strategy):
         widths: Sequence[int],
         latent: int,
         likelihood: str,
+        answer: str,
         lr: float,
     ) -> None:
+        require.one_of(ANSWERS, answer=answer)
         require.at_least(1, steps=steps, batch_size=batch_size, samples=samples)
         require.above(0, lr=lr)
         self.steps, self.batch_size, self.samples, self.lr = steps, batch_size, samples, lr
-        self.widths, self.latent, self.likelihood = tuple(widths), latent, likelihood
+        self.widths, self.latent, self.likelihood, self.answer = tuple(widths), latent, likelihood, answer
         VAE((1,), latent, self.widths, likelihood)  # refuses bad values before the run starts
 
     def setup(self, learner: Learner) -> None:
@@ -112,12 +119,13 @@ class GenerativeClassifier(Strategy):
         optimizer.update(params, dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())))))
 
     def deploy(self, learner: Learner, net: Net) -> Net:
-        return Net(self.bank, {"noise": self.noise, "seen": self.seen}, self.answer)
+        return Net(self.bank, {"noise": self.noise, "seen": self.seen}, self.classify)
 
-    def answer(self, params: Params, buffers: Buffers, x: Tensor, t: Tensor, **_: Any) -> Out:
+    def classify(self, params: Params, buffers: Buffers, x: Tensor, t: Tensor, **_: Any) -> Out:
         """log p_c(x) of every class as logits: [S, B, K]."""
+        gaussian = self.answer == "gaussian"
         each = [
-            self.model.log_likelihood({k: v[:, c] for k, v in params.items()}, x, buffers["noise"])
+            self.model.log_likelihood({k: v[:, c] for k, v in params.items()}, x, buffers["noise"], gaussian)
             for c in range(buffers["seen"].shape[1])
         ]
         return Out(torch.stack(each, 2).masked_fill(~buffers["seen"][:, None], UNSEEN), {}, buffers)

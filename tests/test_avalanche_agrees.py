@@ -321,8 +321,8 @@ def test_avalanche_s_mas_estimates_in_training_mode_and_ours_does_not(avalanche:
 def test_lwf_ends_at_the_same_weights_in_every_scenario(avalanche: Any, scenario: str) -> None:
     """Ours adds up the old heads where there are several, as Avalanche's does with a MultiTaskModule."""
     stream = split_of(scenario)
-    weighting = "tasks" if scenario == "task" else "fixed"
-    learner = ours(stream, LwF(strength=1.5, temperature=2.0, t_squared=False, weighting=weighting))
+    part = LwF(strength=1.5, temperature=2.0, t_squared=False, weighting="heads", student="old")
+    learner = ours(stream, part)
     other, _ = inside("LwF", learner_of(stream), alpha=1.5, temperature=2.0)
     assert max(float((v - other.params[k]).abs().max()) for k, v in learner.params.items()) < 5e-6
     naive = ours(stream)
@@ -346,7 +346,7 @@ def test_avalanche_s_teacher_in_lwf_stays_in_training_mode_and_ours_does_not(ava
     assert seen[0].training
     drift = max(float((first.buffers[k][0] - v).abs().max()) for k, v in seen[0].named_buffers())
     assert drift > 1e-3
-    mine, own = residual(stream), LwF(strength=1.0, temperature=2.0, t_squared=False, weighting="fixed")
+    mine, own = residual(stream), LwF(strength=1.0, temperature=2.0, t_squared=False, weighting="heads", student="old")
     chain = Chain([own])
     loop.prepare(mine, chain)
     batch, loss = own.batch, []
@@ -555,7 +555,7 @@ def test_icarl_reaches_the_same_accuracy_to_within_a_margin(avalanche: Any) -> N
     data, budget = load("digits", val=0.0), Budget(epochs=4, batch_size=32)
     flat = replace(data, x=data.x.flatten(1))
     stream = split(dataset=flat, seeds=SEEDS, scenario="class", classes="all", n_tasks=5, fixed=False)
-    found = last(stream, [ICaRL(capacity=100, batch_size=32)], budget)
+    found = last(stream, [ICaRL(capacity=100, batch_size=32, shares="seen", temperature=1.0)], budget)
     other = []
     for s, seed in enumerate(SEEDS):
         torch.manual_seed(seed)

@@ -173,6 +173,35 @@ def test_strengths_follow_the_scenario() -> None:
     assert pinned["strategy"]["ewc"]["strength"] == 7
 
 
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_lwf_is_that_of_the_code_of_2022(scenario: str) -> None:
+    settings = resolved("experiment=nmi2022_split_mnist", "strategy=lwf", f"scenario={scenario}")["strategy"]["lwf"]
+    weighting = "heads" if scenario == "class" else "tasks"
+    wanted = {"strength": 1, "temperature": 2, "t_squared": False, "weighting": weighting, "student": "competing"}
+    assert {k: settings[k] for k in wanted} == wanted
+
+
+THEIRS = {  # settings of van de Ven's code (e6d795a) for split MNIST that are not our defaults
+    "separate": {"model.widths": [100, 100]},
+    "xdg": {"strategy.xdg.share": 0.9, "model.widths": [400, 400]},
+    "ewc": {"strategy.ewc.mode": "separate", "strategy.ewc.fisher": "exact", "strategy.ewc.samples": None},
+    "si": {"strategy.si.xi": 0.1, "strategy.si.gradient": "total"},
+    "replay": {"strategy.replay.weighting": "share", "strategy.replay.fill": "end", "strategy.replay.policy": "ring"},
+    "icarl": {"strategy.icarl.shares": "all", "strategy.icarl.temperature": 2, "strategy.icarl.capacity": 1000},
+    "generative_replay": {"strategy.generative_replay.latent": 100, "strategy.generative_replay.widths": [400, 400]},
+    "generative_classifier": {"strategy.generative_classifier.answer": "gaussian", "classes": "all"},
+}
+
+
+@pytest.mark.parametrize("strategy", THEIRS)
+def test_the_preset_of_2022_has_the_settings_of_the_code(strategy: str) -> None:
+    scenario = "task" if strategy in ("separate", "xdg") else "class"
+    words = "experiment=nmi2022_split_mnist", f"strategy={strategy}", f"scenario={scenario}"
+    cfg = OmegaConf.create(resolved(*words))
+    for key, value in THEIRS[strategy].items():
+        assert OmegaConf.select(cfg, key) == value, key
+
+
 def test_a_misspelt_key_under_tuned_would_be_seen() -> None:
     """The check above, on a preset that is wrong."""
     whole = resolved("experiment=published/der_permuted_mnist", "+tuned.der.alhpa=1")["tuned"]["der"]

@@ -77,12 +77,16 @@ class VAE:
         """z [S, B, latent] -> logits (bernoulli) or means (gaussian) of the pixels: [S, B, pixels]."""
         return self._through("decoder", params, z)
 
-    def log_pixels(self, decoded: Tensor, x: Tensor) -> Tensor:
-        """log p(x|z) of each row [S, B], z given by its `decode`."""
+    def pixels(self, decoded: Tensor) -> Tensor:
+        """Means of the pixels, given what `decode` returns."""
+        return decoded.sigmoid() if self.likelihood == "bernoulli" else decoded
+
+    def log_pixels(self, decoded: Tensor, x: Tensor, gaussian: bool = False) -> Tensor:
+        """log p(x|z) of each row [S, B], z given by its `decode`; `gaussian`: under N(mean, I) in any case."""
         flat = x.flatten(2).to(decoded.dtype)
-        if self.likelihood == "bernoulli":
+        if self.likelihood == "bernoulli" and not gaussian:
             return -F.binary_cross_entropy_with_logits(decoded, flat, reduction="none").sum(2)
-        return -0.5 * ((decoded - flat).square().sum(2) + self.outputs * math.log(2 * math.pi))
+        return -0.5 * ((self.pixels(decoded) - flat).square().sum(2) + self.outputs * math.log(2 * math.pi))
 
     def elbo(self, params: Params, x: Tensor, key: Tensor) -> Tensor:
         """Evidence lower bound of each row [S, B], from one draw of z per row."""
@@ -94,11 +98,10 @@ class VAE:
     def sample(self, params: Params, count: int, key: Tensor) -> Tensor:
         """Means of the pixels at draws of z from the prior: [S, count, *shape]."""
         dtype = params["decoder.fc1.weight"].dtype
-        decoded = self.decode(params, rng.normal(key, count, self.latent, dtype=dtype))
-        pixels = decoded.sigmoid() if self.likelihood == "bernoulli" else decoded
+        pixels = self.pixels(self.decode(params, rng.normal(key, count, self.latent, dtype=dtype)))
         return pixels.view(*pixels.shape[:2], *self.shape)
 
-    def log_likelihood(self, params: Params, x: Tensor, noise: Tensor) -> Tensor:
+    def log_likelihood(self, params: Params, x: Tensor, noise: Tensor, gaussian: bool = False) -> Tensor:
         """log mean_i p(x|z_i) p(z_i) / q(z_i|x) of each row [S, B], z_i ~ q(z|x): importance sampling.
 
         `noise` [S, n, latent] are the n standard normal draws, the same for all rows: the estimate for a row
@@ -111,7 +114,7 @@ class VAE:
             z = mean + (logvar / 2).exp() * e[:, None]
             # log p(z) - log q(z|x): the normalising constants cancel
             ratio = 0.5 * (logvar + e[:, None].square() - z.square()).sum(2)
-            total = torch.logaddexp(total, self.log_pixels(self.decode(params, z), x) + ratio)
+            total = torch.logaddexp(total, self.log_pixels(self.decode(params, z), x, gaussian) + ratio)
         return total - math.log(noise.shape[1])
 
     def __call__(self, params: Params, buffers: Buffers, x: Tensor, t: Tensor, **_: Any) -> Out:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.distributions import MultivariateNormal
+from torch.distributions import MultivariateNormal, Normal
 
 from harness import tree
 from harness.learner import Learner
@@ -18,8 +18,9 @@ from tests.strategies.by_hand import learner_of, run
 
 
 def classifier(**changed: Any) -> GenerativeClassifier:
-    settings = {"steps": 4, "batch_size": 6, "samples": 3, "widths": [7], "latent": 3}
-    return GenerativeClassifier(**{**settings, "likelihood": "bernoulli", "lr": 0.01, **changed})
+    settings: dict[str, Any] = {"steps": 4, "batch_size": 6, "samples": 3, "widths": [7], "latent": 3}
+    settings |= {"likelihood": "bernoulli", "answer": "trained", "lr": 0.01}
+    return GenerativeClassifier(**{**settings, **changed})
 
 
 def test_the_answer_is_bayes_rule_on_known_gaussians() -> None:
@@ -46,6 +47,24 @@ def test_the_answer_is_bayes_rule_on_known_gaussians() -> None:
         likelihood = torch.stack(p, 1)
         torch.testing.assert_close(posterior[s, :, :6], likelihood / likelihood.sum(1, keepdim=True))
         assert (posterior[s, :, 6:] == 0).all()
+
+
+def test_a_gaussian_answer_is_the_mean_density_around_the_decoded_pixels() -> None:
+    learner, part = learner_of("class"), classifier(answer="gaussian", samples=3)
+    prepare(learner, Chain([part]))
+    for k, v in part.model.init(learner.key("x"))[0].items():
+        part.bank[k][:, 0] = v if k.startswith("decoder") else 0  # q(z|x) = N(0, I): every draw counts the same
+    part.seen[:, 0] = True
+    batch = next(learner.batches(learner.stream.tasks[0]))
+    found = part.deploy(learner, learner.net)(batch.x, batch.t).logits[:, :, 0]
+    for s in range(2):
+        (w, b), (v, c) = (
+            (part.bank[f"decoder.fc{i}.weight"][s, 0], part.bank[f"decoder.fc{i}.bias"][s, 0]) for i in (1, 2)
+        )
+        h = (part.noise[s] @ w.T + b).relu() @ v.T + c
+        means = 1 / (1 + (-h).exp())
+        density = [Normal(mean, 1).log_prob(batch.x[s].flatten(1)).sum(1).exp() for mean in means]
+        torch.testing.assert_close(found[s], (torch.stack(density).sum(0) / 3).log())
 
 
 def test_each_vae_is_trained_on_rows_of_its_class_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,7 +28,7 @@ M = 13  # exemplars: 6, 3, 2 a class after 1, 2, 3 tasks of two classes
 
 
 def icarl(**changed: Any) -> ICaRL:
-    return ICaRL(**{"capacity": M, "batch_size": 6, **changed})
+    return ICaRL(**{"capacity": M, "batch_size": 6, "shares": "seen", "temperature": 1.0, **changed})
 
 
 class Watch(Strategy):
@@ -110,10 +110,21 @@ def test_a_class_with_few_rows_keeps_them_all() -> None:
         assert [len(watch.held[2][s][c]) for c in range(6)] == counts
 
 
+def test_with_shares_of_all_classes_a_list_never_changes() -> None:
+    """Each of ten classes has four rows from the start, as a budget for each class."""
+    _, watch = run(icarl(capacity=49, shares="all"))
+    for s in range(2):
+        for i in range(3):
+            held = watch.held[i][s]
+            assert {c: len(x) for c, x in held.items()} == dict.fromkeys(range(2 * i + 2), 4)
+            for c in range(2 * i):
+                assert all(torch.equal(a, b) for a, b in zip(held[c], watch.held[i - 1][s][c]))
+
+
 @pytest.mark.parametrize("now", [1, 2])
-@pytest.mark.parametrize("scenario", ["class", "task"])
-def test_the_loss_is_the_papers(scenario: str, now: int) -> None:
-    part = icarl()
+@pytest.mark.parametrize(("scenario", "temperature"), [("class", 1.0), ("task", 1.0), ("class", 2.0)])
+def test_the_loss_is_the_papers(scenario: str, temperature: float, now: int) -> None:
+    part = icarl(temperature=temperature)
     learner, watch = run(part, scenario)
     batch = [b for i, b in watch.batches if i == now][-1]
     fresh, n = 8, learner.stream.tasks[now].rows
@@ -126,7 +137,7 @@ def test_the_loss_is_the_papers(scenario: str, now: int) -> None:
     old = watch.nets[now - 1]  # the net at the last boundary
     for s in range(2):
         g = out.logits[s].sigmoid()
-        hidden = learner.apply(old, {}, batch.x, batch.t).logits[s].sigmoid()
+        hidden = 1 / (1 + (-learner.apply(old, {}, batch.x, batch.t).logits[s] / temperature).exp())
         total = torch.zeros(()).double()
         for i in range(fresh + 6):
             share = n / (n + e) / fresh if i < fresh else e / (n + e) / 6
@@ -196,7 +207,9 @@ def test_classes_that_come_back_are_refused() -> None:
         prepare(learner, Chain([icarl(capacity=9)]))
 
 
-@pytest.mark.parametrize("key", ["capacity", "batch_size"])
+@pytest.mark.parametrize("key", ["capacity", "batch_size", "temperature"])
 def test_bad_values_are_named(key: str) -> None:
-    with pytest.raises(ValueError, match=f"^{key}=0: must be at least 1$"):
+    with pytest.raises(ValueError, match=f"^{key}=0: must be "):
         icarl(**{key: 0})
+    with pytest.raises(ValueError, match=r"^shares=x: "):
+        icarl(shares="x")

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from harness import tree
@@ -23,15 +25,21 @@ from tests.observer import Blind
 from tests.strategies.test_ewc import learner as regression
 from tests.toy import MODELS, stream
 
-DEFAULT: dict[str, Any] = {"strength": 1.0, "temperature": 2.0, "t_squared": False, "weighting": "tasks"}
+DEFAULT: dict[str, Any] = {
+    "strength": 1.0,
+    "temperature": 2.0,
+    "t_squared": False,
+    "weighting": "heads",
+    "student": "old",
+}
 
 
 def lwf(**changed: Any) -> LwF:
     return LwF(**{**DEFAULT, **changed})
 
 
-def learner(scenario: str, model: str = "mlp") -> Learner:
-    source = stream(scenario, (0, 1))
+def learner(scenario: str, model: str = "mlp", classes: str = "seen") -> Learner:
+    source = replace(stream(scenario, (0, 1)), classes=classes)
     return Learner(MODELS[model](source), source, SGD(lr=0.1), Budget(steps=3, batch_size=8), dtype=torch.float64)
 
 
@@ -106,19 +114,21 @@ def test_domain_all_outputs() -> None:
 
 def test_the_divergence_by_hand() -> None:
     old, new = torch.tensor([[[0.0, math.log(3.0), 9.0]]]), torch.tensor([[[0.0, 0.0, -5.0]]])
-    heads = torch.tensor([True, True, False]).view(1, 1, 1, 3)
+    two, three = (torch.tensor(m).view(1, 1, 1, 3) for m in ([True, True, False], [True, True, True]))
     expected = 0.25 * math.log(0.25 / 0.5) + 0.75 * math.log(0.75 / 0.5)
-    torch.testing.assert_close(divergence(old, new, heads), torch.tensor([[[expected]]]))
+    torch.testing.assert_close(divergence(old, new, two, two), torch.tensor([[[expected]]]))
+    new[0, 0, 2] = math.log(2.0)  # the student's probabilities are now 1/4, 1/4 and 1/2
+    torch.testing.assert_close(divergence(old, new, two, three), torch.tensor([[[expected + math.log(2)]]]))
 
 
 @pytest.mark.parametrize(
     ("changed", "a", "b"),
     [
-        ({}, 1.0, 2.0),
-        ({"weighting": "fixed"}, 1.0, 1.0),
+        ({}, 1.0, 1.0),
+        ({"weighting": "tasks"}, 1.0, 2.0),
         ({"weighting": "share"}, 1 / 3, 2 / 3),
-        ({"strength": 5.0}, 1.0, 10.0),
-        ({"t_squared": True}, 1.0, 8.0),
+        ({"strength": 5.0}, 1.0, 5.0),
+        ({"t_squared": True}, 1.0, 4.0),
     ],
 )
 def test_weights_in_the_third_task(changed: dict[str, Any], a: float, b: float) -> None:
@@ -133,6 +143,50 @@ def test_weights_in_the_third_task(changed: dict[str, Any], a: float, b: float) 
         p, q = (v[s][:, units].div(2).softmax(-1) for v in (old, z))
         expected = b * (p * (p / q).log()).sum(-1).mean()
         torch.testing.assert_close(penalty(made, part, batch, params)[0][s], expected, rtol=1e-10, atol=0)
+
+
+def cross_entropy(old: Tensor, new: Tensor) -> Tensor:
+    """-Σ softmax(old / 2) log softmax(new / 2), mean over rows; outputs that only `new` has get target 0."""
+    target = F.pad((old / 2).softmax(1), (0, new.shape[1] - old.shape[1]))
+    return -(target * (new / 2).log_softmax(1)).sum(1).mean()
+
+
+def total_of_2022(made: Learner, z: Tensor, old: Tensor, y: Tensor, s: int) -> Tensor:
+    """Loss of one seed in van de Ven et al.'s code (e6d795a) in the third task; columns sorted by task."""
+    if made.stream.scenario == "domain":
+        return F.cross_entropy(z, y) + 2 * cross_entropy(old, z)
+    order = [u for i in range(5) for u in of_task(made, i, s)]
+    z, old, y = z[:, order], old[:, order], torch.tensor([order.index(int(c)) for c in y])
+    if made.stream.scenario == "task":
+        pairs = [cross_entropy(old[:, i : i + 2], z[:, i : i + 2]) for i in (0, 2)]
+        return F.cross_entropy(z[:, 4:6], y - 4) + 2 * (sum(pairs) / 2)
+    if made.stream.classes == "all":
+        return F.cross_entropy(z, y) + cross_entropy(old, z)
+    return F.cross_entropy(z[:, :6], y) + cross_entropy(old[:, :4], z[:, :6])
+
+
+@pytest.mark.parametrize(
+    ("scenario", "classes", "weighting"),
+    [
+        ("task", "seen", "tasks"),
+        ("task", "seen", "heads"),
+        ("domain", "seen", "tasks"),
+        ("class", "all", "heads"),
+        ("class", "seen", "heads"),
+    ],
+)
+def test_the_gradient_is_that_of_the_code_of_2022(scenario: str, classes: str, weighting: str) -> None:
+    made, part = learner(scenario, classes=classes), lwf(weighting=weighting, student="competing")
+    batch = at(made, part, 2)
+    old = made.net(batch.x, batch.t).logits
+    z = (2 * old + torch.arange(10) / 10).detach().requires_grad_()
+    out = made.apply(made.params, made.buffers, batch.x, batch.t)._replace(logits=z)
+    ours = (batch.w * made.row_loss(z, batch)).sum(1) + part.loss(made, made.params, batch, out)
+    theirs = sum(total_of_2022(made, z[s], old[s], batch.y[s], s) for s in range(2))
+    assert isinstance(theirs, Tensor)
+    mine, hers = (torch.autograd.grad(v, z, retain_graph=True)[0] for v in (ours.sum(), theirs))
+    torch.testing.assert_close(mine, hers, rtol=1e-10, atol=1e-14)
+    assert mine.abs().max() > 0.01
 
 
 def test_the_teacher_is_in_evaluation_mode_and_does_not_move() -> None:
@@ -187,7 +241,7 @@ def test_avalanche_ends_at_the_same_weights_where_no_layer_has_a_mode() -> None:
         import avalanche.training.supervised
 
         made = bridge.streams()["split"]
-        ours = bridge.ours(made, lwf(strength=3.0, weighting="fixed"))
+        ours = bridge.ours(made, lwf(strength=3.0))
         _, net = bridge.theirs(avalanche, made, "LwF", alpha=3.0, temperature=2.0)
         torch.random.set_rng_state(state)
     assert bridge.distance(ours, net) < 2e-6
@@ -217,6 +271,7 @@ def test_a_regression_is_refused() -> None:
         ({"strength": -1.0}, "strength=-1.0"),
         ({"temperature": 0.0}, "temperature=0.0"),
         ({"weighting": "x"}, "weighting=x"),
+        ({"student": "x"}, "student=x"),
     ],
 )
 def test_bad_values_are_named(changed: dict[str, Any], said: str) -> None:
