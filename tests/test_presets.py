@@ -175,7 +175,7 @@ def test_strengths_follow_the_scenario() -> None:
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_lwf_is_that_of_the_code_of_2022(scenario: str) -> None:
-    settings = resolved("experiment=nmi2022_split_mnist", "strategy=lwf", f"scenario={scenario}")["strategy"]["lwf"]
+    settings = resolved("experiment=published/van_de_ven_2022_split_mnist", "strategy=lwf", f"scenario={scenario}")["strategy"]["lwf"]
     weighting = "heads" if scenario == "class" else "tasks"
     wanted = {"strength": 1, "temperature": 2, "t_squared": False, "weighting": weighting, "student": "competing"}
     assert {k: settings[k] for k in wanted} == wanted
@@ -196,7 +196,7 @@ THEIRS = {  # settings of van de Ven's code (e6d795a) for split MNIST that are n
 @pytest.mark.parametrize("strategy", THEIRS)
 def test_the_preset_of_2022_has_the_settings_of_the_code(strategy: str) -> None:
     scenario = "task" if strategy in ("separate", "xdg") else "class"
-    words = "experiment=nmi2022_split_mnist", f"strategy={strategy}", f"scenario={scenario}"
+    words = "experiment=published/van_de_ven_2022_split_mnist", f"strategy={strategy}", f"scenario={scenario}"
     cfg = OmegaConf.create(resolved(*words))
     for key, value in THEIRS[strategy].items():
         assert OmegaConf.select(cfg, key) == value, key
