@@ -14,6 +14,7 @@ from tasks.stream import check, digest, drawn, whole
 from tasks.transforms import Rotate
 
 VERSION = 1
+INTERPOLATIONS = ("linear", "nearest")
 ANGLES = ("uniform", "bands", "steps")
 
 
@@ -27,6 +28,7 @@ def rotated(
     fixed: bool,
     angles: str = "uniform",
     spread: float = 180.0,
+    interpolation: str = "linear",
     pin: int | None = None,
     device: torch.device | str = "cpu",
 ) -> Stream:
@@ -34,10 +36,11 @@ def rotated(
 
     uniform: every angle is drawn from the whole spread (Buzzega et al. 2020); bands: that of task t from the t-th of
     n_tasks equal parts of it (Lopez-Paz & Ranzato); steps: t spread / n_tasks, the same for every seed (Mirzadeh et al.
-    2021: 9 degrees a task). Images are rotated about their centre with linear interpolation; new corners get the value
-    of the data set's darkest pixel. Each batch is rotated when it is gathered: with one epoch per task, as in the
-    published protocols, rotating all images in advance saves nothing. Scenarios as in `permuted`: domain shares the
-    outputs over tasks; task and class give each its own.
+    2021: 9 degrees a task). Images are rotated about their centre, with linear interpolation or to the nearest pixel
+    (torchvision's default, hence that of both codes); new corners get the value of the data set's darkest pixel. Each
+    batch is rotated when it is gathered: with one epoch per task, as in the published protocols, rotating all images in
+    advance saves nothing. Scenarios as in `permuted`: domain shares the outputs over tasks; task and class give each
+    its own.
 
     Differs: each seed draws its own angles, theirs are drawn once per run or data file.
     Needs: images.
@@ -49,6 +52,8 @@ def rotated(
         raise ValueError(f"tasks.angles={angles}: must be one of {', '.join(ANGLES)}")
     if not 0 < spread <= 360:
         raise ValueError(f"tasks.spread={spread}: must be above 0 and at most 360 degrees")
+    if interpolation not in INTERPOLATIONS:
+        raise ValueError(f"tasks.interpolation={interpolation}: must be {' or '.join(INTERPOLATIONS)}")
     if len(dataset.shape) != 3:
         raise ValueError(f"tasks=rotated: {dataset.name} has inputs of shape {list(dataset.shape)}; needs images")
     data = dataset.to(device)
@@ -57,6 +62,7 @@ def rotated(
     draw = torch.cat([rng.uniform(rng.fold(key, t), 1, dtype=torch.float64) for t in range(n_tasks)], 1)
     place = {"uniform": draw, "bands": (number + draw) / n_tasks, "steps": (number / n_tasks).expand_as(draw)}
     angle = place[angles] * spread  # [S, T]
+    other = [interpolation] if interpolation != "linear" else []  # linear was the only one in older runs
     return whole(
         data,
         seeds,
@@ -65,7 +71,7 @@ def rotated(
         classes,
         name=f"rotated_{dataset.name}",
         version=VERSION,
-        hash=digest("rotated", VERSION, scenario, dataset.digest, angle),
-        transform=Rotate(angle, data.shape, data.x.amin((0, 2, 3))),
+        hash=digest("rotated", VERSION, scenario, dataset.digest, angle, *other),
+        transform=Rotate(angle, data.shape, data.x.amin((0, 2, 3)), interpolation),
         info={"angles": angle.tolist()},
     )

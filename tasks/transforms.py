@@ -33,11 +33,13 @@ class Permute:
 class Rotate:
     """Rotates the images of each row by the angle of its id, in degrees anticlockwise, about their centre.
 
-    Pixels are interpolated linearly between their four neighbours; pixels from outside the image are `blank`.
+    Pixels are interpolated linearly between their four neighbours, or take the value of the nearest; pixels from
+    outside the image are `blank`.
     """
 
-    def __init__(self, angle: Tensor, shape: Sequence[int], blank: Tensor) -> None:
-        """angle [S, T], shape (C, h, w), blank [C]."""
+    def __init__(self, angle: Tensor, shape: Sequence[int], blank: Tensor, interpolation: str = "linear") -> None:
+        """angle [S, T], shape (C, h, w), blank [C], interpolation linear or nearest."""
+        self.mode = {"linear": "bilinear", "nearest": "nearest"}[interpolation]
         h, w = shape[1:]
         self.angle, self.blank, self.half = angle, blank, (w / 2, h / 2)
         self.y = torch.arange(h, device=angle.device, dtype=torch.float64)[:, None] - (h - 1) / 2
@@ -56,7 +58,8 @@ class Rotate:
         # if all rows of a seed have one angle, they become the channels of one image and share the weights
         images = (x - blank).flatten(1, 2) if task.shape[1] == 1 else (x - blank).flatten(0, 1)
         grid = grid[:, 0] if task.shape[1] == 1 else grid.flatten(0, 1)
-        return torch.nn.functional.grid_sample(images, grid, align_corners=False).view_as(x) + blank
+        turned = torch.nn.functional.grid_sample(images, grid, mode=self.mode, align_corners=False)
+        return turned.view_as(x) + blank
 
 
 class Corrupt:

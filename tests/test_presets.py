@@ -175,7 +175,9 @@ def test_strengths_follow_the_scenario() -> None:
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_lwf_is_that_of_the_code_of_2022(scenario: str) -> None:
-    settings = resolved("experiment=published/van_de_ven_2022_split_mnist", "strategy=lwf", f"scenario={scenario}")["strategy"]["lwf"]
+    settings = resolved("experiment=published/van_de_ven_2022_split_mnist", "strategy=lwf", f"scenario={scenario}")[
+        "strategy"
+    ]["lwf"]
     weighting = "heads" if scenario == "class" else "tasks"
     wanted = {"strength": 1, "temperature": 2, "t_squared": False, "weighting": weighting, "student": "competing"}
     assert {k: settings[k] for k in wanted} == wanted

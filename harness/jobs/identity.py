@@ -16,10 +16,9 @@ from harness.store.provenance import versions
 from harness.store.readers import run_paths
 
 DRIVERS = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")  # what a GPU's driver makes: NVIDIA, WSL, AMD
-LATER = {
-    "compile": "auto",
-    "precision": None,
-}  # older runs lack these keys: at its default, a key leaves ids alone
+# older runs lack these keys: at its default, a key leaves ids alone
+LATER = {"compile": "auto", "precision": None}
+LATER_IN = {"model": {"init": "torch"}, "tasks": {"interpolation": "linear"}}
 NUMBERS = ("torch", "numpy")  # packages that, with Python, draw the stream
 
 
@@ -27,9 +26,11 @@ def of_setting(cfg: Mapping[str, Any], data: tuple[str, str], threads: int, devi
     """Exactly what determines the numbers, except strategy and seeds. `data` is the data set's name and digest."""
     budget = cfg["train"] if cfg["train"]["steps"] is None else {**cfg["train"], "epochs": None}
     later = {key: cfg[key] for key, default in LATER.items() if cfg.get(key, default) != default}
+    groups = {group: _without(cfg[group], defaults) for group, defaults in LATER_IN.items()}
     return {
         **later,
-        **{k: cfg[k] for k in ("tasks", "scenario", "classes", "boundaries", "model", "optimizer", "dtype", "pin")},
+        **{k: cfg[k] for k in ("scenario", "classes", "boundaries", "optimizer", "dtype", "pin")},
+        **groups,
         "train": budget,
         "dataset": list(data),
         "samples": cfg["eval"]["samples"],
@@ -37,6 +38,10 @@ def of_setting(cfg: Mapping[str, Any], data: tuple[str, str], threads: int, devi
         "threads": threads,
         "device": device,
     }
+
+
+def _without(node: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in node.items() if key not in defaults or value != defaults[key]}
 
 
 def of_run(cfg: Mapping[str, Any], setting: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from harness.rng import RandomStream, normal, uniform
 from harness.types import Batch, Layer, Out, Params, Source
 
 Pull = Callable[[Tensor], tuple[Tensor, ...]]
-KINDS = ("exact", "sampled", "empirical")
+KINDS = ("exact", "sampled", "empirical", "weighted")
 _CHUNK = 2**24  # numbers in memory at once for the per-sample gradients of a convolution
 
 
@@ -39,6 +39,8 @@ def diagonal(
     * exact: every label, weighted by p(y|x): the Fisher information
     * sampled: one label drawn from p(y|x): an unbiased estimate of it
     * empirical: the label of the data: not the Fisher information (Kunstner, Hennig & Balles 2019)
+    * weighted: that label, weighted by p(y|x): the term of the exact sum that Buzzega et al. (2020) keep in their code;
+      it vanishes as (1 - p)² where a row is fitted, the exact sum as 1 - p
 
     For mean squared error over C outputs p is the Gaussian whose negative log-likelihood is that loss, up to a
     constant: variance C / 2. The mean is over the source's rows, or over `samples` of them drawn without replacement.
@@ -190,6 +192,8 @@ def cotangents(kind: str, loss: str, logits: Tensor, batch: Batch, random: Rando
     B, C = logits.shape[1:]
     root = batch.w.sqrt()[..., None]
     if loss == "mse":
+        if kind == "weighted":
+            raise ValueError("fisher=weighted: needs classes, not regression targets; use empirical")
         if kind == "exact":
             for c in range(C):
                 unit = torch.zeros_like(logits)
@@ -217,4 +221,6 @@ def cotangents(kind: str, loss: str, logits: Tensor, batch: Batch, random: Rando
         y = (cdf <= uniform(random.key(), B, 1, dtype=p.dtype) * cdf[..., -1:]).sum(-1).clamp(max=C - 1)
     else:
         y = batch.y
+    if kind == "weighted":
+        root = root * p.gather(-1, y[..., None]).sqrt()
     yield root * (one_hot(y, C) - p)

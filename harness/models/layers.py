@@ -73,11 +73,22 @@ def gate(x: Tensor, gates: Gates | None, name: str) -> Tensor:
     return x * gates[name].repeat(1, 1, x.shape[2] // gates[name].shape[2])
 
 
-def draw_map(key: Tensor, name: str, out: int, *fan_in: int, bias: bool = True) -> Params:
-    """PyTorch's default for linear and convolutional maps: U(-a, a) with a = 1 / sqrt(fan in)."""
-    bound = math.prod(fan_in) ** -0.5
+INITS = ("torch", "xavier", "kaiming")  # of `draw_map`
+
+
+def draw_map(key: Tensor, name: str, out: int, *fan_in: int, bias: bool = True, how: str = "torch") -> Params:
+    """Weights of a linear or convolutional map, drawn from U(-a, a).
+
+    torch: a = 1 / sqrt(fan in), for biases too: PyTorch's default; xavier: a = sqrt(6 / (fan in + fan out)) (Glorot &
+    Bengio 2010), kaiming: a = sqrt(6 / fan in) (He et al. 2015, for relu), both with biases of 0.
+    """
+    inputs, outputs = math.prod(fan_in), out * math.prod(fan_in[1:])
+    bound = {"torch": inputs**-0.5, "xavier": (6 / (inputs + outputs)) ** 0.5, "kaiming": (6 / inputs) ** 0.5}[how]
     shapes = {f"{name}.weight": (out, *fan_in)} | ({f"{name}.bias": (out,)} if bias else {})
-    return {n: (2 * rng.uniform(rng.fold(key, n), *s) - 1) * bound for n, s in shapes.items()}
+    drawn = {n: (2 * rng.uniform(rng.fold(key, n), *s) - 1) * bound for n, s in shapes.items()}
+    if bias and how != "torch":
+        drawn[f"{name}.bias"].zero_()
+    return drawn
 
 
 def draw_norm(key: Tensor, name: str, channels: int) -> Params:

@@ -17,7 +17,8 @@ class MLP:
 
     `shape` is that of one input, which is flattened; `widths` are units per hidden layer, () gives a linear
     model. A unit is a pre-activation: CReLU = [relu(x), relu(-x)] and deep Fourier features = [sin x, cos x]
-    have two channels per unit in `Out.acts`, all first halves first. Acts are recorded before dropout.
+    have two channels per unit in `Out.acts`, all first halves first. Acts are recorded before dropout. `init` is a
+    distribution of `layers.draw_map`.
     Raises ValueError for an option out of range, and for training with dropout without a key.
     """
 
@@ -29,12 +30,16 @@ class MLP:
         activation: str = "relu",
         layer_norm: bool = False,
         dropout: float = 0.0,
+        init: str = "torch",
     ) -> None:
         if any(w < 1 for w in widths):
             raise ValueError(f"widths={list(widths)}: each must be at least 1")
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout={dropout}: must be at least 0 and below 1")
+        if init not in layers.INITS:
+            raise ValueError(f"model.init={init}: must be {', '.join(layers.INITS[:-1])} or {layers.INITS[-1]}")
         self.act, copies = layers.activation(activation)
+        self.how = init
         self.outputs, self.layer_norm = outputs, layer_norm
         self.dropout, self.stochastic = dropout, dropout > 0
 
@@ -59,7 +64,7 @@ class MLP:
     def init(self, key: Tensor) -> tuple[Params, Buffers]:
         params: Params = {}
         for name, out, fan_in in self.sizes:
-            params |= layers.draw_map(key, name, out, fan_in)
+            params |= layers.draw_map(key, name, out, fan_in, how=self.how)
             if self.layer_norm and name != "head":
                 params |= layers.draw_norm(key, f"{name}.norm", out)
         return params, {}

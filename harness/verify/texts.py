@@ -24,10 +24,11 @@ MEANING = """\
 All scores are average accuracy in percent, over all tasks after the last one, on test rows. Published: mean ± standard
 deviation of one seed (number of seeds), from the standard error where the source gives that. Ours likewise; a diverged
 seed counts as 0. Difference: ours minus published, with its 95 % interval (Welch 1947), and in standard errors. A row
-is **reproduced** if this interval includes 0 and its half width is at most the row's margin, which was stated before
-the first run. It **differs** if the interval excludes 0, and is **undecided** if it includes 0 but is wider than the
-margin. Of rows that agree, one in twenty differs by chance. Settings are the source's; none was chosen by its result.
-A published number with † was not read at its source, as said below its table."""
+is **reproduced** if this interval includes 0 and its half width is at most the row's margin: the published deviation of
+a seed, within bounds that were stated before the first run. It **differs** if the interval excludes 0, and is
+**undecided** if it includes 0 but is wider than the margin. Of rows that agree, one in twenty differs by chance.
+Settings are the source's; none was chosen by its result. A published number with † was not read at its source, as said
+below its table."""
 HEADS = ("row", "published", "ours", "difference", "in errors", "margin", "verdict")
 
 
@@ -50,12 +51,12 @@ def line(row: Row, found: Found) -> tuple[str, ...]:
     c = compared(row, found)
     name, published = row.name.partition("/")[2], _mean(row.mean, row.sd, row.n) + "†" * (not row.seen)
     if c is None:
-        return name, published, "", "", "", f"{row.margin:g}", "not run"
+        return name, published, "", "", "", f"{row.margin:.1f}", "not run"
     ours = _mean(c.mean, c.sd, c.n) + ("" if found[row.name].clean else "*")
     width = "?" if math.isnan(c.half) else f"{c.half:.2f}"
     errors = "" if math.isnan(c.errors) else f"{c.errors:+.1f}"
     shown = f"{c.difference:+.2f} ± {width}"
-    return name, published, ours, shown, errors, f"{row.margin:g}", verdict(c, row.margin)
+    return name, published, ours, shown, errors, f"{row.margin:.1f}", verdict(c, row.margin)
 
 
 def text(protocols: Sequence[Protocol], found: Found) -> list[str]:

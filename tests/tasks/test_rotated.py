@@ -183,3 +183,22 @@ def test_inputs_that_are_no_images_are_refused() -> None:
     flat = replace(data(), x=data().x.flatten(1))
     with pytest.raises(ValueError, match=r"toy has inputs of shape \[72\]; needs images"):
         rotated(dataset=flat, seeds=(0,), n_tasks=2, fixed=False)
+
+
+def test_nearest_pixels_are_torchvisions() -> None:
+    for angle in (0.0, 17.0, 63.5, 90.0, 171.0):
+        stream = rotated(
+            dataset=data(), seeds=(0,), n_tasks=2, fixed=False, angles="steps", spread=max(2 * angle, 1e-9),
+            interpolation="nearest",
+        )  # fmt: skip
+        x, blank = data().x[:25], data().x.amin((0, 2, 3))[:, None, None]
+        expected = rotate(x - blank, angle, InterpolationMode.NEAREST) + blank
+        found = read(stream.tasks[1].train, 0)[0]
+        assert torch.isclose(found, expected).float().mean() > 0.99, angle
+
+
+def test_the_interpolation_is_part_of_what_the_stream_is() -> None:
+    linear, nearest = make(), make(interpolation="nearest")
+    assert linear.hash == make(interpolation="linear").hash != nearest.hash
+    with pytest.raises(ValueError, match=r"tasks.interpolation=cubic: must be linear or nearest"):
+        make(interpolation="cubic")

@@ -63,7 +63,7 @@ def loop(made: Learner, kind: str) -> Params:
             for c in labels:
                 if logp[c] == -torch.inf:
                     continue
-                p = logp[c].exp().detach() if kind == "exact" else 1.0
+                p = 1.0 if kind == "empirical" else logp[c].exp().detach()
                 grads = torch.autograd.grad(logp[c], list(leaves.values()), retain_graph=True)
                 for k, g in zip(leaves, grads):
                     total[k][s] += p * g[s].square() / source.size[s]
@@ -94,7 +94,7 @@ MODELS = {
 }
 
 
-@pytest.mark.parametrize("kind", ["exact", "empirical"])
+@pytest.mark.parametrize("kind", ["exact", "empirical", "weighted"])
 @pytest.mark.parametrize("name", MODELS)
 def test_equals_the_loop_over_samples(name: str, kind: str) -> None:
     make, shape = MODELS[name]
@@ -112,7 +112,7 @@ def test_convolutions_in_chunks_and_several_seeds(monkeypatch: pytest.MonkeyPatc
     assert_close(diagonal(made, source, "exact", stream_of(made)), whole)
 
 
-@pytest.mark.parametrize("kind", ["exact", "empirical"])
+@pytest.mark.parametrize("kind", ["exact", "empirical", "weighted"])
 def test_labels_outside_the_mask_do_not_count(kind: str) -> None:
     masks = torch.tensor([[[True, False, True, False]], [[True, False, True, True]]])
     y = labels(2, 4, 2) * 2
@@ -275,3 +275,9 @@ def test_sensitivity_is_the_mean_of_each_row_s_absolute_gradient(name: str) -> N
             reference[k] += g.abs() / n
     for size in (2, 500):  # nor does it depend on the batch size
         assert_close(sensitivity(made, source, stream_of(made), size=size), reference)
+
+
+def test_a_regression_has_no_probability_to_weight_with() -> None:
+    made = learner(MLP((6,), 2, ()), images(4, 6), torch.zeros(1, 4, 2), seeds=(0,), loss="mse")
+    with pytest.raises(ValueError, match="fisher=weighted: needs classes"):
+        diagonal(made, made.stream.tasks[0].train, "weighted", stream_of(made))

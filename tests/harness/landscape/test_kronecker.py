@@ -142,5 +142,5 @@ def test_the_form_is_that_of_the_dense_matrix_and_has_its_gradient() -> None:
 
 def test_an_unknown_kind_is_named() -> None:
     made = learner(MLP((3,), 4, ()), images(2, 3), labels(1, 2))
-    with pytest.raises(ValueError, match="fisher=batch: choose one of exact, sampled, empirical"):
+    with pytest.raises(ValueError, match="fisher=batch: choose one of exact, sampled, empirical, weighted"):
         kronecker.factors(made, made.stream.tasks[0].train, "batch", stream_of(made))

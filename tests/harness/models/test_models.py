@@ -319,6 +319,26 @@ def test_initialisation_is_torchs_uniform_with_the_bound_of_the_fan_in() -> None
     assert not torch.equal(twins["fc1.weight"][0, 0], twins["fc1.bias"][0])
 
 
+@pytest.mark.parametrize(
+    ("init", "reference"), [("xavier", nn.init.xavier_uniform_), ("kaiming", nn.init.kaiming_uniform_)]
+)
+def test_other_initialisations_have_the_spread_of_torchs(init: str, reference: Callable[..., Tensor]) -> None:
+    gain = {"nonlinearity": "relu"} if init == "kaiming" else {}
+    params, _ = MLP((120,), 10, (80,), init=init).init(rng.keys(range(20), "init"))
+    torch.manual_seed(0)
+    for name, shape in (("fc1", (80, 120)), ("head", (10, 80))):
+        bound = reference(torch.empty(shape), **gain).abs().max()
+        found = params[f"{name}.weight"]
+        assert found.abs().max() == pytest.approx(float(bound), rel=0.01)
+        assert found.std() == pytest.approx(float(bound) / 3**0.5, rel=0.02), "uniform"
+        assert not params[f"{name}.bias"].any()
+
+
+def test_an_unknown_initialisation_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"model.init=normal: must be torch, xavier or kaiming"):
+        MLP((3,), 2, init="normal")
+
+
 # --- seeds --------------------------------------------------------------------------------------
 
 
@@ -802,7 +822,7 @@ def test_module_may_read_the_task() -> None:
 @pytest.mark.parametrize(
     ("name", "cls", "options"),
     [
-        ("mlp", MLP, {"widths": [6], "activation": "crelu", "layer_norm": True, "dropout": 0.1}),
+        ("mlp", MLP, {"widths": [6], "activation": "crelu", "layer_norm": True, "dropout": 0.1, "init": "xavier"}),
         (
             "cnn",
             CNN,

@@ -24,7 +24,7 @@ seen: true
 score: average_accuracy
 spread: sd
 n: 5
-margin: 50.0
+margin: [50.0, 60.0]
 seeds: 2
 settings: [tasks.n_tasks=2, train.steps=4, "model.widths=[8]", eval.samples=40]
 open: []
@@ -81,7 +81,7 @@ def test_every_protocol_is_read_and_its_rows_compose(every: int) -> None:
 @pytest.mark.parametrize(
     "before, after, said",
     [
-        ("margin: 50.0\n", "", "toy.yaml: margin is missing"),
+        ("margin: [50.0, 60.0]\n", "", "toy.yaml: margin is missing"),
         ("spread: sd", "spread: var", "spread: var: must be sd or sem or ci95"),
         ("strategy=naive]}", "strategy=naive], marign: 2}", "marign: unknown key"),
         ("seen: true", "seen: 1", "seen: must be bool"),
@@ -125,7 +125,7 @@ def test_settings_and_code_decide_what_counts() -> None:
 
 def test_a_row_says_what_it_cannot_know() -> None:
     row = Row("p/x", (), 90.0, float("nan"), 5, 1.0, float("nan"), "", False)
-    assert line(row, {}) == ("x", "90.00 (5)†", "", "", "", "1", "not run")
+    assert line(row, {}) == ("x", "90.00 (5)†", "", "", "", "1.0", "not run")
     made = Result("p/x", "k", "m", (0,), (80.0,), (), "abc", False, "python -m harness a", "r", 1.0, "2026", "cpu")
     shown = line(row, {"p/x": made})
     assert shown[2].endswith("*") and shown[3] == "-10.00 ± ?" and shown[-1] == "undecided"
