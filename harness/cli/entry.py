@@ -27,7 +27,7 @@ from harness.cli.help import show_help, show_version
 from harness.cli.parsing import execute
 from harness.config import catalogue
 from harness.config.catalogue import CONF, nearest
-from harness.wording import exits_refused
+from harness.wording import exits_refused, interruptions_kept
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -43,7 +43,8 @@ def main() -> int:
     if not sys.flags.safe_path and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # a console script lacks it, and users' own strategies are there
     try:
-        code = _dispatch(sys.argv[1:])
+        with interruptions_kept():
+            code = _dispatch(sys.argv[1:])
         sys.stdout.flush()
         return code
     except BrokenPipeError:
@@ -136,7 +137,7 @@ def job(cfg: DictConfig) -> None:
     from harness.jobs.identity import finished
 
     try:
-        with exits_refused():  # otherwise a strategy's sys.exit(0) would pass for success
+        with interruptions_kept(), exits_refused():  # otherwise a strategy's sys.exit(0) would pass for success
             own = OmegaConf.masked_copy(cfg, [str(k) for k in cfg if k != "hydra"])
             if finished(cast("dict[str, Any]", OmegaConf.to_container(own, resolve=True))) is None:
                 from harness.jobs.job import from_config
