@@ -102,3 +102,38 @@ def exits_refused() -> Iterator[None]:
         last = next(f for f in reversed(frames) if "wandb" not in Path(f.filename).parts)  # which wraps sys.exit
         where = f"{Path(last.filename).name}:{last.lineno}"
         raise ValueError(f"{where}: sys.exit({stop.code!r}) during a run; raise an error there instead") from stop
+
+
+def interruption(error: BaseException | None) -> KeyboardInterrupt | None:
+    """The interruption that led to an error: a library that cleans up after Ctrl-C may fail, and raises that instead.
+
+    >>> try:
+    ...     try:
+    ...         raise KeyboardInterrupt("Ctrl-C")
+    ...     finally:
+    ...         int("no number")
+    ... except ValueError as error:
+    ...     print(repr(interruption(error)), interruption(ValueError()))
+    KeyboardInterrupt('Ctrl-C') None
+    """
+    left, seen = [error], set()
+    while left:
+        at = left.pop()
+        if isinstance(at, KeyboardInterrupt):
+            return at
+        if at is not None and id(at) not in seen:
+            seen.add(id(at))
+            left += [at.__context__, at.__cause__]
+    return None
+
+
+@contextmanager
+def interruptions_kept() -> Iterator[None]:
+    """Turns an error back into the interruption that led to it."""
+    try:
+        yield
+    except Exception as error:
+        stop = interruption(error)
+        if stop is None:
+            raise
+        raise stop from None

@@ -16,7 +16,7 @@ from harness.cli.errors import code_of, each, leave, say
 from harness.cli.parsing import settings_apart
 from harness.config.catalogue import CONF
 from harness.finished.atlas_options import AtlasOptions
-from harness.wording import printable
+from harness.wording import interruptions_kept, printable
 
 # --- what many runs say -------------------------------------------------------------------------------
 
@@ -183,7 +183,8 @@ def measure(args: argparse.Namespace) -> int:
     def one(path: Path) -> None:
         how = {"every": values["metrics_every"], "trust": args.trust, "config_dir": args.config_dir}
         try:
-            print(measure(path, values["metrics"], changes=changes, **how), flush=True)
+            with interruptions_kept():
+                print(measure(path, values["metrics"], changes=changes, **how), flush=True)
         except KeyboardInterrupt as stop:
             stop.args = (f"interrupted: {path} is unchanged",)
             raise
@@ -201,7 +202,8 @@ def atlas(args: argparse.Namespace) -> int:
 
     def one(path: Path) -> None:
         try:
-            parts, remarks = atlas(path, options, force=args.force, trust=args.trust)
+            with interruptions_kept():
+                parts, remarks = atlas(path, options, force=args.force, trust=args.trust)
         except KeyboardInterrupt as stop:
             stop.args = ("interrupted: repeat the command to continue after the last finished part",)
             raise

@@ -17,6 +17,7 @@ from harness.cli.table import COMMANDS
 from harness.cli.training import train
 from harness.config import catalogue
 from harness.config.catalogue import nearest
+from harness.wording import interruptions_kept
 
 
 def main() -> int:
@@ -29,7 +30,8 @@ def main() -> int:
     if not sys.flags.safe_path and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # a console script lacks it, and users' own strategies are there
     try:
-        code = _dispatch(sys.argv[1:])
+        with interruptions_kept():
+            code = _dispatch(sys.argv[1:])
         sys.stdout.flush()
         return code
     except BrokenPipeError:

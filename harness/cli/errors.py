@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, NoReturn
 
 from harness import ROOT
-from harness.wording import first_line, printable
+from harness.wording import first_line, interruptions_kept, printable
 
 
 class Terminated(KeyboardInterrupt):
@@ -88,7 +88,8 @@ def each(paths: Sequence[Path], work: Callable[[Path], None]) -> int:
     failed = 0
     for path in paths:
         try:
-            work(path)
+            with interruptions_kept():
+                work(path)
         except Exception as error:
             line = sentence(error)
             if len(paths) == 1 or line is None:

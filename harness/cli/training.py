@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from harness.cli.errors import Reported, refused, report
 from harness.config.catalogue import CONF
-from harness.wording import exits_refused
+from harness.wording import exits_refused, interruptions_kept
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -59,7 +59,7 @@ def job(cfg: DictConfig) -> None:
     from harness.jobs.identity import finished
 
     try:
-        with exits_refused():  # otherwise a strategy's sys.exit(0) would pass for success
+        with interruptions_kept(), exits_refused():  # otherwise a strategy's sys.exit(0) would pass for success
             own = OmegaConf.masked_copy(cfg, [str(k) for k in cfg if k != "hydra"])
             if finished(cast("dict[str, Any]", OmegaConf.to_container(own, resolve=True))) is None:
                 from harness.jobs.job import from_config

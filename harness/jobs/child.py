@@ -10,13 +10,16 @@ import sys
 import threading
 import traceback
 import weakref
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import Any, NoReturn, Self
 
+from harness.wording import interruptions_kept
+
 PATIENCE = 60.0  # seconds that a child has to save its work
+STOPS = (signal.SIGINT, signal.SIGTERM)
 
 Pipe = tuple[int, int]  # of no content: its reading end wakes when no process holds the writing end
 
@@ -40,7 +43,8 @@ class Child:
         self.process = multiprocessing.get_context("fork").Process(target=_run, args=(work, close, theirs, pipe))
         sys.stdout.flush()
         sys.stderr.flush()
-        self.process.start()
+        with signals_held():
+            self.process.start()
         theirs.close()
         os.close(pipe[0])
         self.held = pipe[1]
@@ -100,18 +104,30 @@ class Link:
 
 
 def _run(work: Callable[[Link], None], close: Callable[[], None], connection: Connection, pipe: Pipe) -> None:
-    detach()
-    close()
-    end_with_parent(pipe)
     link = Link(connection)
     try:
-        work(link)
+        with interruptions_kept():
+            detach()
+            close()
+            end_with_parent(pipe)
+            work(link)
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGTERM)
     except ValueError as error:
         link._tell(ValueError, str(error))
     except BaseException as error:
         link._tell(Failed, "".join(traceback.format_exception(error)))
+
+
+@contextmanager
+def signals_held() -> Iterator[None]:
+    """Signals that stop wait for the end: a process forked here takes none before `detach`, which lets them through."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    try:
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def cores() -> int:
@@ -128,6 +144,7 @@ def detach() -> None:
     forget_finalizers()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes: the parent passes it on, once
     signal.signal(signal.SIGTERM, _stop_once)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
 
 
 def forget_finalizers() -> None:

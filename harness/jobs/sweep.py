@@ -31,9 +31,10 @@ from hydra.core.utils import JobReturn, JobStatus, run_job, setup_globals
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.plugin import Plugin
 
-from harness.jobs.child import cores, detach, end_with_parent
+from harness.jobs.child import cores, detach, end_with_parent, signals_held
 from harness.store import slug
 from harness.store.run_folder import NOTE
+from harness.wording import interruptions_kept
 
 PLUGINS = "hydra_plugins.harness"  # Hydra's name for the module of our plugins; see `register`
 REFUSED = 2  # exit code of a job whose settings cannot be combined; any other is a failure
@@ -103,23 +104,25 @@ class Processes(Launcher):
         running: list[Job] = []
         parent_end, child_end = os.pipe()[::-1]  # closes when this process ends, however it ends
         try:
-            while waiting or planned or running:
-                if planned is None and waiting:
-                    at, overrides = waiting.popleft()
-                    cfg = self.context.config_loader.load_sweep_config(self.config, list(overrides))
-                    cfg.hydra.job.num = initial_job_idx + at
-                    cfg.hydra.job.id = str(initial_job_idx + at)
-                    planned = at, cfg
-                if planned and fits(wanted(planned[1]), [job.threads for job in running], self.n_jobs, cores()):
-                    at, cfg = planned
-                    running.append(self._start(job_overrides[at], labels[at], cfg, (child_end, parent_end)))
-                    planned = None
-                    continue
-                wait([job.process.sentinel for job in running])
-                for job in [job for job in running if not job.process.is_alive()]:
-                    running.remove(job)
-                    self.ended.append(job)
-                    print(line(job, len(self.ended), total), flush=True)
+            with interruptions_kept():
+                while waiting or planned or running:
+                    if planned is None and waiting:
+                        at, overrides = waiting.popleft()
+                        cfg = self.context.config_loader.load_sweep_config(self.config, list(overrides))
+                        cfg.hydra.job.num = initial_job_idx + at
+                        cfg.hydra.job.id = str(initial_job_idx + at)
+                        planned = at, cfg
+                    if planned and fits(wanted(planned[1]), [job.threads for job in running], self.n_jobs, cores()):
+                        at, cfg = planned
+                        with signals_held():
+                            running.append(self._start(job_overrides[at], labels[at], cfg, (child_end, parent_end)))
+                        planned = None
+                        continue
+                    wait([job.process.sentinel for job in running])
+                    for job in [job for job in running if not job.process.is_alive()]:
+                        running.remove(job)
+                        self.ended.append(job)
+                        print(line(job, len(self.ended), total), flush=True)
         except KeyboardInterrupt as stop:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)  # schedulers send it both to a process and to its group
             left = total - len(self.ended) - len(running)
@@ -267,12 +270,12 @@ def _job(
     threads: int,
     pipe: tuple[int, int],
 ) -> None:
-    detach()  # the exit handlers that the job registers are its own
-    end_with_parent(pipe)
-    _redirect(log)
-    os.environ.update({f"{name}_NUM_THREADS": str(threads) for name in ("OMP", "MKL", "OPENBLAS")})
-    sys.argv = [sys.argv[0], *command(overrides)]
     try:
+        detach()  # the exit handlers that the job registers are its own
+        end_with_parent(pipe)
+        _redirect(log)
+        os.environ.update({f"{name}_NUM_THREADS": str(threads) for name in ("OMP", "MKL", "OPENBLAS")})
+        sys.argv = [sys.argv[0], *command(overrides)]
         code = _exit_code(context, task, cfg)
     except KeyboardInterrupt:
         code = 128 + signal.SIGTERM

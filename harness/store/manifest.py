@@ -117,15 +117,19 @@ def _wrong(node: Mapping[str, Any], needed: Mapping[str, Kind], perhaps: Mapping
     """What is wrong with the first key that lacks or has another type; empty if nothing is."""
     for kinds in (perhaps, needed):
         for key, (words, test) in kinds.items():
-            value: Any = node
-            for part in key.split(".") if "." in key else (key,):
-                value = value.get(part, ...) if isinstance(value, dict) else ...
+            value: Any = node.get(key, ...) if "." not in key else _at(node, key)
             if value is ...:
                 if kinds is needed:
                     return f"{prefix}{key}: missing"
             elif not test(value):
                 return f"{prefix}{key}={printable(str(value), 60)}: must be {words}"
     return ""
+
+
+def _at(node: Any, key: str) -> Any:
+    for part in key.split("."):
+        node = node.get(part, ...) if isinstance(node, dict) else ...
+    return node
 
 
 def _too_deep(node: Any, levels: int = DEEPEST) -> str:

@@ -39,7 +39,7 @@ from harness.store.tables import (
     read_table,
     write_table,
 )
-from harness.wording import first_line
+from harness.wording import first_line, interruption
 
 INITIAL = -1  # the boundary before the first task
 NOTE = "run folder: "  # on an exception that leaves a run
@@ -402,7 +402,7 @@ class RunFolder:
             error.add_note(f"{NOTE}{self.path}")
         try:
             if self._lock is not None and not self.done:
-                failed = isinstance(error, Exception)
+                failed = isinstance(error, Exception) and interruption(error) is None
                 text = "".join(traceback.format_exception(error)) if failed else ""
                 with suppress(StoreError):  # the disk may be what failed
                     self.update_manifest(

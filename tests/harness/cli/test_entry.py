@@ -11,7 +11,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.types import RunMode
 from omegaconf import OmegaConf
+from omegaconf.errors import ConfigKeyError
 
 import harness
 from harness import cli
@@ -370,8 +373,38 @@ def raising(error):
 
 
 def test_an_interrupted_run_says_that_it_can_be_resumed(command):
-    done = command("strategy=naive", train=raising(KeyboardInterrupt()))
+    error = RuntimeError("an archive cannot be closed")  # as torch raises after Ctrl-C
+    error.__context__ = KeyboardInterrupt()
+    done = command("strategy=naive", train=raising(error))
     assert done.code == 130
+    assert done.err == "harness: interrupted: repeat the command to resume the run after its last finished task\n"
+
+
+@pytest.fixture
+def composing(monkeypatch):
+    """Ctrl-C while Hydra composes: OmegaConf fails as it restores its flags, and Hydra wraps that."""
+    composed = ConfigLoaderImpl._load_configuration_impl
+
+    def interrupt(mode):
+        def compose(self, *, run_mode, **others):
+            if run_mode == mode:
+                try:
+                    raise KeyboardInterrupt
+                finally:
+                    raise ConfigKeyError("'NoneType' object has no attribute '_invalidate_flags_cache'")
+            return composed(self, run_mode=run_mode, **others)
+
+        monkeypatch.setattr(ConfigLoaderImpl, "_load_configuration_impl", compose)
+
+    return interrupt
+
+
+@pytest.mark.parametrize("mode", [RunMode.MULTIRUN, RunMode.RUN], ids=["checked", "run"])
+def test_an_interruption_that_hydra_wraps_is_one(command, composing, mode):
+    """The command line is composed twice: to check it, and by Hydra."""
+    composing(mode)
+    done = command("strategy=si")
+    assert (done.code, done.jobs) == (130, [])
     assert done.err == "harness: interrupted: repeat the command to resume the run after its last finished task\n"
 
 

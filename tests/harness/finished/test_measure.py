@@ -9,31 +9,27 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 from torch import Tensor
 
 from harness import cli, store
 from harness.boundary import Boundary
-from harness.config.catalogue import CONF
 from harness.finished.measure import KEY, measure, merged
 from harness.jobs.job import from_config
 from harness.store import files
 from harness.types import Reading
+from tests.compositions import composed
 
 SMALL = ("tasks.n_tasks=3", "train.steps=8", "seeds=[0,1]", "tracker.mode=disabled", "threads=1", "model.widths=[12]")
 CHEAP = ("metrics=standard", "metrics.sharpness.steps=6", "metrics.rises.ascent=2", "metrics.connectivity.points=3")
 
 
 def trained(results: Path, *overrides: str) -> Path:
-    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
-        return from_config(compose("config", [*SMALL, *overrides, f"results={results}"]), progress=False)
+    return from_config(composed(*SMALL, *overrides, f"results={results}"), progress=False)
 
 
 def chosen(*overrides: str) -> dict[str, Any]:
-    from omegaconf import OmegaConf
-
-    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
-        cfg = OmegaConf.to_container(compose("config", list(overrides)).metrics)
+    cfg = OmegaConf.to_container(composed(*overrides).metrics)
     assert isinstance(cfg, dict)
     return {str(k): v for k, v in cfg.items()}
 
@@ -43,12 +39,12 @@ def rows(path: Path) -> pd.Series:
     return frame.set_index(KEY).sort_index()[["value", "stderr", "better"]]
 
 
-def both(tmp_path: Path, *overrides: str) -> tuple[pd.DataFrame, pd.DataFrame, str]:
+def both(tmp_path: Path, *overrides: str, metrics: tuple[str, ...] = CHEAP) -> tuple[pd.DataFrame, pd.DataFrame, str]:
     """Tables of a run with metrics, and of the same without, measured afterwards."""
-    whole = trained(tmp_path / "whole", *CHEAP, *overrides)
+    whole = trained(tmp_path / "whole", *metrics, *overrides)
     plain = trained(tmp_path / "plain", "metrics=off", *overrides)
     assert not set(rows(plain).index.get_level_values("metric")) & {"forgetting", "lambda_max_joint", "path_length"}
-    said = measure(plain, chosen(*CHEAP))
+    said = measure(plain, chosen(*metrics))
     return rows(whole), rows(plain), said
 
 
@@ -85,7 +81,8 @@ def test_measured_afterwards_is_bit_for_bit_what_the_run_records(tmp_path: Path,
 
 def test_a_net_of_its_own_that_was_not_kept_is_named_and_the_last_boundary_is_whole(tmp_path: Path) -> None:
     """XdG's forward pass reads gates; what only the accuracy matrix needs is there at every boundary."""
-    whole, after, said = both(tmp_path, "strategy=xdg", "scenario=task")
+    few = ("metrics=[transfer,sharpness]", "metrics.sharpness.steps=6")
+    whole, after, said = both(tmp_path, "strategy=xdg", "scenario=task", metrics=few)
     assert "missing: sharpness: needs the forward pass of xdg, whose state is kept only for the last boundary" in said
     last = whole.index.get_level_values("boundary") == 2
     end = whole.index.get_level_values("phase") == "end"

@@ -81,6 +81,23 @@ def test_it_is_stopped_at_the_end_of_the_context_and_saves_its_work(tmp_path: Pa
     assert (tmp_path / "saved").exists() and time.monotonic() - began < 30
 
 
+def test_an_error_that_its_stop_led_to_is_no_refusal() -> None:
+    def works(link: Link) -> None:
+        try:
+            link.send("begun")
+            time.sleep(60)
+        finally:
+            raise ValueError("cannot be closed")
+
+    with Child("works", works) as child:
+        child.receive()
+        child.process.terminate()
+        child.process.join()
+        assert child.process.exitcode == 143
+        with pytest.raises(ValueError, match="was killed; repeat the command to resume"):
+            child.receive()
+
+
 def test_it_closes_what_is_the_parent_s_alone() -> None:
     read, write = os.pipe()
     with Child("doubles", echo, close=lambda: os.close(write)) as child:

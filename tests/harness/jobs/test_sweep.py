@@ -5,12 +5,18 @@ import os
 import shlex
 import signal
 import time
+from multiprocessing.util import register_after_fork
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra.errors import ConfigCompositionException
+from omegaconf import OmegaConf
+from omegaconf.errors import ConfigKeyError
 
 from harness import store
+from harness.cli.errors import catch_sigterm
+from harness.jobs import sweep as sweeps
 from tests.command import Command, harness
 
 # the command line with training replaced: what a job does is its strategy's name
@@ -139,8 +145,6 @@ def test_a_job_deletes_its_own_temporary_folders_and_not_its_parents(tmp_path):
 
 
 def test_the_limit_of_jobs_and_the_threads_of_one_are_checked_and_counted():
-    from omegaconf import OmegaConf
-
     from harness.jobs.sweep import Processes, cores, summary, wanted
 
     with pytest.raises(ValueError, match="n_jobs=0: must be at least 1, or -1"):
@@ -164,6 +168,44 @@ def test_an_interrupted_sweep_stops_its_jobs_and_says_how_to_go_on(tmp_path, num
     start = "harness: interrupted: of 3 jobs, 1 had ended, 1 were stopped and 1 had not started; repeat the command "
     assert done.stderr.startswith(start) and done.stderr.count("\n") == 1
     assert not alive(jobs(tmp_path)[1][2])
+
+
+class Interrupted:
+    """Composes jobs until one that is composed while Ctrl-C comes: OmegaConf cleans up, fails, and Hydra wraps that."""
+
+    def __init__(self, folder: Path) -> None:
+        self.config_loader, self.folder = self, folder
+
+    def load_sweep_config(self, config: Any, overrides: list[str]) -> Any:
+        if overrides == ["strategy=ewc"]:
+            try:
+                raise KeyboardInterrupt
+            except KeyboardInterrupt as stop:
+                raise ConfigCompositionException() from ConfigKeyError(str(stop))
+        own = {"sweep": {"dir": str(self.folder)}, "job": {"num": 0, "id": ""}}
+        return OmegaConf.create({"hydra": own, "threads": 1, "results": "", "strategy": overrides[0]})
+
+
+def test_a_sweep_that_is_interrupted_while_a_job_is_composed_stops_its_jobs(tmp_path, monkeypatch, capfd):
+    def work(context: Any, task: Any, cfg: Any) -> int:
+        time.sleep(600 if cfg.strategy == "strategy=lwf" else 0)
+        return 0
+
+    monkeypatch.setattr("sys.argv", ["harness"])
+    monkeypatch.setattr(sweeps, "_exit_code", work)
+    monkeypatch.setattr(sweeps.Processes, "ended", [])
+    processes = sweeps.Processes(n_jobs=1)
+    register_after_fork(processes, lambda _: time.sleep(0.3 * len(processes.ended)))  # the second is slow to begin
+    processes.setup(hydra_context=Interrupted(tmp_path), task_function=print, config=None)
+    began, handler = time.monotonic(), signal.getsignal(signal.SIGTERM)
+    catch_sigterm()
+    try:
+        with pytest.raises(KeyboardInterrupt, match="of 3 jobs, 1 had ended, 1 were stopped and 1 had not started"):
+            processes.launch([["strategy=naive"], ["strategy=lwf"], ["strategy=ewc"]], 0)
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+    # a job that is stopped as soon as it is forked neither misses that nor says anything
+    assert capfd.readouterr().err == "" and time.monotonic() - began < 30
 
 
 def test_a_job_ends_with_a_parent_that_is_killed(tmp_path):

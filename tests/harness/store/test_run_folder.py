@@ -261,9 +261,22 @@ def test_other_code_is_refused_with_one_line(tmp_path: Path) -> None:
         assert run.resume() is not None
 
 
+def wrapped(stop: BaseException) -> ValueError:
+    """As a library raises it that fails while it cleans up."""
+    error = ValueError("cannot be closed")
+    error.__cause__ = OSError("cannot be written")
+    error.__cause__.__context__ = stop
+    return error
+
+
 @pytest.mark.parametrize(
     ("error", "status"),
-    [(ValueError("bad\nworse"), "failed"), (KeyboardInterrupt(), "interrupted"), (None, "interrupted")],
+    [
+        (ValueError("bad\nworse"), "failed"),
+        (KeyboardInterrupt(), "interrupted"),
+        (wrapped(KeyboardInterrupt()), "interrupted"),
+        (None, "interrupted"),
+    ],
 )
 def test_the_manifest_says_how_it_ended(tmp_path: Path, error: BaseException | None, status: str) -> None:
     try:
