@@ -10,7 +10,11 @@ from harness.learner import Learner
 from harness.strategy import APPEND, Strategy
 from harness.toolbox import require
 from harness.toolbox.memory import Memory
-from harness.types import Batch, Out, Params, Step, cat
+from harness.types import Batch, Model, Out, Params, Step, Stream, cat
+
+UNSEEN = (
+    "classes=seen: it holds untrained outputs of classes to come where they are; use classes=all, as its authors do"
+)
 
 
 class DER(Strategy):
@@ -22,6 +26,13 @@ class DER(Strategy):
     The memory is a reservoir; each fresh batch enters it after its update. As in the authors' code, the square is
     averaged over all outputs, not summed as in their formula, and under scenario=task the outputs of all heads are
     compared. Memory: capacity rows and their outputs per seed.
+
+    The squared error stands for the divergence between the softmaxes of z and f (equal for small differences, up to a
+    shift), so it has a meaning on the outputs that z's softmax had. With classes=seen it did not have the classes to
+    come: their z are what an untrained output happens to be, about 0, and are held there while the new classes learn to
+    exceed them. Nothing in z says that the row is none of these classes; with classes=all their outputs are low,
+    because they competed. To leave them out of the error does not help: they are then free, and on split digits DER
+    falls to plain training. All outputs are therefore compared, and a warning names classes=all.
 
     Differences from the paper:
     * Memory and fresh rows form one batch, with one batch norm; the authors' code uses two passes.
@@ -37,6 +48,9 @@ class DER(Strategy):
         require.at_least(1, capacity=capacity, batch_size=batch_size)
         require.at_least(0, alpha=alpha)
         self.capacity, self.batch_size, self.alpha = capacity, batch_size, alpha
+
+    def remarks(self, stream: Stream, model: Model) -> list[str]:
+        return [UNSEEN] if stream.scenario == "class" and stream.classes == "seen" else []
 
     def setup(self, learner: Learner) -> None:
         self.memory = Memory(self.capacity, "reservoir", self.random)

@@ -26,7 +26,8 @@ class DERpp(Strategy):
     Differences from the paper:
     * Memory and fresh rows form one batch, with one batch norm; the authors' code uses two passes.
     * Inputs are stored as seen, not augmented again. In class streams the authors let all outputs compete
-      (classes=all).
+      (classes=all); with classes=seen the outputs of classes to come are held where they are untrained
+      (see DER), but the replayed labels say that a row is none of them.
     """
 
     family = "replay"

@@ -57,6 +57,8 @@ def _one(
     chain = Chain(list(strategies.values()))
     for line in chain.disorder():
         warn(f"strategy=[{','.join(strategies)}]: {line}")
+    for line in chain.remarks(stream, parts["model"]):
+        warn(line)
     is_control = list(strategies) == ["reset"]
     identity = of_run(cfg, setting.identity)
     force: Any = {"force": cfg["force"] is True, "beside": cfg["force"] == "beside"}
