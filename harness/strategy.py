@@ -97,8 +97,12 @@ class Strategy:
         """The net whose accuracy is measured; changes nothing."""
         return net
 
+    def curvature(self, learner: Learner) -> Tensor | float:
+        """Largest eigenvalue of its penalty's Hessian in this task [S], if the penalty is quadratic; otherwise 0."""
+        return 0.0
+
     def remarks(self, stream: Stream, model: Model) -> list[str]:
-        """What to say before a run that works, but not as the method is meant on this stream or model; with the remedy."""
+        """What to say before a run that works, but not as the method is meant on this stream or model, with remedy."""
         return []
 
     @property

@@ -10,7 +10,7 @@ from harness.landscape.fisher import KINDS, diagonal
 from harness.learner import Learner
 from harness.strategy import ESTIMATE, Strategy
 from harness.toolbox import require
-from harness.toolbox.penalty import quadratic
+from harness.toolbox.penalty import quadratic, stiffest
 from harness.types import Batch, Out, Params, Task
 
 MODES = ("separate", "online")
@@ -56,6 +56,9 @@ class EWC(Strategy):
 
     def loss(self, learner: Learner, params: Params, batch: Batch, out: Out) -> Tensor:
         return self.strength / 2 * (quadratic(params, self.anchor, self.weight) + self.constant)
+
+    def curvature(self, learner: Learner) -> Tensor:
+        return self.strength * stiffest(self.weight)
 
     @torch.no_grad()
     def end(self, learner: Learner, task: Task) -> None:

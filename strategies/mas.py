@@ -10,7 +10,7 @@ from harness.landscape.fisher import sensitivity
 from harness.learner import Learner
 from harness.strategy import ESTIMATE, Strategy
 from harness.toolbox import require
-from harness.toolbox.penalty import quadratic
+from harness.toolbox.penalty import quadratic, stiffest
 from harness.types import Batch, Out, Params, Task
 
 
@@ -46,6 +46,9 @@ class MAS(Strategy):
 
     def loss(self, learner: Learner, params: Params, batch: Batch, out: Out) -> Tensor:
         return self.strength * quadratic(params, self.anchor, self.importance)
+
+    def curvature(self, learner: Learner) -> Tensor:
+        return 2 * self.strength * stiffest(self.importance)
 
     @torch.no_grad()
     def end(self, learner: Learner, task: Task) -> None:

@@ -9,7 +9,7 @@ from harness import tree
 from harness.learner import Learner
 from harness.strategy import CONSTRAIN, ESTIMATE, RECORD, Strategy
 from harness.toolbox import require
-from harness.toolbox.penalty import quadratic
+from harness.toolbox.penalty import quadratic, stiffest
 from harness.types import BEFORE, Aux, Batch, GradFn, Out, Params, Step, Task
 
 GRADIENTS = ("task", "total")
@@ -53,6 +53,9 @@ class SI(Strategy):
 
     def loss(self, learner: Learner, params: Params, batch: Batch, out: Out) -> Tensor:
         return self.strength * quadratic(params, self.anchor, self.importance)
+
+    def curvature(self, learner: Learner) -> Tensor:
+        return 2 * self.strength * stiffest(self.importance)
 
     def grad(self, learner: Learner, inner: GradFn) -> GradFn:
         def gradient(params: Params, batch: Batch) -> tuple[Params, Aux]:
