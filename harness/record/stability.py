@@ -35,7 +35,7 @@ def of(learner: Learner, part: Strategy) -> str:
     if over <= 1:
         return ""
     key, strength = f"strategy.{part.name}.strength", getattr(part, "strength", None)
-    remedy = f"{key} below {strength / over:.2g} (it is {strength:g})" if strength else part.name
+    remedy = f"{key} below {strength / over:.3g} (it is {strength:g})" if strength else part.name
     return (
         f"task {learner.now}: {part.name}: steps on its penalty alone grow, since lr {lr:g} times its largest curvature"
         f" {stiffest:.3g} is above {lr * stiffest / over:.3g}; lower {remedy}, or optimizer.lr"
