@@ -42,7 +42,7 @@ class DER(Strategy):
 
     family = "replay"
     order = {"batch": APPEND}
-    grid = {"alpha": (0.1, 0.2, 0.5, 1.0)}  # the authors' best lie from 0.2 to 1
+    grid = {"alpha": (0.3, 1.0, 3.0, 10.0)}  # half orders of magnitude from the authors' 0.2 to 1 upwards
 
     def __init__(self, *, capacity: int, batch_size: int, alpha: float) -> None:
         require.at_least(1, capacity=capacity, batch_size=batch_size)

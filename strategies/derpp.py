@@ -32,7 +32,7 @@ class DERpp(Strategy):
 
     family = "replay"
     order = {"batch": APPEND}
-    grid = {"alpha": (0.2, 0.5, 1.0), "beta": (0.5, 1.0)}  # the range of the authors' best values over streams
+    grid = {"alpha": (0.3, 1.0, 3.0, 10.0)}  # half orders of magnitude from the authors' 0.2 to 1 upwards
 
     def __init__(self, *, capacity: int, batch_size: int, alpha: float, beta: float) -> None:
         require.at_least(1, capacity=capacity, batch_size=batch_size)
