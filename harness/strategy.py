@@ -13,7 +13,7 @@ from torch import Tensor
 
 from harness import returns
 from harness.rng import RandomStream
-from harness.types import Aux, Batch, GradFn, Net, Out, Params, Step, Task
+from harness.types import Aux, Batch, GradFn, Model, Net, Out, Params, Step, Stream, Task
 
 if TYPE_CHECKING:
     from harness.learner import Learner
@@ -96,6 +96,14 @@ class Strategy:
     def deploy(self, learner: Learner, net: Net) -> Net:
         """The net whose accuracy is measured; changes nothing."""
         return net
+
+    def curvature(self, learner: Learner) -> Tensor | float:
+        """Largest eigenvalue of its penalty's Hessian in this task [S], if the penalty is quadratic; otherwise 0."""
+        return 0.0
+
+    def remarks(self, stream: Stream, model: Model) -> list[str]:
+        """What to say before a run that works, but not as the method is meant on this stream or model, with remedy."""
+        return []
 
     @property
     def purpose(self) -> str:
@@ -206,6 +214,9 @@ class Chain(Strategy):
                 if a.order[hook] > b.order[hook]:
                     found.append(f"{b.name} should come before {a.name} (both act in `{hook}`)")
         return found
+
+    def remarks(self, stream: Stream, model: Model) -> list[str]:
+        return [f"{p.name}: {line}" for p in self.parts for line in p.remarks(stream, model)]
 
     def setup(self, learner: Learner) -> None:
         for p in self.parts:

@@ -25,7 +25,7 @@ class ASAM(Strategy):
 
     family = "optimization-based"
     order = {"grad": PERTURB}
-    grid = {"rho": (0.1, 0.5, 1.0, 2.0)}  # 0.5 and 1.0 are Kwon et al.'s
+    grid = {"rho": (0.05, 0.16, 0.5, 1.6)}  # half orders of magnitude around Kwon et al.'s 0.5
 
     def __init__(self, *, rho: float, eta: float) -> None:
         require.at_least(0, rho=rho, eta=eta)

@@ -26,12 +26,13 @@ class DERpp(Strategy):
     Differences from the paper:
     * Memory and fresh rows form one batch, with one batch norm; the authors' code uses two passes.
     * Inputs are stored as seen, not augmented again. In class streams the authors let all outputs compete
-      (classes=all).
+      (classes=all); with classes=seen the outputs of classes to come are held where they are untrained
+      (see DER), but the replayed labels say that a row is none of them.
     """
 
     family = "replay"
     order = {"batch": APPEND}
-    grid = {"alpha": (0.2, 0.5, 1.0), "beta": (0.5, 1.0)}  # the range of the authors' best values over streams
+    grid = {"alpha": (0.3, 1.0, 3.0, 10.0)}  # half orders of magnitude from the authors' 0.2 to 1 upwards
 
     def __init__(self, *, capacity: int, batch_size: int, alpha: float, beta: float) -> None:
         require.at_least(1, capacity=capacity, batch_size=batch_size)

@@ -29,7 +29,7 @@ class FDR(Strategy):
 
     family = "functional regularization"
     order = {"batch": APPEND, "end": ESTIMATE}
-    grid = {"strength": (0.1, 0.3, 1.0, 3.0)}  # half orders of magnitude around Mammoth's 1
+    grid = {"strength": (1.0, 3.0, 10.0, 30.0)}  # half orders of magnitude from Mammoth's 1 upwards
 
     def __init__(self, *, strength: float, capacity: int, batch_size: int, squared: bool) -> None:
         require.at_least(0, strength=strength)

@@ -36,5 +36,8 @@ class L2(Strategy):
     def loss(self, learner: Learner, params: Params, batch: Batch, out: Out) -> Tensor | float:
         return self.strength / 2 * distance(params, self.anchor) if learner.now else 0.0
 
+    def curvature(self, learner: Learner) -> float:
+        return self.strength if learner.now else 0.0
+
     def end(self, learner: Learner, task: Task) -> None:
         tree.assign(self.anchor, learner.params)

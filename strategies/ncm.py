@@ -11,7 +11,7 @@ from harness.learner import Learner
 from harness.strategy import READOUT, Strategy
 from harness.toolbox import class_means, require
 from harness.toolbox.memory import Memory
-from harness.types import Net, Task
+from harness.types import Model, Net, Stream, Task
 
 MEANS = ("memory", "running")
 
@@ -43,6 +43,9 @@ class NCM(Strategy):
         require.one_of(MEANS, means=means)
         require.at_least(1, capacity=capacity)
         self.means, self.capacity, self.normalise = means, capacity, normalise
+
+    def remarks(self, stream: Stream, model: Model) -> list[str]:
+        return [class_means.BETWEEN.format("model.widths=[]")] if class_means.between(stream, model) else []
 
     def setup(self, learner: Learner) -> None:
         self.layer, width = class_means.head_layer(learner, self.name)

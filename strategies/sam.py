@@ -25,7 +25,7 @@ class SAM(Strategy):
 
     family = "optimization-based"
     order = {"grad": PERTURB}
-    grid = {"rho": (0.01, 0.05, 0.2, 0.5)}  # the range of Foret et al.'s search
+    grid = {"rho": (0.005, 0.016, 0.05, 0.16)}  # half orders of magnitude around Foret et al.'s 0.05
 
     def __init__(self, *, rho: float) -> None:
         require.at_least(0, rho=rho)

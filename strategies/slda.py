@@ -10,7 +10,7 @@ from harness import tree
 from harness.learner import Learner
 from harness.strategy import HOLD, READOUT, Strategy
 from harness.toolbox import class_means, require, solve
-from harness.types import Net, Task
+from harness.types import Model, Net, Stream, Task
 
 FEATURES = ("frozen", "input")
 
@@ -33,6 +33,10 @@ class SLDA(Strategy):
     Stores C means, a D x D matrix and one net for the features; solves a D x D system per evaluation. It passes over
     a task's rows once, at its end.
 
+    With inputs that are features already, features=frozen puts a net between, trained on the first task alone: a
+    warning names features=input. With few rows for each dimension a larger shrinkage than the paper's does better; its
+    unit is that of a feature's variance.
+
     Differences from the paper:
     * The paper's features come from ImageNet; here from the first task (its base initialisation), or none.
     * Its update weighs a row by t / (t + 1), t all rows seen, and the first row of a class enters Σ in full;
@@ -42,12 +46,17 @@ class SLDA(Strategy):
 
     family = "template-based"
     order = {"begin": HOLD, "deploy": READOUT}
-    grid = {"shrinkage": (1e-4, 1e-3, 1e-2, 1e-1)}  # from the paper's 1e-4 upwards
+    grid = {"shrinkage": (1e-6, 1e-4, 1e-2, 1.0)}  # from nearly none, by the paper's 1e-4, to the nearest class mean
 
     def __init__(self, *, features: str, shrinkage: float) -> None:
         require.one_of(FEATURES, features=features)
         require.within("(0, 1]", shrinkage=shrinkage)
         self.features, self.shrinkage = features, shrinkage
+
+    def remarks(self, stream: Stream, model: Model) -> list[str]:
+        if self.features == "input" or not class_means.between(stream, model):
+            return []
+        return [class_means.BETWEEN.format("strategy.slda.features=input")]
 
     def setup(self, learner: Learner) -> None:
         self.layer, width = class_means.head_layer(learner, self.name)

@@ -43,7 +43,7 @@ TUNED = {
     "er_ace": {"capacity": 20, "batch_size": 6},
     "mir": {"capacity": 20, "batch_size": 3, "candidates": 9},
     "gdumb": {"capacity": 20, "epochs": 2},
-    "generative_replay": {"batch_size": 6, "widths": [7], "latent": 3, "likelihood": "gaussian"},
+    "generative_replay": {"batch_size": 6, "widths": [7], "latent": 3, "likelihood": "gaussian", "steps": 4},
     "generative_classifier": {"steps": 3, "samples": 4, "widths": [7], "latent": 3, "likelihood": "gaussian"},
     "mcsgd": {"steps": 3, "batch_size": 6, "current": 12},
     "hare_tortoise": {"decay": 0.9, "period": 1},

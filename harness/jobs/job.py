@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ from harness.jobs.folder import FolderSink, compiled, opened, resumed
 from harness.jobs.identity import of_run, threads_of, told
 from harness.jobs.plain import Control, CopiesBeside, beside, control_beside, known_control, train_control
 from harness.jobs.setting import Setting, build, build_strategies, chosen_device, chosen_metrics
-from harness.run import check_boundaries, check_scenario, run
+from harness.run import Result, check_boundaries, check_scenario, run
 from harness.store.known import remember
 from harness.strategy import Chain, Strategy
 from harness.trackers import About, Tracker, Trackers, published, summaries
@@ -57,6 +57,8 @@ def _one(
     chain = Chain(list(strategies.values()))
     for line in chain.disorder():
         warn(f"strategy=[{','.join(strategies)}]: {line}")
+    for line in chain.remarks(stream, parts["model"]):
+        warn(line)
     is_control = list(strategies) == ["reset"]
     identity = of_run(cfg, setting.identity)
     force: Any = {"force": cfg["force"] is True, "beside": cfg["force"] == "beside"}
@@ -111,11 +113,19 @@ def _one(
         diverged = [s for s, a in zip(seeds, alive) if not a]
         folder.finish(diverged=diverged, graphs=result.graphs)
         if diverged:
-            penalties = [f"the strength of {part.name}" for part in strategies.values() if part.overrides("loss")]
-            remedy = " or lower ".join(["optimizer.lr", *penalties])
-            warn(f"seeds {diverged} diverged: their parameters are no longer finite; lower {remedy}")
+            warn(
+                f"seeds {diverged} diverged: their parameters are no longer finite; lower {remedy(strategies, result)}"
+            )
         trackers.finish(published(folder.path))
         return folder.path
+
+
+def remedy(strategies: Mapping[str, Strategy], result: Result) -> str:
+    """What to lower after seeds have diverged: the likeliest cause first."""
+    if stiff := {name for part in result.parts for name in part.unstable}:
+        return " and ".join(f"strategy.{name}.strength, whose penalty was too stiff" for name in sorted(stiff))
+    penalties = [f"the strength of {part.name}" for part in strategies.values() if part.overrides("loss")]
+    return " or lower ".join(["optimizer.lr", *penalties])
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from harness.record.layout import accuracy_rows, curve_rows, timing_rows
 from harness.record.meter import Meter
 from harness.record.online import Online
 from harness.record.sinks import Sink, StoredNets
+from harness.record.stability import unstable
 from harness.strategy import Chain
 from harness.types import Aux, Column, Step, Task
 
@@ -58,6 +59,7 @@ class Recorder:
         self.meter = Meter(learner, metrics, sink, self.clock, workers)
         self.control, self.is_control, self.copies = control, is_control, copies
         self.progress, self.warn, self.warned = progress, warn, False
+        self.unstable: dict[str, str] = {}  # strategies whose penalty alone made steps grow
         self.size = _numel(learner)  # before the strategy adds parameters
         self.measure_gap = gap and (is_control or control is not None)
         total = len(learner.stream.tasks)
@@ -91,6 +93,7 @@ class Recorder:
         self.copied = copied
         self.compare(task.index)
         self.measure(task, "start")
+        self.warn_if_unstable()
         self.began = self.clock.now()
 
     def step(self, step: Step, aux: Aux) -> None:
@@ -229,6 +232,14 @@ class Recorder:
                 f"task {task.index}: {'+'.join(acting)} contributed less than {IDLE:g} of the loss, which is too"
                 " little to have an effect; check its strength"
             )
+
+    def warn_if_unstable(self) -> None:
+        """Warn once of each penalty that is too stiff for the learning rate, before its first such task."""
+        found = unstable(self.learner, self.strategy)
+        for name, said in found.items():
+            if name not in self.unstable:
+                self.warn(said)
+        self.unstable = {**found, **self.unstable}
 
     def curves(self, task: Task, steps: int) -> None:
         """The learning curve within the task."""

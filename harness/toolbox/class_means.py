@@ -13,12 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from harness.types import Buffers, How, Layer, Model, Net, Out, Params
+from harness.types import Buffers, How, Layer, Model, Net, Out, Params, Stream
 
 if TYPE_CHECKING:
     from harness.learner import Learner
 
 INPUT = ""  # as a layer name: the flattened input
+BETWEEN = "inputs are vectors, as features are, but it classifies a hidden layer's; use {} to classify the inputs"
 FAR = 1e18  # squared distance of a class without a mean: finite, to keep losses finite
 
 
@@ -38,6 +39,11 @@ def head_layer(learner: Learner, method: str) -> tuple[str, int]:
 def head(model: Model) -> Layer | None:
     """The linear layer that a model declares as its head, if any."""
     return next((m for m in model.layers if m.weight in model.head and m.conv is None), None)
+
+
+def between(stream: Stream, model: Model) -> bool:
+    """Whether inputs are vectors, as the features of a data set are, with hidden units between them and the head."""
+    return len(stream.shape) == 1 and bool(model.units)
 
 
 @torch.no_grad()

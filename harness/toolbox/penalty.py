@@ -34,6 +34,15 @@ def distance(params: Params, anchor: Params) -> Tensor:
     return total
 
 
+def stiffest(weight: Params) -> Tensor:
+    """The largest weight of a penalty, for each seed [S]: half the largest curvature of `quadratic`.
+
+    >>> stiffest({"a": torch.tensor([[1.0, 3.0], [0.0, 2.0]]), "b": torch.tensor([[2.0], [5.0]])})
+    tensor([3., 5.])
+    """
+    return torch.stack([v.flatten(1).amax(1) for v in weight.values()]).amax(0)
+
+
 class _Quadratic(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *values: Tensor) -> Tensor:

@@ -123,6 +123,15 @@ def test_it_finds_its_rows_beside_others_that_replay() -> None:
     torch.testing.assert_close(torch.as_tensor(part.loss(learner, learner.params, batch, out)), expected)
 
 
+def test_classes_to_come_are_named_before_the_run() -> None:
+    """With classes=seen what is held of them is what an untrained output happens to be."""
+    learner = learner_of("class")
+    (line,) = Chain([der()]).remarks(learner.stream, learner.model)
+    assert line.startswith("der: classes=seen: ") and "use classes=all" in line
+    for scenario, classes in (("class", "all"), ("task", "seen"), ("domain", "seen")):
+        assert Chain([der()]).remarks(learner_of(scenario, classes=classes).stream, learner.model) == []
+
+
 @pytest.mark.parametrize(
     ("changed", "said"),
     [({"capacity": 0}, "capacity=0"), ({"batch_size": 0}, "batch_size=0"), ({"alpha": -1.0}, "alpha=-1")],

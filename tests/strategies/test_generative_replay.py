@@ -26,7 +26,7 @@ B, N = 8, 5
 
 def dreaming(**changed: Any) -> GenerativeReplay:
     settings = {"batch_size": N, "targets": "hard", "temperature": 2.0, "widths": [7], "latent": 3}
-    return GenerativeReplay(**{**settings, "likelihood": "bernoulli", "lr": 0.01, **changed})
+    return GenerativeReplay(**{**settings, "likelihood": "bernoulli", "lr": 0.01, "steps": None, **changed})
 
 
 def in_task(now: int, learner: Learner, part: GenerativeReplay) -> Batch:
@@ -157,7 +157,7 @@ def test_the_loss_of_the_vae(now: int, monkeypatch: pytest.MonkeyPatch) -> None:
     if now:
         elbo = elbo / (now + 1)
         elbo = elbo + now / (now + 1) * part.model.elbo(leaves, batch.x[:, B:], rng.fold(base, count + 2)).mean(1)
-    expected = torch.autograd.grad(-elbo.sum(), list(leaves.values()))
+    expected = torch.autograd.grad(-elbo.sum() / 64, list(leaves.values()))  # nats a pixel
     for g, e in zip(found[0].values(), expected):
         torch.testing.assert_close(g, e)
 
@@ -202,6 +202,54 @@ def test_the_previous_net_answers_in_evaluation_mode() -> None:
     assert torch.equal(batch.y[:, B:], alone[:, :, :2].argmax(2))
 
 
+@pytest.mark.parametrize("steps", [1, 4, 9])
+def test_the_vae_takes_its_own_number_of_steps(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The net takes four. What is left at the end is trained on rows of the task and on dreams of the past."""
+    learner, part = learner_of("class", tasks=2), dreaming(steps=steps)
+    met: list[tuple[Tensor, Tensor | None]] = []
+    descend = part.descend
+    monkeypatch.setattr(part, "descend", lambda le, x, d: (met.append((x, d)), descend(le, x, d))[1])
+    run(part, learner)
+    assert learner.planned == 4 and len(met) == 2 * steps
+    for i, (x, dreamt) in enumerate(met):
+        task = learner.stream.tasks[i // steps]
+        assert x.shape[1] == B and (dreamt is None if i < steps else dreamt.shape[1] == N)
+        for s in range(2):
+            own = task.train.take(torch.arange(int(task.train.size.min())).expand(2, -1))[0][s]
+            assert all((row == own).flatten(1).all(1).any() for row in x[s])
+    assert steps < 9 or not torch.equal(met[-1][0], met[-2][0])
+    assert steps < 9 or not any(torch.equal(d, met[-1][1]) for _, d in met[steps:-1])
+
+
+def collapsed(what: str, capsys: pytest.CaptureFixture[str]) -> str:
+    learner, part = learner_of("class"), dreaming(latent=2)
+    prepare(learner, Chain([part]))
+    for k, v in part.vae.params.items():
+        if k.endswith("weight"):
+            v.mul_(30)  # the means vary by more than 0.1, and the images by z
+    x = part.model.sample(part.vae.params, 50, part.random.key())
+    task = learner.stream.tasks[0]
+    for s in range(2):  # the net halves these images between its two classes
+        a, b = task.train.labels()[s].unique().tolist()
+        z = learner.net(x, torch.zeros(2, 50, dtype=torch.long)).logits[s]
+        learner.params["head.bias"][s, a] -= (z[:, a] - z[:, b]).median()
+    for s, name in {"none": (), "image": ((1, "encoder"),), "label": ((0, "decoder"),)}[what]:
+        part.vae.params[f"{name}.fc2.weight"][s] = 0.0  # one q(z|x) for every x, or one image for every z
+    learner.enter(task)
+    part.end(learner, task)
+    part.end(learner, replace(task, index=len(learner.stream.tasks) - 1))  # nobody dreams any more
+    return capsys.readouterr().err
+
+
+def test_a_collapsed_vae_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert collapsed("none", capsys) == ""
+    remedy = "; raise strategy.generative_replay.steps, or lower latent\n"
+    said = "1 of 2 VAEs have no active latent dimension: all their dreams are one image"
+    assert collapsed("image", capsys) == f"warning: task 0: generative_replay: {said}{remedy}"
+    said = "the dreams of 1 of 2 VAEs all have one label"
+    assert said in collapsed("label", capsys)
+
+
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
@@ -209,6 +257,7 @@ def test_the_previous_net_answers_in_evaluation_mode() -> None:
         ({"targets": "warm"}, "targets=warm"),
         ({"temperature": 0.0}, "temperature=0"),
         ({"lr": 0.0}, "lr=0"),
+        ({"steps": 0}, "steps=0"),
         ({"latent": 0}, "latent=0"),
         ({"likelihood": "poisson"}, "likelihood=poisson"),
     ],

@@ -17,6 +17,7 @@ from harness.models.mlp import MLP
 from harness.optim import SGD
 from harness.strategy import Chain
 from harness.types import Params, Task
+from strategies.ncm import NCM
 from strategies.slda import SLDA
 from tests.observer import Blind
 from tests.toy import gaussian, go
@@ -50,6 +51,19 @@ def test_the_stream_gives_the_covariance_of_all_rows_at_once(batches: list[int])
         np.testing.assert_allclose(part.mean[s], [g.mean(0) for g in groups], atol=1e-10, rtol=0)
         np.testing.assert_allclose(part.scatter[s], scatter, atol=1e-10, rtol=0)
         assert part.count[s].tolist() == [20, 20, 20]
+
+
+def test_a_net_between_features_and_the_answer_is_named() -> None:
+    vectors, images = gaussian(lambda s: MLP(s.shape, C, (4,)), SGD(lr=0.1), shape=(D,)), go((), "class", "mlp", "sgd")
+    ncm = NCM(means="memory", capacity=9, normalise=False)
+    chain = Chain([SLDA(features="frozen", shrinkage=0.1), ncm])
+    hidden, flat = (MLP((D,), C, widths) for widths in ((4,), ()))
+    said = chain.remarks(vectors.stream, hidden)
+    assert [line.split(":")[0] for line in said] == ["slda", "ncm"]
+    assert "use strategy.slda.features=input" in said[0] and "use model.widths=[]" in said[1]
+    assert chain.remarks(vectors.stream, flat) == []
+    assert chain.remarks(images.learner.stream, hidden) == []
+    assert SLDA(features="input", shrinkage=0.1).remarks(vectors.stream, hidden) == []
 
 
 def test_the_first_row_of_a_class_adds_nothing_to_the_covariance() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import pytest
@@ -25,7 +24,15 @@ LR = 0.1
 
 
 def upgd(**changed: Any) -> UPGD:
-    return UPGD(**{"utility": "global", "decay": 0.9, "sigma": 0.0, "weight_decay": 0.0, "scale": 2.0, **changed})
+    settings = {
+        "utility": "global",
+        "maximum": "corrected",
+        "decay": 0.9,
+        "sigma": 0.0,
+        "weight_decay": 0.0,
+        "scale": 2.0,
+    }
+    return UPGD(**{**settings, **changed})
 
 
 def learner_of(optimizer: Optimizer | None = None, steps: int = 6) -> Learner:
@@ -50,35 +57,53 @@ def run(part: UPGD | None, learner: Learner) -> Trace:
     return trace
 
 
-@pytest.mark.parametrize("scale", [1.0, 2.0])
-def test_under_sgd_it_is_the_authors_update(scale: float) -> None:
-    trace = run(upgd(weight_decay=0.05, scale=scale), learner_of())
-    for s in range(2):
-        u = {k: torch.zeros_like(v[s]) for k, v in trace.points[0].items()}
-        for n, grads in enumerate(trace.grads, 1):
-            for k in u:
-                u[k] = 0.9 * u[k] + 0.1 * (-grads[k][s] * trace.points[n - 1][k][s])
-            hat = {k: v / (1 - 0.9**n) for k, v in u.items()}
-            top = max(float(v.max()) for v in hat.values())  # over all weights of this seed
-            assert top > 0
-            for k, g in grads.items():
-                theta = trace.points[n - 1][k][s]
-                gate = 1 - torch.sigmoid(hat[k] / top)
-                expected = theta * (1 - LR * 0.05) - scale * LR * g[s] * gate
-                torch.testing.assert_close(trace.points[n][k][s], expected, rtol=1e-10, atol=1e-12)
-
-
-def test_one_weight_by_hand() -> None:
-    part, learner = upgd(), learner_of()
+def two_steps(part: UPGD) -> list[list[float]]:
+    """Two weights after each of two steps of SGD with lr 0.1; the gradients are given."""
+    learner = learner_of()
     prepare(learner, Chain([part]))
-    part.trace = {"w": torch.zeros(1, 2).double()}
-    learner.params = {"w": torch.tensor([[0.9, -1.9]]).double()}
-    before = {"w": torch.tensor([[1.0, -2.0]]).double()}
-    grads = {"w": torch.tensor([[-2.0, -0.5]]).double()}  # utilities -g w = 2, -1
-    part.step(learner, Step(None, None, None, grads, before))  # type: ignore[arg-type]
-    gates = [2 / (1 + math.e), 2 / (1 + math.exp(-0.5))]
-    expected = torch.tensor([[1 - 0.1 * gates[0], -2 + 0.1 * gates[1]]]).double()
-    torch.testing.assert_close(learner.params["w"], expected)
+    part.trace, found = {"w": torch.zeros(1, 2).double()}, []
+    learner.params = {"w": torch.tensor([[1.0, -2.0]]).double()}
+    for g in ([-2.0, -0.5], [1.0, 1.0]):
+        before, grads = tree.copy(learner.params), {"w": torch.tensor([g]).double()}
+        learner.params["w"] -= 0.1 * grads["w"]
+        part.step(learner, Step(None, None, None, grads, before))  # type: ignore[arg-type]
+        found.append(learner.params["w"][0].tolist())
+    return found
+
+
+# utilities -g w: 2 and -1; the trace is a tenth of them, corrected 2 and -1. The first maximum is 2, or 0.2 raw:
+# arguments 1 and -1/2, or 10 and -5; 1 - s is .26894142 and .62245933, or .0000453979 and .9933071491.
+# Steps of lr g (1 - s): .2 * .26894142 = .05378828 and .05 * .62245933 = .03112297; or .2 * .0000453979 and .04966536.
+# In the second step the weights are w = 1.05378828 and -1.96887703: utilities -1.05378828 and 1.96887703; trace
+# .18 - .105378828 = .074621172 and -.09 + .196887703 = .106887703; by their maximum .69812681 and 1, so that 1 - s
+# is .33222767 and .26894142. With the raw maximum w = 1.00000908 and -1.95033464: trace .079999092 and .105033464; by
+# .19 times their maximum: 4.00870195 and 5.26315789; 1 - s .01783315 and .00515224.
+BY_HAND = {
+    "corrected": [[1.05378828, -1.96887703], [1.05378828 - 0.1 * 0.33222767, -1.96887703 - 0.1 * 0.26894142]],
+    "raw": [[1.00000908, -1.95033464], [1.00000908 - 0.1 * 0.01783315, -1.95033464 - 0.1 * 0.00515224]],
+}
+
+
+@pytest.mark.parametrize("maximum", BY_HAND)
+@pytest.mark.parametrize("scale", [1.0, 2.0])
+def test_two_steps_by_hand(maximum: str, scale: float) -> None:
+    found = two_steps(upgd(maximum=maximum, scale=scale))
+    if scale == 1:
+        assert found == [pytest.approx(row, abs=2e-8) for row in BY_HAND[maximum]]
+    else:  # the first step is twice as long
+        first = [w + 2 * (x - w) for w, x in zip((1.0, -2.0), BY_HAND[maximum][0])]
+        assert found[0] == pytest.approx(first, abs=2e-8)
+
+
+def test_weight_decay_is_not_gated() -> None:
+    plain, decayed = (two_steps(upgd(weight_decay=d))[0] for d in (0.0, 0.5))
+    assert [b - a for a, b in zip(plain, decayed)] == pytest.approx([-0.05, 0.1], abs=1e-12)  # lr 0.1, weights 1 and -2
+
+
+def test_the_maximum_is_over_all_weights_of_a_seed() -> None:
+    u = {"w": torch.tensor([[1.0, 4.0], [8.0, 2.0]]), "b": torch.tensor([[2.0], [-4.0]])}
+    scaled = upgd().scaled(u)
+    assert scaled["w"].tolist() == [[0.25, 1.0], [1.0, 0.25]] and scaled["b"].tolist() == [[0.5], [-0.5]]
 
 
 def test_local_utility_is_scaled_by_each_units_incoming_weights() -> None:
@@ -133,7 +158,8 @@ def test_scale_two_without_utility_is_the_optimizers_step() -> None:
 
 
 @pytest.mark.parametrize(
-    "changed", [{"utility": "both"}, {"decay": 1.0}, {"sigma": -1}, {"weight_decay": -1}, {"scale": 0}]
+    "changed",
+    [{"utility": "both"}, {"maximum": "x"}, {"decay": 1.0}, {"sigma": -1}, {"weight_decay": -1}, {"scale": 0}],
 )
 def test_bad_values_are_named(changed: dict[str, Any]) -> None:
     (key, value), *_ = changed.items()

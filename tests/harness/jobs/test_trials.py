@@ -1,5 +1,6 @@
 """The grids of the strategies, and what a sweep of `experiment=tune` makes of them."""
 
+import itertools
 import json
 
 import pytest
@@ -10,6 +11,9 @@ from omegaconf import OmegaConf
 from harness.config import catalogue
 from harness.config.catalogue import CONF
 from harness.jobs.trials import TRIALS, chosen, written
+from strategies.l2 import L2
+from strategies.l2_init import L2Init
+from strategies.si import SI
 from tests.command import harness
 
 
@@ -35,6 +39,28 @@ def test_every_point_of_a_grid_is_of_the_constructors_arguments_the_default_amon
             instantiate({**node, **point}, _convert_="all")
         tuned += bool(grid)
     assert tuned >= 30
+
+
+# settings with limits, or of another kind: their grids have the sources' values
+LIMITED = {"decay", "period", "weight_new", "margin", "threshold", "alpha", "tau", "weighting", "shrink", "share"}
+
+
+def test_values_without_a_limit_are_evenly_spaced_in_the_logarithm(nodes):
+    even = 0
+    for name, node in nodes.items():
+        for key, values in get_class(node["_target_"]).grid.items():
+            if key in LIMITED and not (key == "alpha" and name.startswith("der")):
+                continue
+            steps = [b / a for a, b in itertools.pairwise(values)]
+            assert len(values) == TRIALS and min(steps) >= 2 and max(steps) <= 1.4 * min(steps), (name, key, values)
+            even += 1
+    assert even >= 20
+
+
+def test_the_largest_strength_is_within_the_bound_of_gradient_descent():
+    """Of the penalties whose curvature is the same everywhere; the others were tried."""
+    assert 0.1 * L2(strength=max(L2.grid["strength"])).strength < 2
+    assert 0.1 * 2 * L2Init(strength=max(L2Init.grid["strength"])).strength < 2
 
 
 def test_where_the_default_is_none_of_the_values_it_is_tried_beside_them():
@@ -83,7 +109,7 @@ def test_a_sweep_of_tune_tries_each_strategy_at_every_point_of_its_grid(tmp_path
     assert {tuple(job[1]) for job in found} == {(100, 101, 102)} and {job[2] for job in found} == {"val"}
     assert [job[0] for job in found if "naive" in job[0]] == [{"naive": {"_target_": "strategies.naive.Naive"}}]
     tried = {name: [job[0][name]["strength"] for job in found if name in job[0]] for name in ("ewc",)}
-    assert sorted(tried["ewc"]) == [0.1, 1.4, 20.0, 300.0]
+    assert sorted(tried["ewc"]) == [0.45, 1.4, 4.5, 14.0]
     assert said.endswith("next: python -m harness tune results/tuning\n")
 
 
@@ -98,5 +124,5 @@ def test_a_list_of_strategies_has_as_many_trials_as_one_and_what_was_typed_is_no
     found, said = jobs(tmp_path, *words)
     assert {tuple(job[1]) for job in found} == {(7,)} and {job[3] for job in found} == {"there"}
     tried = [(job[0]["replay"]["weighting"], job[0]["si"]["strength"]) for job in found]
-    assert sorted(tried) == sorted((w, s) for w in ("mean", "share") for s in (0.02, 0.1, 0.5, 2.5))
+    assert sorted(tried) == sorted((w, s) for w in ("mean", "share") for s in SI.grid["strength"])
     assert said.endswith("next: python -m harness tune there\n")
