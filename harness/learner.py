@@ -35,6 +35,9 @@ from harness.types import (
     Task,
 )
 
+# at most so many bytes of inputs, and steps, are gathered at once, but always one step
+CHUNK, STEPS = 2**20, 100
+
 
 @dataclass(frozen=True)
 class Budget:
@@ -91,7 +94,7 @@ class Learner:
         self.now, self.steps, self.planned = 0, 0, 1  # current task, its steps taken and planned
         self.epoch_steps = 1  # in one of its epochs
         self._one = torch.ones(self.S, device=self.device, dtype=dtype)
-        self._share: dict[tuple[int, int], Tensor] = {}
+        self._share: dict[tuple[int, ...], Tensor] = {}
 
     # --- randomness -------------------------------------------------------------------------------
 
@@ -120,12 +123,14 @@ class Learner:
 
     def make_batch(self, x: Tensor, y: Tensor, t: Tensor, w: Tensor | None = None) -> Batch:
         """A batch under the current task's mask; `w` defaults to 1/B."""
-        if w is None:
-            shape = (t.shape[0], t.shape[1])
-            if shape not in self._share:
-                self._share[shape] = torch.full(shape, 1 / shape[1], device=self.device, dtype=self.dtype)
-            w = self._share[shape]
+        w = self._mean(t.shape[0], t.shape[1]) if w is None else w
         return Batch(x, y, t, w, self.stream.mask(t, self.now))
+
+    def _mean(self, *shape: int) -> Tensor:
+        """The weights [S, B] of a mean: 1 / B."""
+        if shape not in self._share:
+            self._share[shape] = torch.full(shape, 1 / shape[1], device=self.device, dtype=self.dtype)
+        return self._share[shape]
 
     def batches(self, task: Task) -> Iterator[Batch]:
         """The planned number of fresh batches of the task's training rows: all of them, if those are fewer."""
@@ -134,16 +139,32 @@ class Learner:
         # only training rows are augmented: not tests, probes, or memories filled from a task
         vary = rng.fold(self.key("augment"), task.index) if getattr(task.train, "augmented", False) else None
         block = size * max(1, min(self.planned, self.budget.epoch_steps(task)))  # one epoch's order at a time
+        most = 1  # steps whose rows are gathered at once: one, until its bytes are known
         for start in range(0, self.planned * size, block):
             stop = min(start + block, self.planned * size)
             if task.ordered:
                 order = torch.arange(start, stop, device=self.device) % task.train.size[:, None]
             else:
                 order = rows.order(key, task.train.size, start, stop)
-            for step, position in enumerate(order.split(size, 1), start // size):
-                drawn = () if vary is None else (rng.fold(vary, step),)
-                batch = self.make_batch(*task.train.take(position, *drawn))
-                yield replace(batch, key=keys.key()) if keys else batch
+            while start < stop:
+                position, order = order.tensor_split([most * size], 1)
+                drawn = () if vary is None else (rng.fold(vary, start // size),)
+                taken = task.train.take(position, *drawn)
+                for batch in self._steps(*taken, position.shape[1] // size):
+                    yield replace(batch, key=keys.key()) if keys else batch
+                if most == 1 and vary is None:
+                    most = max(1, min(STEPS, CHUNK // taken[0].nbytes))
+                start += position.shape[1]
+
+    def _steps(self, x: Tensor, y: Tensor, t: Tensor, steps: int) -> Iterator[Batch]:
+        """The batches of so many steps, from the rows of all of them."""
+        if steps == 1:
+            yield self.make_batch(x, y, t)
+            return
+        mask, w = self.stream.mask(t, self.now), self._mean(t.shape[0], t.shape[1] // steps)
+        masks = [mask] * steps if mask is None or mask.shape[1] == 1 else rows.by_step(mask, steps)
+        for x1, y1, t1, mask1 in zip(*(rows.by_step(v, steps) for v in (x, y, t)), masks):
+            yield Batch(x1, y1, t1, w, mask1)
 
     def scan(self, source: Source, size: int = 1000, limit: int | None = None) -> Iterator[Batch]:
         """The source's rows in order; the sum of (w * nll).sum(1) over the batches is the mean loss.

@@ -262,6 +262,28 @@ def test_an_epoch_is_a_pass_over_the_task_s_own_rows() -> None:
                 assert set(found[i, start : start + n].tolist()) == rows, (task.index, i)
 
 
+@pytest.mark.parametrize(
+    ("bytes_", "steps", "sizes"), [(2**20, 3, [4, 12, 12]), (800, 9, [4, 8, 8, 8]), (1, 9, [4] * 7)]
+)
+def test_so_many_steps_are_gathered_at_once_as_their_bytes_allow(
+    monkeypatch: pytest.MonkeyPatch, bytes_: int, steps: int, sizes: list[int]
+) -> None:
+    monkeypatch.setattr("harness.learner.CHUNK", bytes_)  # a step has 3 seeds * 4 rows * 8 inputs * 4 bytes = 384
+    monkeypatch.setattr("harness.learner.STEPS", steps)
+    taken = []
+
+    class Watched(Rows):
+        def take(self, position: Tensor, key: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+            taken.append(position.shape[1])
+            return super().take(position, key)
+
+    s = permuted(dataset=data(), seeds=SEEDS, n_tasks=1, fixed=False, scenario="domain", rows=28)
+    (task,) = (replace(t, train=Watched(**vars(t.train))) for t in s.tasks)
+    learner = make(s, budget=Budget(epochs=1, batch_size=4))
+    learner.plan(task)
+    assert len(list(learner.batches(task))) == 7 and taken == sizes
+
+
 def read_numbers(task: Task, s: int) -> list[int]:
     assert isinstance(task.train, Rows)
     return task.train.index[s, : int(task.train.size[s])].tolist()
