@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
+from weakref import ref
 
 import torch
 from torch import Tensor
@@ -37,6 +38,7 @@ from harness.types import (
 
 # at most so many bytes of inputs, and steps, are gathered at once, but always one step
 CHUNK, STEPS = 2**20, 100
+KEPT = 64  # samples whose positions are kept
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,7 @@ class Learner:
         self.epoch_steps = 1  # in one of its epochs
         self._one = torch.ones(self.S, device=self.device, dtype=dtype)
         self._share: dict[tuple[int, ...], Tensor] = {}
+        self._samples: dict[tuple[str, int, int], tuple[ref[Source], tuple[Tensor, Tensor | None]]] = {}
 
     # --- randomness -------------------------------------------------------------------------------
 
@@ -190,16 +193,29 @@ class Learner:
         """
         if not size:
             raise ValueError(f"{purpose}: there are no rows to sample")
+        position, w = self._picked(source, size, purpose)
+        return self.make_batch(*source.take(position), w)
+
+    def _picked(self, source: Source, size: int, purpose: str) -> tuple[Tensor, Tensor | None]:
+        """The positions of a sample, and its weights unless they are equal; the latest are kept: to sort takes long."""
+        name = self.prefix + purpose, size, id(source)
+        kept = self._samples.get(name)
+        if kept is None or kept[0]() is not source:
+            kept = ref(source), self._pick(source, size, purpose)
+            self._samples = {**self._samples, name: kept} if len(self._samples) < KEPT else {name: kept}
+        return kept[1]
+
+    def _pick(self, source: Source, size: int, purpose: str) -> tuple[Tensor, Tensor | None]:
         label, key = source.labels(), self.key(purpose)
         count = (label >= 0).sum(1)
         if int(count.min()) >= size:
-            return self.make_batch(*source.take(stratified(label, size, key)))
+            return stratified(label, size, key), None
         slot = torch.arange(size, device=self.device)
         rounds = [slot % max(1, min(size, n)) for n in count.tolist()]
         picked = [stratified(label[s : s + 1], min(size, int(n)), key[s : s + 1])[0] for s, n in enumerate(count)]
         position = torch.stack([p[r] if len(p) else slot * 0 for p, r in zip(picked, rounds)])
         w = torch.stack([r.bincount()[r] * len(p) for p, r in zip(picked, rounds)]).to(self.dtype).reciprocal()
-        return self.make_batch(*source.take(position), w.masked_fill(count[:, None] == 0, math.nan))
+        return position, w.masked_fill(count[:, None] == 0, math.nan)
 
     # --- loss and gradient ------------------------------------------------------------------------
 

@@ -284,6 +284,36 @@ def test_so_many_steps_are_gathered_at_once_as_their_bytes_allow(
     assert len(list(learner.batches(task))) == 7 and taken == sizes
 
 
+def test_a_sample_is_sorted_out_once_and_belongs_to_its_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    sorted_out = []
+
+    class Watched(Rows):
+        def labels(self) -> Tensor:
+            sorted_out.append(self)
+            return super().labels()
+
+    s = permuted(dataset=data(), seeds=SEEDS, n_tasks=3, fixed=False, scenario="domain")
+    first, second, third = (replace(t, train=Watched(**vars(t.train))) for t in s.tasks)
+    assert isinstance(first.train, Rows)
+    other = replace(first, train=replace(first.train, index=first.train.index.flip(1), y=first.train.y.flip(1)))
+    learner, plain = make(s), make(s)
+    for task in (first, second, first, other, first):
+        assert torch.equal(learner.probe(task, 12).x, make(s).probe(task, 12).x)
+    assert not torch.equal(learner.probe(other, 12).x, learner.probe(first, 12).x)
+    assert not torch.equal(learner.sub("twin", learner.model, SGD(lr=0.1)).probe(first, 12).x, plain.probe(first, 12).x)
+    sorted_out.clear()
+    for task in (first, second, other, first):
+        learner.probe(task, 12)
+    learner.clone().probe(first, 12)
+    assert not sorted_out
+    learner.probe(first, 11)
+    learner.probe(third, 12)
+    monkeypatch.setattr("harness.learner.KEPT", 1)
+    learner.probe(first, 10)
+    learner.probe(first, 12)
+    assert len(sorted_out) == 4
+
+
 def read_numbers(task: Task, s: int) -> list[int]:
     assert isinstance(task.train, Rows)
     return task.train.index[s, : int(task.train.size[s])].tolist()
