@@ -36,7 +36,7 @@ from harness.types import (
     Task,
 )
 
-# at most so many bytes of inputs, and steps, are gathered at once, but always one step
+# at most so many bytes of inputs, and steps, are gathered at once; large ones alone, as nothing is gained
 CHUNK, STEPS = 2**20, 100
 KEPT = 64  # samples whose positions are kept
 
@@ -156,7 +156,7 @@ class Learner:
                 for batch in self._steps(*taken, position.shape[1] // size):
                     yield replace(batch, key=keys.key()) if keys else batch
                 if most == 1 and vary is None:
-                    most = max(1, min(STEPS, CHUNK // taken[0].nbytes))
+                    most = min(STEPS, CHUNK // taken[0].nbytes) if taken[0].nbytes <= CHUNK // 8 else 1
                 start += position.shape[1]
 
     def _steps(self, x: Tensor, y: Tensor, t: Tensor, steps: int) -> Iterator[Batch]:

@@ -263,7 +263,7 @@ def test_an_epoch_is_a_pass_over_the_task_s_own_rows() -> None:
 
 
 @pytest.mark.parametrize(
-    ("bytes_", "steps", "sizes"), [(2**20, 3, [4, 12, 12]), (800, 9, [4, 8, 8, 8]), (1, 9, [4] * 7)]
+    ("bytes_", "steps", "sizes"), [(2**20, 3, [4, 12, 12]), (3100, 9, [4, 24]), (3000, 9, [4] * 7)]
 )
 def test_so_many_steps_are_gathered_at_once_as_their_bytes_allow(
     monkeypatch: pytest.MonkeyPatch, bytes_: int, steps: int, sizes: list[int]
