@@ -202,7 +202,9 @@ class Learner:
         kept = self._samples.get(name)
         if kept is None or kept[0]() is not source:
             kept = ref(source), self._pick(source, size, purpose)
-            self._samples = {**self._samples, name: kept} if len(self._samples) < KEPT else {name: kept}
+            if len(self._samples) >= KEPT:
+                self._samples.clear()
+            self._samples[name] = kept
         return kept[1]
 
     def _pick(self, source: Source, size: int, purpose: str) -> tuple[Tensor, Tensor | None]:
