@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
+from weakref import ref
 
 import torch
 from torch import Tensor
@@ -34,6 +35,10 @@ from harness.types import (
     Stream,
     Task,
 )
+
+# at most so many bytes of inputs, and steps, are gathered at once; large ones alone, as nothing is gained
+CHUNK, STEPS = 2**20, 100
+KEPT = 64  # samples whose positions are kept
 
 
 @dataclass(frozen=True)
@@ -91,7 +96,8 @@ class Learner:
         self.now, self.steps, self.planned = 0, 0, 1  # current task, its steps taken and planned
         self.epoch_steps = 1  # in one of its epochs
         self._one = torch.ones(self.S, device=self.device, dtype=dtype)
-        self._share: dict[tuple[int, int], Tensor] = {}
+        self._share: dict[tuple[int, ...], Tensor] = {}
+        self._samples: dict[tuple[str, int, int], tuple[ref[Source], tuple[Tensor, Tensor | None]]] = {}
 
     # --- randomness -------------------------------------------------------------------------------
 
@@ -120,12 +126,14 @@ class Learner:
 
     def make_batch(self, x: Tensor, y: Tensor, t: Tensor, w: Tensor | None = None) -> Batch:
         """A batch under the current task's mask; `w` defaults to 1/B."""
-        if w is None:
-            shape = (t.shape[0], t.shape[1])
-            if shape not in self._share:
-                self._share[shape] = torch.full(shape, 1 / shape[1], device=self.device, dtype=self.dtype)
-            w = self._share[shape]
+        w = self._mean(t.shape[0], t.shape[1]) if w is None else w
         return Batch(x, y, t, w, self.stream.mask(t, self.now))
+
+    def _mean(self, *shape: int) -> Tensor:
+        """The weights [S, B] of a mean: 1 / B."""
+        if shape not in self._share:
+            self._share[shape] = torch.full(shape, 1 / shape[1], device=self.device, dtype=self.dtype)
+        return self._share[shape]
 
     def batches(self, task: Task) -> Iterator[Batch]:
         """The planned number of fresh batches of the task's training rows: all of them, if those are fewer."""
@@ -134,16 +142,32 @@ class Learner:
         # only training rows are augmented: not tests, probes, or memories filled from a task
         vary = rng.fold(self.key("augment"), task.index) if getattr(task.train, "augmented", False) else None
         block = size * max(1, min(self.planned, self.budget.epoch_steps(task)))  # one epoch's order at a time
+        most = 1  # steps whose rows are gathered at once: one, until its bytes are known
         for start in range(0, self.planned * size, block):
             stop = min(start + block, self.planned * size)
             if task.ordered:
                 order = torch.arange(start, stop, device=self.device) % task.train.size[:, None]
             else:
                 order = rows.order(key, task.train.size, start, stop)
-            for step, position in enumerate(order.split(size, 1), start // size):
-                drawn = () if vary is None else (rng.fold(vary, step),)
-                batch = self.make_batch(*task.train.take(position, *drawn))
-                yield replace(batch, key=keys.key()) if keys else batch
+            while start < stop:
+                position, order = order.tensor_split([most * size], 1)
+                drawn = () if vary is None else (rng.fold(vary, start // size),)
+                taken = task.train.take(position, *drawn)
+                for batch in self._steps(*taken, position.shape[1] // size):
+                    yield replace(batch, key=keys.key()) if keys else batch
+                if most == 1 and vary is None:
+                    most = min(STEPS, CHUNK // taken[0].nbytes) if taken[0].nbytes <= CHUNK // 8 else 1
+                start += position.shape[1]
+
+    def _steps(self, x: Tensor, y: Tensor, t: Tensor, steps: int) -> Iterator[Batch]:
+        """The batches of so many steps, from the rows of all of them."""
+        if steps == 1:
+            yield self.make_batch(x, y, t)
+            return
+        mask, w = self.stream.mask(t, self.now), self._mean(t.shape[0], t.shape[1] // steps)
+        masks = [mask] * steps if mask is None or mask.shape[1] == 1 else rows.by_step(mask, steps)
+        for x1, y1, t1, mask1 in zip(*(rows.by_step(v, steps) for v in (x, y, t)), masks):
+            yield Batch(x1, y1, t1, w, mask1)
 
     def scan(self, source: Source, size: int = 1000, limit: int | None = None) -> Iterator[Batch]:
         """The source's rows in order; the sum of (w * nll).sum(1) over the batches is the mean loss.
@@ -169,16 +193,31 @@ class Learner:
         """
         if not size:
             raise ValueError(f"{purpose}: there are no rows to sample")
+        position, w = self._picked(source, size, purpose)
+        return self.make_batch(*source.take(position), w)
+
+    def _picked(self, source: Source, size: int, purpose: str) -> tuple[Tensor, Tensor | None]:
+        """The positions of a sample, and its weights unless they are equal; the latest are kept: to sort takes long."""
+        name = self.prefix + purpose, size, id(source)
+        kept = self._samples.get(name)
+        if kept is None or kept[0]() is not source:
+            kept = ref(source), self._pick(source, size, purpose)
+            if len(self._samples) >= KEPT:
+                self._samples.clear()
+            self._samples[name] = kept
+        return kept[1]
+
+    def _pick(self, source: Source, size: int, purpose: str) -> tuple[Tensor, Tensor | None]:
         label, key = source.labels(), self.key(purpose)
         count = (label >= 0).sum(1)
         if int(count.min()) >= size:
-            return self.make_batch(*source.take(stratified(label, size, key)))
+            return stratified(label, size, key), None
         slot = torch.arange(size, device=self.device)
         rounds = [slot % max(1, min(size, n)) for n in count.tolist()]
         picked = [stratified(label[s : s + 1], min(size, int(n)), key[s : s + 1])[0] for s, n in enumerate(count)]
         position = torch.stack([p[r] if len(p) else slot * 0 for p, r in zip(picked, rounds)])
         w = torch.stack([r.bincount()[r] * len(p) for p, r in zip(picked, rounds)]).to(self.dtype).reciprocal()
-        return self.make_batch(*source.take(position), w.masked_fill(count[:, None] == 0, math.nan))
+        return position, w.masked_fill(count[:, None] == 0, math.nan)
 
     # --- loss and gradient ------------------------------------------------------------------------
 

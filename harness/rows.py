@@ -133,6 +133,21 @@ def order(key: Tensor, size: Tensor, start: int, stop: int) -> Tensor:
     return torch.cat(passes, 1).gather(1, flat)
 
 
+def by_step(v: Tensor, steps: int) -> list[Tensor]:
+    """The rows of each step [S, B, ...], from those of all steps one after the other [S, steps * B, ...].
+
+    Each is a tensor as if gathered alone: who keeps one does not keep all. What all rows of a seed share stays
+    expanded.
+
+    >>> [part.tolist() for part in by_step(torch.tensor([[1, 2, 3, 4], [5, 6, 7, 8]]), 2)]
+    [[[1, 2], [5, 6]], [[3, 4], [7, 8]]]
+    """
+    parts = v.split(v.shape[1] // steps, 1)
+    if v.stride(1) == 0:
+        return [parts[0]] * steps
+    return [part.clone(memory_format=torch.contiguous_format) for part in parts]
+
+
 def stratified(y: Tensor, n: int, key: Tensor) -> Tensor:
     """Sorted indices [S, n] of a random subset with each class in proportion, to within one sample.
 

@@ -25,14 +25,23 @@ class Rise(NamedTuple):
     worst: Tensor  # [S] largest rise found by the ascent; never negative
 
 
-def worst_rise(loss: Loss, params: Params, rho: float, steps: int, *, adaptive: bool = False) -> Rise:
-    """max of L(w + e) - L(w) over ||e / T|| <= rho, by projected gradient ascent: `steps` + 1 gradients.
+def worst_rise(
+    loss: Loss,
+    params: Params,
+    rho: float,
+    steps: int,
+    *,
+    adaptive: bool = False,
+    here: tuple[Tensor, Params] | None = None,
+) -> Rise:
+    """max of L(w + e) - L(w) over ||e / T|| <= rho, by projected gradient ascent: `steps` gradients and a pass.
 
     T = 1 (Foret et al. 2021) or, with `adaptive`, T = |w| for every parameter (Kwon et al. 2021 with eta = 0 and
     biases included, invariant to rescaled ReLU units; a weight of exactly 0 does not move).
     With u = e / T the step is u <- project(u + step T g / ||T g||), from the best point so far; step = 2 rho,
     halved for a seed after a step without improvement. The first step is SAM's, e = rho T^2 g / ||T g||.
-    A lower bound of the maximum; at a stationary point the ascent has no direction, and both values are 0.
+    A lower bound of the maximum; at a stationary point the ascent has no direction, and both values are 0. `here`: loss
+    and gradient at w, if they are known.
     """
     if rho <= 0 or steps < 1:
         raise ValueError(f"rho={rho}, steps={steps}: the worst rise needs rho > 0 and at least 1 step")
@@ -42,19 +51,25 @@ def worst_rise(loss: Loss, params: Params, rho: float, steps: int, *, adaptive: 
         return tree.mul(size, v) if adaptive else v
 
     u = tree.zeros(params)
-    base, grads = value_and_grad(loss, params)
+    base, grads = here or value_and_grad(loss, params)
     tiny = torch.finfo(base.dtype).tiny
     best, one_step, step = base, base, torch.full_like(base, 2 * rho)
     for i in range(steps):
         uphill = stretch(grads)
         tried = tree.add(u, uphill, step / tree.norm(uphill).clamp(min=tiny))
         tried = tree.scale(tried, (rho / tree.norm(tried).clamp(min=tiny)).clamp(max=1))
-        value, there = value_and_grad(loss, tree.add(params, stretch(tried)))
+        at = tree.add(params, stretch(tried))
+        value, there = value_and_grad(loss, at) if i + 1 < steps else (_value(loss, at), grads)
         one_step = value if i == 0 else one_step
         up = value.isfinite() & (value > best)
         best, step = torch.where(up, value, best), torch.where(up, step, step / 2)
         u, grads = _choose(up, tried, u), _choose(up, there, grads)
     return Rise(one_step - base, best - base)
+
+
+@torch.no_grad()
+def _value(loss: Loss, params: Params) -> Tensor:
+    return loss(params)
 
 
 def _choose(where: Tensor, a: Params, b: Params) -> Params:

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from harness.boundary import Boundary
+from harness.landscape.curvature import value_and_grad
 from harness.landscape.rises import average_rise, normalised, worst_rise
 from harness.metrics import Readings, blank, by_probe, objective, probed
 from harness.rng import fold
-from harness.types import Batch, Column, Reading
+from harness.types import Batch, Column, Params, Reading
 
 VARIANTS = {
     "plain": "||e|| <= rho",
@@ -60,7 +61,8 @@ def rises(
       2023); may be negative. Its radii are per weight, and so much smaller than those of the ball.
     * Variants: plain; adaptive, e relative to |w|; normalised, the same with normalised logits (`rises.normalised`).
 
-    Cost per probe and variant: `ascent` + 1 gradients and 2 `pairs` + 1 forward passes; 0 omits either.
+    Cost per probe: for each loss, plain and normalised, a gradient; for each variant `ascent` - 1 more, and 2 `pairs` +
+    2 forward passes. 0 omits either.
     Regression has no normalised variants. NaN for a diverged seed. Raises ValueError for an unknown variant or probe.
     """
     if b.phase != "end":
@@ -72,6 +74,7 @@ def rises(
     def around(batch: Batch, key: Tensor) -> Readings:
         params = b.trained.params
         found: Readings = {}
+        here: dict[bool, tuple[Tensor, Params]] = {}  # loss and gradient at the net, by whether logits are normalised
         for variant in variants:
             adaptive, flat = variant.startswith("adaptive"), variant.endswith("normalised")
             if flat and b.stream.loss == "mse":
@@ -84,7 +87,9 @@ def rises(
                     found["probe_loss_normalised"] = loss(params)
             if ascent:
                 radius = rho_adaptive if adaptive else rho
-                rise = worst_rise(loss, params, radius, ascent, adaptive=adaptive)
+                if flat not in here:
+                    here[flat] = value_and_grad(loss, params)
+                rise = worst_rise(loss, params, radius, ascent, adaptive=adaptive, here=here[flat])
                 found[f"rise_onestep_{variant}"] = _at(radius, rise.one_step)
                 found[f"rise_worst_{variant}"] = _at(radius, rise.worst)
             if pairs:

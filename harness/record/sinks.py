@@ -85,18 +85,25 @@ def shared(sink: Sink, groups: Sequence[Sequence[int]]) -> list[Lane]:
 
 
 class StoredNets:
-    """The nets of earlier boundaries, read from a sink."""
+    """The nets of earlier boundaries, read from a sink; the latest few are kept, as several metrics read the same."""
+
+    KEPT = 6  # the initial net, and as many as metrics measure tasks by default
 
     def __init__(self, learner: Learner, sink: Sink) -> None:
         self.learner, self.sink = learner, sink
+        self.read: dict[int, Net] = {}
 
     def __contains__(self, task: int) -> bool:
         return self.sink.has_net(task)
 
     def __getitem__(self, task: int) -> Net:
-        kept = self.sink.net(task)
-        params, buffers = ({k: v.to(self.learner.device) for k, v in kept[p].items()} for p in ("params", "buffers"))
-        return Net(params, buffers, self.learner.apply)
+        net = self.read.get(task)
+        if net is None:
+            kept, device = self.sink.net(task), self.learner.device
+            params, buffers = ({k: v.to(device) for k, v in kept[p].items()} for p in ("params", "buffers"))
+            net = Net(params, buffers, self.learner.apply)
+            self.read = {**self.read, task: net} if len(self.read) < self.KEPT else {task: net}
+        return net
 
     @property
     def initial(self) -> Net:

@@ -11,7 +11,6 @@ from harness.rng import RandomStream, uniform
 
 POLICIES = ("reservoir", "class_balanced", "ring")
 ROWS = 2**38  # rows whose age a ring can tell apart, with 2**15 queues: float64 has 53 bits
-SMALL = 2**17  # bytes of offered rows that are copied sooner than sorted out
 
 
 class Memory:
@@ -91,8 +90,8 @@ class Memory:
         if fill:
             self._fill(fields, rank, fill)
         if fill < B:
-            slot, source = self._balanced(rank[:, fill:]) if balanced else self._reservoir(u[:, fill:])
-            self._write(fields, rank, slot, source + fill)
+            slot = self._balanced(rank[:, fill:]) if balanced else self._reservoir(u[:, fill:])
+            self._write(fields, rank, slot, fill)
         self.seen += B
 
     def sample(self, size: int, *, replacement: bool = False) -> dict[str, Tensor]:
@@ -118,18 +117,13 @@ class Memory:
         if self._rank.numel():
             self._rank[:, where] = rank[:, :count]
 
-    def _reservoir(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        """Slot of each row and the row to write there, [S, B] each; rejected rows get slot `capacity`."""
-        B, before = u.shape[1], max(self.seen, self.capacity)
-        n = torch.arange(before + 1, before + B + 1, device=u.device)  # rows seen up to and with each
-        slot = (u * n).long().clamp_(max=self.capacity)
-        # Several rows of a batch may get the same slot. The last must win, but a scatter with repeated indices
-        # has no defined order: all of them write the winner's row.
-        row = torch.arange(B, device=u.device).expand_as(slot)
-        winner = slot.new_zeros(len(slot), self.capacity + 1).scatter_reduce_(1, slot, row, "amax")
-        return slot, winner.gather(1, slot)
+    def _reservoir(self, u: Tensor) -> Tensor:
+        """Slot of each row [S, B]; rejected rows get slot `capacity`."""
+        before = max(self.seen, self.capacity)
+        n = torch.arange(before + 1, before + u.shape[1] + 1, device=u.device)  # rows seen up to and with each
+        return (u * n).long().clamp_(max=self.capacity)
 
-    def _balanced(self, rank: Tensor) -> tuple[Tensor, Tensor]:
+    def _balanced(self, rank: Tensor) -> Tensor:
         """As `_reservoir`, for a full memory: the B worst of the stored and offered rows leave."""
         B, full = rank.shape[1], self.capacity
         value, order = torch.cat([self._rank[:, :full], rank], 1).sort(1)  # class by class, best rank first
@@ -141,19 +135,22 @@ class Memory:
         enters = torch.ones_like(order, dtype=torch.bool).scatter_(1, leaves, False)[:, full:]
         # as many stored rows leave as offered rows enter
         slot = leaves.gather(1, (enters.cumsum(1) - 1).clamp_(min=0))
-        return torch.where(enters, slot, full), torch.arange(B, device=rank.device).expand_as(slot)
+        return torch.where(enters, slot, full)
 
-    def _write(self, fields: dict[str, Tensor], rank: Tensor, slot: Tensor, source: Tensor) -> None:
-        target, flat = _flat(slot, self.capacity + 1), _flat(source, rank.shape[1])
-        # a full reservoir rejects most rows: to find the others costs less than to copy all, if these are large and
-        # there is no GPU that would have to wait for their number
-        if not slot.is_cuda and sum(v.nbytes for v in fields.values()) > SMALL:
-            stored = (slot < self.capacity).flatten()
-            target, flat = target.masked_select(stored), flat.masked_select(stored)
+    def _write(self, fields: dict[str, Tensor], rank: Tensor, slot: Tensor, first: int) -> None:
+        """Write the rows from `first` on into their slots; the last of those with the same slot stays."""
+        row = torch.arange(first, first + slot.shape[1], device=slot.device).expand_as(slot)
+        target, source = _flat(slot, self.capacity + 1), _flat(row, first + slot.shape[1])
+        if _sorts_out(slot):
+            stored = (slot < self.capacity).flatten().nonzero()[:, 0]
+            if not len(stored):
+                return
+            target, source = target.index_select(0, stored), source.index_select(0, stored)
+        source = _last(target, source, slot.shape[0] * (self.capacity + 1))
         for k, v in fields.items():
-            self._data[k].flatten(0, 1).index_copy_(0, target, v.flatten(0, 1).index_select(0, flat))
+            self._data[k].flatten(0, 1).index_copy_(0, target, v.flatten(0, 1).index_select(0, source))
         if self._rank.numel():
-            self._rank.flatten(0, 1).index_copy_(0, target, rank.flatten().index_select(0, flat))
+            self._rank.flatten(0, 1).index_copy_(0, target, rank.flatten().index_select(0, source))
 
     def state_dict(self) -> dict[str, Any]:
         return {"seen": self.seen, "data": self._data, "rank": self._rank, "draws": self._draws.state_dict()}
@@ -172,7 +169,8 @@ def pick(fields: dict[str, Tensor], index: Tensor) -> dict[str, Tensor]:
     >>> pick({"x": torch.tensor([[1, 2, 3], [4, 5, 6]])}, torch.tensor([[2, 0], [1, 1]]))
     {'x': tensor([[3, 1], [5, 5]])}
     """
-    return {k: pick_rows(v, index) for k, v in fields.items()}
+    flat = _flat(index, next(iter(fields.values())).shape[1])
+    return {k: v.flatten(0, 1).index_select(0, flat).view(*index.shape, *v.shape[2:]) for k, v in fields.items()}
 
 
 def pick_rows(v: Tensor, index: Tensor) -> Tensor:
@@ -208,6 +206,20 @@ class _Draws:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.key, self.width, self.used = state["key"].to(self.random.base.device), state["width"], state["used"]
         self.block = uniform(self.key, self.width, dtype=torch.float64)
+
+
+def _sorts_out(slot: Tensor) -> bool:
+    """Whether to find the few rows that are stored, not copy all: a GPU would have to be waited for."""
+    return not slot.is_cuda
+
+
+def _last(target: Tensor, source: Tensor, slots: int) -> Tensor:
+    """For each target the last source with the same: a scatter with repeated indices has no defined order.
+
+    >>> _last(torch.tensor([0, 1, 0]), torch.tensor([3, 4, 5]), 2)
+    tensor([5, 4, 5])
+    """
+    return source.new_zeros(slots).scatter_reduce_(0, target, source, "amax").index_select(0, target)
 
 
 def _flat(index: Tensor, width: int) -> Tensor:

@@ -262,6 +262,58 @@ def test_an_epoch_is_a_pass_over_the_task_s_own_rows() -> None:
                 assert set(found[i, start : start + n].tolist()) == rows, (task.index, i)
 
 
+@pytest.mark.parametrize(
+    ("bytes_", "steps", "sizes"), [(2**20, 3, [4, 12, 12]), (3100, 9, [4, 24]), (3000, 9, [4] * 7)]
+)
+def test_so_many_steps_are_gathered_at_once_as_their_bytes_allow(
+    monkeypatch: pytest.MonkeyPatch, bytes_: int, steps: int, sizes: list[int]
+) -> None:
+    monkeypatch.setattr("harness.learner.CHUNK", bytes_)  # a step has 3 seeds * 4 rows * 8 inputs * 4 bytes = 384
+    monkeypatch.setattr("harness.learner.STEPS", steps)
+    taken = []
+
+    class Watched(Rows):
+        def take(self, position: Tensor, key: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+            taken.append(position.shape[1])
+            return super().take(position, key)
+
+    s = permuted(dataset=data(), seeds=SEEDS, n_tasks=1, fixed=False, scenario="domain", rows=28)
+    (task,) = (replace(t, train=Watched(**vars(t.train))) for t in s.tasks)
+    learner = make(s, budget=Budget(epochs=1, batch_size=4))
+    learner.plan(task)
+    assert len(list(learner.batches(task))) == 7 and taken == sizes
+
+
+def test_a_sample_is_sorted_out_once_and_belongs_to_its_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    sorted_out = []
+
+    class Watched(Rows):
+        def labels(self) -> Tensor:
+            sorted_out.append(self)
+            return super().labels()
+
+    s = permuted(dataset=data(), seeds=SEEDS, n_tasks=3, fixed=False, scenario="domain")
+    first, second, third = (replace(t, train=Watched(**vars(t.train))) for t in s.tasks)
+    assert isinstance(first.train, Rows)
+    other = replace(first, train=replace(first.train, index=first.train.index.flip(1), y=first.train.y.flip(1)))
+    learner, plain = make(s), make(s)
+    for task in (first, second, first, other, first):
+        assert torch.equal(learner.probe(task, 12).x, make(s).probe(task, 12).x)
+    assert not torch.equal(learner.probe(other, 12).x, learner.probe(first, 12).x)
+    assert not torch.equal(learner.sub("twin", learner.model, SGD(lr=0.1)).probe(first, 12).x, plain.probe(first, 12).x)
+    sorted_out.clear()
+    for task in (first, second, other, first):
+        learner.probe(task, 12)
+    learner.clone().probe(first, 12)
+    assert not sorted_out
+    learner.probe(first, 11)
+    learner.probe(third, 12)
+    monkeypatch.setattr("harness.learner.KEPT", 1)
+    learner.probe(first, 10)
+    learner.probe(first, 12)
+    assert len(sorted_out) == 4
+
+
 def read_numbers(task: Task, s: int) -> list[int]:
     assert isinstance(task.train, Rows)
     return task.train.index[s, : int(task.train.size[s])].tolist()

@@ -31,12 +31,13 @@ from harness.contract.streams import (
     toy_data,
     trains,
 )
-from harness.learner import Budget
+from harness.groups import groups, stream_of
+from harness.learner import Budget, Learner
 from harness.models.mlp import MLP
 from harness.optim import SGD
 from harness.record.evaluation import Evaluation
 from harness.run import run
-from harness.types import Stream
+from harness.types import Batch, Stream
 from strategies.replay import Replay
 from tasks.datasets import Dataset
 from tasks.stream import SCENARIOS
@@ -227,3 +228,29 @@ def test_what_is_exempt_is_a_promise_and_has_a_reason() -> None:
         "slowly_changing_regression": {"apart"},
     }
     assert all(key in known and reason for found in exempt.values() for key, reason in found.items())
+
+
+@each
+def test_steps_gathered_together_are_the_same_batches_as_steps_gathered_alone(
+    name: str, scenario: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the last bit and in the same layout, for one seed and for two, across the ends of epochs."""
+
+    def batches(stream: Stream, most: int) -> list[Batch]:
+        monkeypatch.setattr("harness.learner.STEPS", most)
+        learner = Learner(MLP(stream.shape, stream.outputs, (4,)), stream, SGD(lr=0.1), Budget(steps=12, batch_size=3))
+        learner.enter(stream.tasks[-1])
+        learner.plan(stream.tasks[-1])
+        return list(learner.batches(stream.tasks[-1]))
+
+    both = make(name, scenario)
+    for stream in (make(name, scenario, seeds=(4,)), *(stream_of(both, places) for places in groups(both))):
+        alone, together = batches(stream, 1), batches(stream, 5)
+        assert len(alone) == len(together) == 12
+        for a, b in zip(alone, together):
+            for field in ("x", "y", "t", "w", "mask"):
+                one, other = getattr(a, field), getattr(b, field)
+                assert (one is None) == (other is None)
+                if one is not None:
+                    assert torch.equal(one, other) and one.stride() == other.stride(), field
+            assert a.mask is None or a.mask.shape[1] > 1 or (a.mask is alone[0].mask and b.mask is together[0].mask)

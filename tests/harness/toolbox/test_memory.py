@@ -41,9 +41,9 @@ def fill(m: Memory, S: int, sizes: list[int], y: Tensor | None = None) -> None:
 def test_rejected_rows_that_are_sorted_out_leave_the_same_memory(policy: str, monkeypatch: pytest.MonkeyPatch) -> None:
     copied, sorted_out = (memory(9, policy, range(4)) for _ in range(2))
     sizes = [5, 1, 7, 30, 2, 40, 1, 1]
-    fill(copied, 4, sizes)
-    monkeypatch.setattr("harness.toolbox.memory.SMALL", 0)
     fill(sorted_out, 4, sizes)
+    monkeypatch.setattr("harness.toolbox.memory._sorts_out", lambda slot: False)  # as on a GPU
+    fill(copied, 4, sizes)
     for k, v in copied.rows().items():
         assert torch.equal(v, sorted_out.rows()[k])
     assert torch.equal(copied._rank[:, :9], sorted_out._rank[:, :9])
@@ -69,15 +69,18 @@ def test_reservoir_is_algorithm_r_whatever_the_batches(sizes: list[int]) -> None
         assert m.rows()["row"][s].tolist() == algorithm_r(4, u[s])
 
 
-def test_rows_that_hit_one_slot_all_write_the_last_of_them() -> None:
+def test_rows_that_hit_one_slot_all_write_the_last_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
     # a scatter with repeated indices writes them in no defined order on a GPU
     m = memory(3)
     fill(m, 2, [3])
-    slot, source = m._reservoir(
-        torch.tensor([[0.1, 0.3, 0.6, 0.05, 0.1, 0.99], [0.9, 0.1, 0.9, 0.3, 0.05, 0.1]]).double()
-    )
+    u = torch.tensor([[0.1, 0.3, 0.6, 0.05, 0.1, 0.99], [0.9, 0.1, 0.9, 0.3, 0.05, 0.1]]).double()
+    slot = m._reservoir(u)
     assert slot.tolist() == [[0, 1, 3, 0, 0, 3], [3, 0, 3, 2, 0, 0]]
-    assert source.tolist() == [[4, 1, 5, 4, 4, 5], [2, 5, 2, 3, 5, 5]]
+    written = []
+    monkeypatch.setattr("harness.toolbox.memory._sorts_out", lambda slot: False)
+    monkeypatch.setattr(Tensor, "index_copy_", lambda own, dim, target, rows: written.append(rows.view(2, 6).tolist()))
+    m._write({"row": numbered(2, 6, 0)}, u, slot, 0)
+    assert written == [[[4, 1, 5, 4, 4, 5], [2, 5, 2, 3, 5, 5]]]
 
 
 def test_reservoir_holds_each_row_and_pair_with_equal_chance() -> None:
