@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 from weakref import ref
@@ -200,12 +201,14 @@ class Learner:
         """The positions of a sample, and its weights unless they are equal; the latest are kept: to sort takes long."""
         name = self.prefix + purpose, size, id(source)
         kept = self._samples.get(name)
-        if kept is None or kept[0]() is not source:
-            kept = ref(source), self._pick(source, size, purpose)
-            if len(self._samples) >= KEPT:
-                self._samples.clear()
-            self._samples[name] = kept
-        return kept[1]
+        if kept is not None and kept[0]() is source:
+            return kept[1]
+        picked = self._pick(source, size, purpose)
+        if len(self._samples) >= KEPT:
+            self._samples.clear()
+        with suppress(TypeError):  # a source that allows no weak reference is sorted again each time
+            self._samples[name] = ref(source), picked
+        return picked
 
     def _pick(self, source: Source, size: int, purpose: str) -> tuple[Tensor, Tensor | None]:
         label, key = source.labels(), self.key(purpose)

@@ -506,6 +506,23 @@ def test_a_probe_is_frozen_stratified_without_repeats_and_the_seed_s_own() -> No
     assert torch.equal(alone.probe(alone.stream.tasks[1], 30).x[0], first.x[1])
 
 
+def test_a_source_without_weak_references_is_probed_as_any_other() -> None:
+    class Slotted:
+        __slots__ = ("inner",)
+
+        def __init__(self, inner: Source) -> None:
+            self.inner = inner
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.inner, name)
+
+    task = stream().tasks[1]
+    learner, other = make(stream()), make(stream())
+    slotted: Any = Slotted(task.train)
+    for _ in range(2):
+        assert torch.equal(learner.probe(replace(task, train=slotted), 12).x, other.probe(task, 12).x)
+
+
 def test_a_probe_of_a_small_task_depends_on_its_own_seed_alone() -> None:
     """Seeds whose task holds fewer rows than were asked for."""
     s = stream()
