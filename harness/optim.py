@@ -24,7 +24,8 @@ class Optimizer:
 
     lr: learning rate at the start of a schedule; schedule: constant, step (times `gamma` at each
     fraction in `milestones`), cosine (to 0) or task (times `gamma` at each new task, in either scope);
-    scope: span of a schedule, each task or the stream; reset: whether a new task starts with fresh state.
+    floor: the rate that a schedule never falls below; scope: span of a schedule, each task or the stream;
+    reset: whether a new task starts with fresh state.
     """
 
     def __init__(
@@ -37,6 +38,7 @@ class Optimizer:
         scope: str = "task",
         milestones: Sequence[float] = (0.5, 0.75),
         gamma: float = 0.1,
+        floor: float = 0.0,
     ) -> None:
         if not (isinstance(lr, (int, float)) and lr > 0 and math.isfinite(lr)):
             raise ValueError(f"optimizer.lr={lr}: must be a positive number")
@@ -44,11 +46,13 @@ class Optimizer:
             raise ValueError(f"optimizer.weight_decay={weight_decay}: must be at least 0")
         if schedule not in SCHEDULES:
             raise ValueError(f"optimizer.schedule={schedule}: must be one of {', '.join(SCHEDULES)}")
+        if not 0 <= floor <= lr:
+            raise ValueError(f"optimizer.floor={floor}: must be from 0 to optimizer.lr={lr}")
         if scope not in ("task", "stream"):
             raise ValueError(f"optimizer.scope={scope}: must be task or stream")
         self.base_lr, self.lr, self.weight_decay = float(lr), float(lr), weight_decay
         self.reset_each_task, self.schedule, self.scope = reset, schedule, scope
-        self.milestones, self.gamma = tuple(milestones), gamma
+        self.milestones, self.gamma, self.floor = tuple(milestones), gamma, floor
         self.state: dict[str, Params] = {}  # slot -> name -> [S, *shape]
 
     def set_progress(self, done: float, task: int = 0) -> None:
@@ -60,7 +64,7 @@ class Optimizer:
             factor = self.gamma ** sum(done >= m for m in self.milestones)
         elif self.schedule == "task":
             factor = self.gamma**task
-        self.lr = self.base_lr * factor
+        self.lr = max(self.base_lr * factor, self.floor)
 
     def slot(self, name: str, like: Params) -> list[Tensor]:
         """One state tensor for each parameter, created as zeros."""

@@ -96,6 +96,7 @@ def _optimizer(cfg: Mapping[str, Any]) -> None:
     _number(cfg, "optimizer.weight_decay", lambda v: v >= 0, "must be at least 0")
     _number(cfg, "optimizer.eps", lambda v: v > 0, "must be above 0")
     _number(cfg, "optimizer.gamma", lambda v: v > 0, "must be above 0")
+    _number(cfg, "optimizer.floor", lambda v: v >= 0, "must be at least 0")
     betas = _get(cfg, "optimizer.betas")
     if betas is not _ABSENT and not (_numbers(betas) and len(betas) == 2 and all(0 <= b < 1 for b in betas)):
         raise ValueError(f"optimizer.betas={show(betas)}: must be two numbers, each at least 0 and below 1")

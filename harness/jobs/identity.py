@@ -18,7 +18,11 @@ from harness.store.readers import run_paths
 DRIVERS = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")  # what a GPU's driver makes: NVIDIA, WSL, AMD
 # older runs lack these keys: at its default, a key leaves ids alone
 LATER = {"compile": "auto", "precision": None}
-LATER_IN = {"model": {"init": "torch"}, "tasks": {"interpolation": "linear"}}
+LATER_IN: dict[str, dict[str, Any]] = {
+    "model": {"init": "torch"},
+    "tasks": {"interpolation": "linear"},
+    "optimizer": {"floor": 0.0},
+}
 NUMBERS = ("torch", "numpy")  # packages that, with Python, draw the stream
 
 
@@ -29,7 +33,7 @@ def of_setting(cfg: Mapping[str, Any], data: tuple[str, str], threads: int, devi
     groups = {group: _without(cfg[group], defaults) for group, defaults in LATER_IN.items()}
     return {
         **later,
-        **{k: cfg[k] for k in ("scenario", "classes", "boundaries", "optimizer", "dtype", "pin")},
+        **{k: cfg[k] for k in ("scenario", "classes", "boundaries", "dtype", "pin")},
         **groups,
         "train": budget,
         "dataset": list(data),

@@ -39,11 +39,15 @@ def compared(row: Row, found: Found) -> Comparison | None:
 
 
 def counts(rows: Sequence[Row], found: Found) -> str:
-    """How many rows have which verdict."""
+    """How many rows have which verdict, and how many of the reproduced numbers were read at their source."""
     verdicts = [verdict(compared(row, found), row.margin) for row in rows]
     run = sum(kind != "not run" for kind in verdicts)
     said = ", ".join(f"{verdicts.count(kind)} {kind}" for kind in VERDICTS if kind != "reproduced" and kind in verdicts)
-    return f"{verdicts.count('reproduced')} of {run} rows reproduced{f'; {said}' if said else ''}"
+    read = [kind for row, kind in zip(rows, verdicts) if row.seen and kind != "not run"]
+    whole = f"{verdicts.count('reproduced')} of {run} rows reproduced"
+    if len(read) < run:
+        whole += f" ({read.count('reproduced')} of the {len(read)} whose number was read at its source)"
+    return f"{whole}{f'; {said}' if said else ''}"
 
 
 def line(row: Row, found: Found) -> tuple[str, ...]:

@@ -281,3 +281,14 @@ def test_values_out_of_range_are_refused_by_name(cls: type[Optimizer], options: 
     with pytest.raises(ValueError) as error:
         cls(**options)
     assert str(error.value).startswith(key) and "\n" not in str(error.value)
+
+
+def test_a_schedule_does_not_fall_below_its_floor() -> None:
+    made = SGD(lr=0.1, schedule="task", gamma=0.5, floor=0.03)
+    rates = []
+    for task in range(4):
+        made.set_progress(0.0, task)
+        rates.append(made.lr)
+    assert rates == pytest.approx([0.1, 0.05, 0.03, 0.03])
+    with pytest.raises(ValueError, match=r"optimizer.floor=0.2: must be from 0 to optimizer.lr=0.1"):
+        SGD(lr=0.1, floor=0.2)

@@ -35,7 +35,7 @@ def test_its_tables_have_todays_columns_and_their_own_values(results: Path) -> N
     for name, columns in store.SCHEMAS.items():
         table, raw = store.read_all(results, name), pq.ParquetFile(OLD / f"{name}.parquet").read()
         assert table.schema.equals(store.schema(name)) and table.column_names == list(columns)
-        assert set(table["entry"].to_pylist()) == {"ewc[strength=3]"}
+        assert set(table["entry"].to_pylist()) == {"ewc[strength=3,mode=separate]"}
         for column in {*raw.column_names} - {"net", "metric", "schema_version"}:
             assert table[column].equals(raw[column]) or np.array_equal(table[column], raw[column], equal_nan=True)
 
@@ -62,7 +62,7 @@ def test_the_leaderboard_shows_it_beside_runs_of_today(results: Path) -> None:
     accuracy = {row.entry.label: row.means["average_accuracy"][0] for row in board.rows}
     raw = pq.ParquetFile(OLD / "metrics.parquet").read().to_pandas()
     last = raw[(raw.metric == "average_accuracy") & (raw.boundary == 1)].value.mean()
-    assert accuracy == {"ewc[strength=3]": pytest.approx(last), "naive": pytest.approx(0.55)}
+    assert accuracy == {"ewc[strength=3,mode=separate]": pytest.approx(last), "naive": pytest.approx(0.55)}
     assert any("the harness has changed between entries" in note for note in board.notes)
 
 
