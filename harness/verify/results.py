@@ -103,6 +103,7 @@ def save(found: Sequence[Result], path: Path) -> None:
 
     ordered = sorted(found, key=lambda result: (result.row, result.ended_at))
     table = pa.Table.from_pylist([asdict(result) for result in ordered], schema=_schema())
+    path.parent.mkdir(parents=True, exist_ok=True)
     with store.replacing(path) as tmp:
         pq.write_table(table, tmp)
 

@@ -68,6 +68,8 @@ def test_rows_are_run_once_and_compared(toy: Path, verify: Callable[..., tuple[i
     )
     code, said = verify("hydra.launcher.n_jobs=1")
     assert code == 0 and "2 rows, none to run" in said
+    code, said = verify("--plan", "--out", "deep/er")
+    assert code == 0 and "2 rows, none to run" in said, "the runs are found again for another folder"
     page = (toy / "results" / "verified.md").read_text()
     assert "99.90 ± 0.10 (5)†" in page and "the toy is too short" in page and "results=" not in page
     assert (toy / "results" / "verified.svg").stat().st_size > 5000
