@@ -38,12 +38,15 @@ def verify(args: argparse.Namespace) -> int:
             from harness.cli.training import train
             from harness.jobs.listed import Listed
 
-            Listed.jobs = jobs(missing)
+            Listed.jobs = jobs([one for one in every if one.row in missing], runs)
             code = train(["--multirun", "hydra/sweeper=listed", f"results={runs}", *typed])
     finally:
-        have = by_row(every, results(every, runs, out, notes))
+        every_result = results(every, runs, out, notes)
+        have = by_row(every, every_result)
         print("\n".join(["", *text(shown, have), *(printable(f"note: {note}") for note in notes)]), flush=True)
-        with reporting(out, "--out FOLDER"):
-            written = [] if args.plan else write(list(found.values()), have, out)
-        print("".join(f"written: {path}\n" for path in written), end="")
+        if not args.plan:  # the page is of all protocols
+            rest = wanted([row for p in found.values() if p not in shown for row in p.rows])
+            with reporting(out, "--out FOLDER"):
+                written = write(list(found.values()), have | by_row(rest, every_result), out)
+            print("".join(f"written: {path}\n" for path in written), end="")
     return code

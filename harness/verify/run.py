@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.config.preflight import compositions
+from harness.store import sources
+from harness.store.readers import finished, unfinished
 from harness.verify.protocol import Row
 from harness.verify.results import NAME, Result, collect, current, key_of, load, method_of, save
 
@@ -65,6 +67,9 @@ def plan(rows: Sequence[Row], missing: Sequence[Row], n_jobs: int) -> str:
     return f"{len(rows)} rows, {len(missing)} to run: {least}{hours:.1f} hours of one core{at_once}"
 
 
-def jobs(missing: Sequence[Row]) -> list[list[str]]:
-    """What is typed for each row."""
-    return [[*row.settings, *SHARED] for row in missing]
+def jobs(missing: Sequence[Wanted], runs: Path) -> list[list[str]]:
+    """What is typed for each row: with force=true if a run of it was made, or begun, with other code."""
+    notes: list[str] = []  # of damaged runs, which the sweep names
+    found = [*finished([runs], {}, notes), *unfinished([runs], notes)]
+    stale = {key_of(run.manifest["config"]) for run in found if sources.edited(run.manifest)}
+    return [[*one.row.settings, *SHARED, *["force=true"] * (one.key in stale)] for one in missing]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -34,11 +35,15 @@ rows:
 """
 
 
+OTHER = TOY.replace("title: Toy", "title: Another").partition("  l2:")[0].replace("steps=4", "steps=3")
+
+
 @pytest.fixture
 def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with one protocol, in which the commands of a test run."""
     (tmp_path / "protocols").mkdir()
     (tmp_path / "protocols" / "toy.yaml").write_text(TOY)
+    (tmp_path / "protocols" / "other.yaml").write_text(OTHER)
     monkeypatch.setattr(protocol, "FOLDER", tmp_path / "protocols")
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -60,19 +65,31 @@ def test_rows_are_run_once_and_compared(toy: Path, verify: Callable[..., tuple[i
     assert code == 0 and "1 rows, 1 to run" in said
     (only,) = results.load(toy / "results" / results.NAME)
     assert (only.row, only.seeds) == ("toy/naive", (0, 1)) and all(0 <= score <= 100 for score in only.scores)
-    code, said = verify()
-    assert (
-        code == 0
-        and "2 rows, 1 to run" in said
-        and "1 of 2 rows reproduced (1 of the 1 whose number was read at its source); 1 differs" in said
-    )
+    assert verify("other")[0] == 0
+    code, said = verify("toy")
+    assert code == 0 and "2 rows, 1 to run" in said
+    assert "1 of 2 rows reproduced (1 of the 1 whose number was read at its source); 1 differs" in said
     code, said = verify("hydra.launcher.n_jobs=1")
-    assert code == 0 and "2 rows, none to run" in said
+    assert code == 0 and "3 rows, none to run" in said
     code, said = verify("--plan", "--out", "deep/er")
-    assert code == 0 and "2 rows, none to run" in said, "the runs are found again for another folder"
+    assert code == 0 and "3 rows, none to run" in said, "the runs are found again for another folder"
+    assert verify("toy")[0] == 0
     page = (toy / "results" / "verified.md").read_text()
+    assert "2 of 3 rows reproduced" in page, "the page is of all protocols, whichever were run last"
     assert "99.90 ± 0.10 (5)†" in page and "the toy is too short" in page and "results=" not in page
     assert (toy / "results" / "verified.svg").stat().st_size > 5000
+
+
+def test_a_row_whose_code_has_changed_is_run_again(toy: Path, verify: Callable[..., tuple[int, str]]) -> None:
+    assert verify("toy/naive")[0] == 0
+    (path,) = (toy / "results" / "verify" / "runs").glob("*/naive/*/manifest.json")
+    about = json.loads(path.read_text())
+    about["files"]["strategies.naive"] = "0" * 64
+    path.write_text(json.dumps(about))
+    (toy / "results" / results.NAME).unlink()
+    code, said = verify("toy/naive")
+    assert code == 0 and "1 rows, 1 to run" in said and "1 of 1 rows" in said
+    assert json.loads(path.read_text())["files"]["strategies.naive"] != "0" * 64
 
 
 @pytest.mark.parametrize("every", [9, pytest.param(1, marks=pytest.mark.nightly)])
