@@ -1,7 +1,7 @@
 """What has been run: rows of protocols found among finished runs, and kept in verified.parquet.
 
 A result counts for a row while two things are as they were: the settings that determine its numbers, and the code of
-its method, which is what the strategy, the stream and the model import beyond what every run imports.
+its method: the strategy, the stream, the model, and what they import of METHOD beyond what every run imports.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from harness.store.scores import lowest, scores
 
 NAME = "verified.parquet"
 GROUPS = ("strategy", "tasks", "model")  # whose code is the row's own
+METHOD = ("harness.toolbox.", "harness.landscape.", "harness.models.")  # rooms in which an edit may change a method
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,10 @@ def method_of(cfg: Mapping[str, Any], files: Mapping[str, str] | None = None) ->
     """Digest of the code of a run's strategy, stream and model, as it is, or as the files of its manifest were."""
     core = sources.files([])
     found = sources.files(targets([cfg[group] for group in GROUPS])) if files is None else files
-    return sources.digest({name: sha for name, sha in found.items() if name not in core})[:12]
+    own = {
+        n: sha for n, sha in found.items() if n not in core and (not n.startswith("harness") or n.startswith(METHOD))
+    }
+    return sources.digest(own)[:12]
 
 
 def collect(rows: Mapping[str, str], folder: Path, notes: list[str]) -> list[Result]:

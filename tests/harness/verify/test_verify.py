@@ -137,8 +137,9 @@ def test_settings_and_code_decide_what_counts() -> None:
     for group, change in (("dataset", {"val": 0.2}), ("optimizer", {"lr": 0.2}), ("tasks", {"n_tasks": 3})):
         assert results.key_of({**cfg, group: {**cfg[group], **change}}) != key
     assert results.method_of(plain(composed("strategy=si"))) != method
-    files = {"strategies.ewc": "an older file", "harness.loop": "an older loop"}
+    files = {"strategies.ewc": "an older file", "harness.loop": "older", "harness.store.files": "older"}
     assert results.method_of(cfg, files) == results.method_of(cfg, {"strategies.ewc": "an older file"}) != method
+    assert results.method_of(cfg, {**files, "harness.landscape.fisher": "older"}) != results.method_of(cfg, files)
 
     made = Result("p/ewc", key, method, (0, 1), (50.0, 60.0), (), "abc", True, "", "r", 1.0, "2026-01-01", "cpu")
     later = replace(made, ended_at="2026-02-01")
