@@ -37,9 +37,9 @@ def results(rows: Sequence[Wanted], runs: Path, out: Path, notes: list[str]) -> 
     """All results of `out` and of the finished runs, each once; written back to `out` if there are new ones."""
     known = load(out / NAME)
     new = collect({one.key: one.row.name for one in rows}, runs, notes)
-    have = {(result.run_id, result.ended_at) for result in known}
-    every = [*known, *(result for result in new if (result.run_id, result.ended_at) not in have)]
-    if len(every) > len(known):
+    seen = {(result.run_id, result.ended_at) for result in new}
+    every = [*(result for result in known if (result.run_id, result.ended_at) not in seen), *new]
+    if {*every} != {*known}:
         save(every, out / NAME)
     return every
 
