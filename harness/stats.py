@@ -45,10 +45,19 @@ def student(x: Array) -> tuple[Array, Array]:
     n = x.shape[-1]
     if n < 2:
         return (x.mean(-1) if n else np.full(x.shape[:-1], math.nan)), np.full(x.shape[:-1], math.nan)
+    with np.errstate(invalid="ignore"):  # a mean of minus infinity has no interval
+        return x.mean(-1), quantile(n - 1) * x.std(-1, ddof=1) / math.sqrt(n)
+
+
+def quantile(df: float) -> float:
+    """Student's t(0.975, df): half a 95 % interval in standard errors.
+
+    >>> round(quantile(4), 4)
+    2.7764
+    """
     from scipy.special import stdtrit  # a tenth of the import of scipy.stats
 
-    with np.errstate(invalid="ignore"):  # a mean of minus infinity has no interval
-        return x.mean(-1), stdtrit(n - 1, (1 + LEVEL) / 2) * x.std(-1, ddof=1) / math.sqrt(n)
+    return float(stdtrit(df, (1 + LEVEL) / 2))
 
 
 def finite_mean(x: Array) -> Array:

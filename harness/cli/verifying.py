@@ -21,14 +21,14 @@ def verify(args: argparse.Namespace) -> int:
     rows = chosen(found, names)
     shown = [p for p in found.values() if any(row in rows for row in p.rows)]
     every = wanted([row for p in shown for row in p.rows])
-    runs = next((Path(word.partition("=")[2]) for word in typed if word.startswith("results=")), Path(RESULTS))
+    values = dict(word.split("=", 1) for word in typed)
+    runs, n_jobs = Path(values.get("results", RESULTS)), values.get("hydra.launcher.n_jobs", "")
     notes: list[str] = []
     have = by_row(every, results(every, runs, out, notes))
     missing = [row for row in rows if row.name not in have]
     from harness.jobs.child import cores
 
-    n_jobs = next((int(w.partition("=")[2]) for w in typed if w.startswith("hydra.launcher.n_jobs=")), cores())
-    print(plan(rows, missing, n_jobs), flush=True)
+    print(plan(rows, missing, int(n_jobs) if n_jobs.isdigit() else cores()), flush=True)
     code = 0
     from harness.store import reporting
     from harness.verify.texts import text, write

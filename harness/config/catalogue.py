@@ -24,11 +24,7 @@ LISTED = {  # what `ls` calls them
     "metrics": "metrics",
     "experiments": "experiment",
 }
-
-
-NESTED = (
-    "experiment",
-)  # groups whose folders are listed too, as in experiment=published/NAME; strategy=avalanche/ is not
+NESTED = ("experiment",)  # groups whose folders are listed too: experiment=published/NAME, but not strategy=avalanche/
 
 
 def options(group: str, folders: Sequence[Path] = (CONF,)) -> dict[str, Path]:

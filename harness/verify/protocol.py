@@ -2,8 +2,7 @@
 
 A file states, before anything is run, what is compared (`score`, in percent), how wide an interval may be to count as
 agreement (`margin`, in points: the published deviation of a seed, within these bounds), and what the source leaves open
-(`open`). Settings are those of the source: none is
-chosen by its result.
+(`open`). Settings are those of the source: none is chosen by its result.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.config.catalogue import nearest
+from harness.stats import quantile
 
 FOLDER = Path(__file__).parent / "protocols"
 SPREADS = ("sd", "sem", "ci95")  # of one seed; of the mean; half width of the mean's 95 % interval
@@ -102,11 +102,8 @@ def deviation(spread: float, kind: str, n: int) -> float:
     >>> deviation(0.5, "sd", 20), deviation(0.5, "sem", 16), round(deviation(0.5, "ci95", 5), 4)
     (0.5, 2.0, 0.4027)
     """
-    if kind == "sd":
-        return spread
-    from scipy.special import stdtrit
-
-    return float(spread * n**0.5 / (stdtrit(n - 1, 0.975) if kind == "ci95" else 1.0))
+    errors = {"sd": math.sqrt(n), "sem": 1.0, "ci95": quantile(n - 1)}[kind]
+    return spread * math.sqrt(n) / errors
 
 
 def chosen(found: Mapping[str, Protocol], names: Sequence[str]) -> list[Row]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -59,12 +60,15 @@ def key_of(cfg: Mapping[str, Any]) -> str:
 
 def method_of(cfg: Mapping[str, Any], files: Mapping[str, str] | None = None) -> str:
     """Digest of the code of a run's strategy, stream and model, as it is, or as the files of its manifest were."""
-    core = sources.files([])
     found = sources.files(targets([cfg[group] for group in GROUPS])) if files is None else files
-    own = {
-        n: sha for n, sha in found.items() if n not in core and (not n.startswith("harness") or n.startswith(METHOD))
-    }
-    return sources.digest(own)[:12]
+    own = {name: sha for name, sha in found.items() if not name.startswith("harness") or name.startswith(METHOD)}
+    return sources.digest({name: sha for name, sha in own.items() if name not in _core()})[:12]
+
+
+@cache
+def _core() -> frozenset[str]:
+    """Modules that every run imports; cached, as each row and run asks for them."""
+    return frozenset(sources.files([]))
 
 
 def collect(rows: Mapping[str, str], folder: Path, notes: list[str]) -> list[Result]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from harness import store
 from harness.leaderboard.texts import aligned, piped
 from harness.plotting import COLOURS, STYLE
+from harness.stats import quantile
 from harness.verify.protocol import Protocol, Row
 from harness.verify.results import Result
 from harness.verify.verdict import VERDICTS, Comparison, compare, verdict
@@ -90,11 +91,7 @@ def markdown(protocols: Sequence[Protocol], found: Found) -> str:
         notes = [(row.name.partition("/")[2], row.note) for row in protocol.rows if row.note]
         if notes:
             parts += ["", "What explains a difference:", "", *(f"* `{name}`: {escaped(why)}" for name, why in notes)]
-        parts += [
-            "",
-            f"`python -m harness verify {protocol.name} dataset.root=DATA` runs what is missing. One row:",
-            "",
-        ]
+        parts += ["", f"`python -m harness verify {protocol.name} dataset.root=DATA` runs what is missing. So far:", ""]
         made = [found[row.name] for row in protocol.rows if row.name in found]
         parts += [*piped(("row", "settings", "commit", "minutes"), [_made(result) for result in made])]
         parts += [""]
@@ -134,6 +131,7 @@ def figure(protocols: Sequence[Protocol], found: Found) -> Figure:
     if not shown:
         made.suptitle("Nothing has been run yet")
         return made
+    blue, red = COLOURS[:2]
     axes = made.subplots(len(shown), 1, squeeze=False, height_ratios=heights)[:, 0]
     for ax, (protocol, rows) in zip(axes, shown):
         for i, row in enumerate(rows):
@@ -141,26 +139,19 @@ def figure(protocols: Sequence[Protocol], found: Found) -> Figure:
             assert c is not None
             ours, theirs = _half(c.sd, c.n), _half(row.sd, row.n)
             ax.errorbar(row.mean, i - 0.15, xerr=theirs, fmt="o", color="0.45", mfc="white", ms=5, lw=1.2)
-            colour = COLOURS[1] if verdict(c, row.margin) == "differs" else COLOURS[0]
+            colour = red if verdict(c, row.margin) == "differs" else blue
             ax.errorbar(c.mean, i + 0.15, xerr=ours, fmt="o", color=colour, ms=5, lw=1.2)
         ax.set_yticks(range(len(rows)), [row.name.partition("/")[2] for row in rows], fontsize=8)
         ax.set_ylim(len(rows) - 0.4, -0.6)
         ax.grid(axis="x", color="0.9")
         ax.set_axisbelow(True)
-        ax.set_title(f"{protocol.title}", loc="left", fontsize=11)
+        ax.set_title(protocol.title, loc="left", fontsize=11)
     axes[-1].set_xlabel("average accuracy, percent (95 % intervals)")
-    marks = [
-        ("0.45", "white", "published"),
-        (COLOURS[0], COLOURS[0], "ours"),
-        (COLOURS[1], COLOURS[1], "ours, differs"),
-    ]
-    for edge, fill, label in marks:
+    for edge, fill, label in (("0.45", "white", "published"), (blue, blue, "ours"), (red, red, "ours, differs")):
         axes[0].plot([], [], "o", color=edge, mfc=fill, ms=5, label=label)
     made.legend(*axes[0].get_legend_handles_labels(), loc="outside upper right", ncols=3, frameon=False, fontsize=9)
     return made
 
 
 def _half(sd: float, n: int) -> float:
-    from scipy.special import stdtrit
-
-    return float(stdtrit(n - 1, 0.975)) * sd / math.sqrt(n) if n > 1 and not math.isnan(sd) else 0.0
+    return quantile(n - 1) * sd / math.sqrt(n) if n > 1 and not math.isnan(sd) else 0.0

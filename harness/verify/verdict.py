@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from harness.stats import Array
+from harness.stats import Array, quantile
 
 VERDICTS = ("reproduced", "differs", "undecided", "not run")
 
@@ -39,8 +39,6 @@ def compare(ours: Array, mean: float, sd: float, n: int) -> Comparison:
     >>> round(found.difference, 3), round(found.error, 4), round(found.half, 3)  # df = 4
     (-1.0, 0.8165, 2.267)
     """
-    from scipy.special import stdtrit
-
     count, ours_mean = len(ours), float(ours.mean())
     if count < 2:
         return Comparison(ours_mean, math.nan, count, ours_mean - mean, math.nan, math.nan)
@@ -48,7 +46,7 @@ def compare(ours: Array, mean: float, sd: float, n: int) -> Comparison:
     parts = [(own**2 / count, count), ((0.0 if math.isnan(sd) else sd) ** 2 / n, n)]
     variance = sum(v for v, _ in parts)
     spread = sum(v**2 / (m - 1) for v, m in parts if v)
-    half = float(stdtrit(variance**2 / spread, 0.975)) * math.sqrt(variance) if spread else math.nan
+    half = quantile(variance**2 / spread) * math.sqrt(variance) if spread else math.nan
     return Comparison(ours_mean, own, count, ours_mean - mean, math.sqrt(variance), half)
 
 
