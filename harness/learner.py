@@ -321,13 +321,14 @@ class Learner:
         """Score and mean loss of each seed over the source's rows: [S], [S].
 
         The score is accuracy for classification and minus the mean squared error for regression.
-        With `samples`, a fixed class-stratified subset is used. A diverged seed scores NaN.
+        With `samples`, a fixed class-stratified subset is used, else `size` rows at a time, of all seeds together. A
+        diverged seed scores NaN.
         """
         if samples is not None:
             whole = self._sample(source, samples, "probe/evaluate")
             batches: Any = [whole]
         else:
-            batches = self.scan(source, size)
+            batches = self.scan(source, max(1, size // self.S))
         score = loss = total = torch.zeros(self.S, device=self.device, dtype=torch.float64)
         for batch in batches:
             logits = net(batch.x, batch.t).logits
