@@ -20,7 +20,8 @@ from harness.cli import main
 from harness.config.preflight import composed
 from harness.tuning import tune
 from harness.tuning.choice import Tried
-from harness.tuning.files import figure, markdown, write
+from harness.tuning.figures import figure, overall
+from harness.tuning.files import markdown, write
 from harness.tuning.preset import option
 from tests import compositions
 from tests.harness import folders
@@ -215,7 +216,7 @@ def test_tables_and_figures_hold_every_trial_and_are_the_same_each_time(tmp_path
     many(tmp_path / "r")
     for out in ("a", "b"):
         write(tune([tmp_path / "r"]), tmp_path / out)
-    names = ["sensitivity.md", "sensitivity.parquet", "tuned_split_class_digits.svg"]
+    names = ["sensitivity.md", "sensitivity.parquet", "sensitivity.svg", "tuned_split_class_digits.svg"]
     assert sorted(p.name for p in (tmp_path / "a").iterdir()) == names
     for name in names:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
@@ -247,10 +248,30 @@ def test_the_command(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
     code, out, err = typed("r", "--out", "presets", "--tables", "t")
     assert (code, err) == (0, "") and re.search(r"^  ewc +0.353 ± 0.014  strength=4.5$", out, re.M)
     written = re.findall("^written: (.*)$", out, re.M)
-    assert len(written) == 5 and all(Path(name).is_file() for name in written)
+    assert len(written) == 6 and all(Path(name).is_file() for name in written)
     before = {name: Path(name).read_bytes() for name in written}
     assert typed("r", "--out", "presets", "--tables", "t")[0] == 0
     assert {name: Path(name).read_bytes() for name in written} == before
     shutil.rmtree(tmp_path / "r")
     (tmp_path / "r" / "runs").mkdir(parents=True)
     assert typed("r")[:2] == (0, "no finished trial in r\n")
+
+
+def test_the_good_range_is_where_half_of_the_gain_over_naive_is_kept(tmp_path: Path) -> None:
+    trial(tmp_path, [0.2, 0.2, 0.2], "strategy=naive")
+    for strength, score in ((0.01, 0.25), (0.1, 0.3), (1.0, 0.6), (10.0, 0.2)):
+        trial(tmp_path, [score] * 3, "strategy=l2", f"strategy.l2.strength={strength}")
+        trial(tmp_path, [score / 4] * 3, "strategy=ewc", f"strategy.ewc.strength={strength}")
+        trial(tmp_path, [0.5] * 3, "strategy=ewc", "strategy.ewc.mode=separate", f"strategy.ewc.strength={strength}")
+    found = tune([tmp_path])
+    lines = [line for line in markdown(found).splitlines() if "| strength |" in line]
+    # l2: half way is .4, a third of a decade above .1 and half a decade above 1; online ewc never reaches naive
+    assert lines == [
+        "| ewc, mode=online | strength | 0.150 | 1 | none |  |  |",
+        "| ewc, mode=separate | strength | 0.500 | 0.01 | ≤ 0.01 | ≥ 10 | ≥ 3.0 |",
+        "| l2 | strength | 0.600 | 1 | 0.22 | 3.2 | 1.2 |",
+    ]
+    drawn = overall(found)
+    assert [ax.get_title() for ax in drawn.axes] == ["ewc, mode=online", "ewc, mode=separate", "l2"]
+    bars = [[np.asarray(line.get_xdata()) for line in ax.lines if line.get_linewidth() == 7] for ax in drawn.axes]
+    assert [len(found) for found in bars] == [0, 1, 1] and np.allclose(bars[2], [(0.1 * 10 ** (1 / 3), 10**0.5)])
