@@ -24,7 +24,7 @@ class L2(Strategy):
 
     family = "parameter regularization"
     order = {"end": ESTIMATE}
-    grid = {"strength": (0.01, 0.1, 1.0, 10.0)}  # lr * strength must stay below 2
+    grid = {"strength": (0.01, 0.03, 0.1, 0.3)}  # half orders of magnitude; lr * strength must stay below 2
 
     def __init__(self, *, strength: float) -> None:
         require.at_least(0, strength=strength)

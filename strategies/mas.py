@@ -35,7 +35,7 @@ class MAS(Strategy):
     order = {"end": ESTIMATE}
     grid = {
         "strength": (0.001, 0.003, 0.01, 0.03)
-    }  # half orders of magnitude; at lr 0.1 permuted digits allow about 0.05
+    }  # half orders of magnitude; permuted digits diverge at 0.1
 
     def __init__(self, *, strength: float, alpha: float | None, samples: int | None) -> None:
         require.at_least(0, strength=strength)

@@ -20,7 +20,7 @@ name: {name}
 root: null
 # fraction of the training set held out for validation, stratified, the same for all seeds; 0 <= val < 1
 val: 0.1
-# scaling of each channel: standard (mean 0, std 1 over the training set) or unit (0..1){blank}
+# scaling of each channel: standard (mean 0, std 1 over the training set), unit (0..1) or symmetric (-1..1){blank}
 normalise: {normalise}
 # black pixels to add on each side of an image; 2 turns 28x28 into 32x32
 pad: 0
@@ -32,8 +32,8 @@ features: null
 augment: []
 """
 ROOT = "folder with the data in torchvision's layout; null: harness/data in the user's cache folder"
-BLANK = """. With unit, as in the published
-# permuted streams, a blank pixel is 0 and the weights it feeds get no gradient"""
+BLANK = """. With unit,
+# as in the published permuted streams, a blank pixel is 0 and the weights it feeds get no gradient"""
 
 
 def text(name: str) -> str:

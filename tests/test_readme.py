@@ -98,7 +98,7 @@ def test_the_python_call_prints_the_accuracy_matrix(capsys: pytest.CaptureFixtur
 
 def test_the_leaderboard_is_computed_from_the_tables(results: Path) -> None:
     (board,) = leaderboard([results]).boards
-    assert "3 tasks, 3 steps a task in batches of 32, MLP 100-100, SGD with lr 0.1" in heading(board)
+    assert "3 tasks, 3 steps a task in batches of 32, MLP 100-100, SGD with lr 0.2" in heading(board)
     shown = {line["strategy"]: line for line in cells(board)}
     assert set(shown) == {"naive", "replay"}  # the control is not an entry
     for path in results.glob("runs/*/naive/*/accuracy.parquet"):
@@ -119,7 +119,7 @@ def test_the_page_shows_the_runs_of_a_setting_best_first(results: Path) -> None:
     said, *tables = strategies.boards([results])
     assert "not tuned" in said
     (table,) = [t for t in tables if t.startswith("### permuted_digits_domain")]
-    assert "3 tasks, 3 steps a task in batches of 32, MLP 100-100, SGD with lr 0.1." in table
+    assert "3 tasks, 3 steps a task in batches of 32, MLP 100-100, SGD with lr 0.2." in table
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines() if line.startswith("| ")]
     assert {row[0] for row in rows[2:]} == {"naive", "replay"}
     means = [float(row[2].split()[0]) for row in rows[2:]]

@@ -37,7 +37,7 @@ Settings            (`{run} --cfg job` shows all of them with their values)
   tasks.n_tasks=10        length of the stream
   train.epochs=10         or train.steps=100, for each task
   train.batch_size=32     examples in a step
-  optimizer.lr=0.1        learning rate
+  optimizer.lr=0.2        learning rate
   metrics=standard        or off, fast, atlas; metrics=[fast,sharpness] adds one metric to a tier
   metrics.sharpness=null  leave one metric out (`{run} ls metrics`)
   metrics_every=1         measure every k-th task, the first and the last

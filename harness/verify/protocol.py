@@ -18,7 +18,10 @@ from harness.stats import quantile
 
 FOLDER = Path(__file__).parent / "protocols"
 SPREADS = ("sd", "sem", "ci95")  # of one seed; of the mean; half width of the mean's 95 % interval
-SCORES = ("average_accuracy",)  # over all tasks after the last, on test rows
+SCORES = {  # in percent
+    "average_accuracy": "average accuracy over all tasks after the last one, on test rows",
+    "online_accuracy": "average online accuracy: over all steps of all tasks, on each batch before its update",
+}
 PROTOCOL = {
     "title": str, "source": str, "read": str, "seen": bool, "score": str, "spread": str, "n": int, "margin": list,
     "seeds": int, "settings": list, "open": list, "rows": dict,
@@ -40,6 +43,7 @@ class Row:
     minutes: float  # that the run takes on one core; NaN if unknown
     note: str  # what explains a difference
     seen: bool = True  # whether the published number was read at its source
+    score: str = "average_accuracy"  # what is compared
 
 
 @dataclass(frozen=True)
@@ -93,6 +97,7 @@ def _row(protocol: str, name: str, spec: Mapping[str, Any], shared: Mapping[str,
         float(spec.get("minutes", "nan")),
         " ".join(spec.get("note", "").split()),
         bool(spec.get("seen", shared["seen"])),
+        shared["score"],
     )
 
 

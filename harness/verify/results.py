@@ -1,13 +1,14 @@
 """What has been run: rows of protocols found among finished runs, and kept in verified.parquet.
 
 A result counts for a row while two things are as they were: the settings that determine its numbers, and the code of
-its method: the strategy, the stream, the model, and what they import of METHOD beyond what every run imports.
+its method: the strategy, the stream, the model, and what they import of METHOD beyond what every run imports. The
+loaders of data sets are left out: every stream imports all of them, whichever it loads.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cache
 from pathlib import Path
@@ -23,10 +24,12 @@ from harness.stats import Array, counted
 from harness.store import sources
 from harness.store.readers import finished, read
 from harness.store.scores import lowest, scores
+from harness.verify.protocol import Row
 
 NAME = "verified.parquet"
 GROUPS = ("strategy", "tasks", "model")  # whose code is the row's own
 METHOD = ("harness.toolbox.", "harness.landscape.", "harness.models.")  # rooms in which an edit may change a method
+DATA = "tasks.datasets"
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,7 @@ class Result:
     row: str  # protocol/row
     key: str  # of its settings
     method: str  # digest of its code
+    score: str  # of protocol.SCORES
     seeds: tuple[int, ...]
     scores: tuple[float, ...]  # percent, of each seed; a diverged seed has the lowest possible score
     diverged: tuple[int, ...]
@@ -61,8 +65,9 @@ def key_of(cfg: Mapping[str, Any]) -> str:
 def method_of(cfg: Mapping[str, Any], files: Mapping[str, str] | None = None) -> str:
     """Digest of the code of a run's strategy, stream and model, as it is, or as the files of its manifest were."""
     found = sources.files(targets([cfg[group] for group in GROUPS])) if files is None else files
-    own = {name: sha for name, sha in found.items() if not name.startswith("harness") or name.startswith(METHOD)}
-    return sources.digest({name: sha for name, sha in own.items() if name not in _core()})[:12]
+    rooms = {name: sha for name, sha in found.items() if not name.startswith("harness") or name.startswith(METHOD)}
+    own = {name: sha for name, sha in rooms.items() if name not in _core() and not name.startswith(DATA)}
+    return sources.digest(own)[:12]
 
 
 @cache
@@ -71,19 +76,22 @@ def _core() -> frozenset[str]:
     return frozenset(sources.files([]))
 
 
-def collect(rows: Mapping[str, str], folder: Path, notes: list[str]) -> list[Result]:
-    """The finished runs of a results folder that are of these rows (key -> name), as results."""
+def collect(rows: Iterable[tuple[str, Row]], folder: Path, notes: list[str]) -> list[Result]:
+    """The finished runs of a results folder that are of these rows, each with its key, as results.
+
+    A run that is of several rows is one result for each score.
+    """
+    wanted = {(key, row.score): row for key, row in rows}
     found = []
     for run in finished([folder], {"split": "test"}, notes):
         key = key_of(run.manifest["config"])
-        if key in rows:
-            found.append(_result(rows[key], key, run))
+        found += [_result(row, key, run) for (of, _), row in wanted.items() if of == key]
     return found
 
 
-def current(found: Iterable[Result], key: str, method: str) -> Result | None:
-    """The latest result with these settings and this code; None if there is none."""
-    same = [result for result in found if (result.key, result.method) == (key, method)]
+def current(found: Iterable[Result], key: str, method: str, score: str) -> Result | None:
+    """The latest result with these settings, this code and this score; None if there is none."""
+    same = [result for result in found if (result.key, result.method, result.score) == (key, method, score)]
     return max(same, key=lambda result: result.ended_at, default=None)
 
 
@@ -129,19 +137,36 @@ def _schema() -> Any:
     return pa.schema([(field.name, kinds[str(field.type)]) for field in fields(Result)])
 
 
-def _result(row: str, key: str, run: store.Run) -> Result:
+def _result(row: Row, key: str, run: store.Run) -> Result:
     about = run.manifest
     seeds, diverged = about["seeds"], about.get("diverged", [])
-    table = read([run], "accuracy", COLUMNS)
-    r, _ = matrix(table, seeds, 1 + int(table.boundary.max()))
-    last = scores(r)["average_accuracy"][:, -1]
-    value = 100 * counted(last, np.isin(seeds, diverged), lowest(last))
+    found = MEANS[row.score](run)
+    value = 100 * counted(found, np.isin(seeds, diverged), lowest(found))
     git = about.get("git") or {}
     return Result(
-        row, key, method_of(about["config"], about["files"]), tuple(seeds), tuple(value.tolist()), tuple(diverged),
-        str(git.get("commit", "")), not git.get("dirty", True), _command(about["argv"]), about["run_id"],
-        _seconds(run), about["ended_at"], _machine(about["hardware"]),
+        row.name, key, method_of(about["config"], about["files"]), row.score, tuple(seeds), tuple(value.tolist()),
+        tuple(diverged), str(git.get("commit", "")), not git.get("dirty", True), _command(about["argv"]),
+        about["run_id"], _seconds(run), about["ended_at"], _machine(about["hardware"]),
     )  # fmt: skip
+
+
+def _average(run: store.Run) -> Array:
+    """Average accuracy after the last task: [seeds]."""
+    table = read([run], "accuracy", COLUMNS)
+    r, _ = matrix(table, run.manifest["seeds"], 1 + int(table.boundary.max()))
+    return scores(r)["average_accuracy"][:, -1]
+
+
+def _online(run: store.Run) -> Array:
+    """Mean over all steps of the accuracy before the update: [seeds]. A row of the curves is the mean of several."""
+    table = read([run], "curves", ("seed", "boundary", "step", "online_accuracy"))
+    table = table.sort_values(["seed", "boundary", "step"])
+    steps = table.step - table.groupby(["seed", "boundary"]).step.shift(1, fill_value=0)
+    sums = (steps * table.online_accuracy).groupby(table.seed).sum() / steps.groupby(table.seed).sum()
+    return sums.reindex(run.manifest["seeds"]).to_numpy(dtype=float)
+
+
+MEANS: dict[str, Callable[[store.Run], Array]] = {"average_accuracy": _average, "online_accuracy": _online}
 
 
 def _seconds(run: store.Run) -> float:

@@ -36,9 +36,9 @@ def wanted(rows: Sequence[Row]) -> list[Wanted]:
 def results(rows: Sequence[Wanted], runs: Path, out: Path, notes: list[str]) -> list[Result]:
     """All results of `out` and of the finished runs, each once; written back to `out` if there are new ones."""
     known = load(out / NAME)
-    new = collect({one.key: one.row.name for one in rows}, runs, notes)
-    seen = {(result.run_id, result.ended_at) for result in new}
-    every = [*(result for result in known if (result.run_id, result.ended_at) not in seen), *new]
+    new = collect(((one.key, one.row) for one in rows), runs, notes)
+    seen = {(result.run_id, result.ended_at, result.score) for result in new}
+    every = [*(result for result in known if (result.run_id, result.ended_at, result.score) not in seen), *new]
     if {*every} != {*known}:
         save(every, out / NAME)
     return every
@@ -46,7 +46,7 @@ def results(rows: Sequence[Wanted], runs: Path, out: Path, notes: list[str]) -> 
 
 def by_row(rows: Sequence[Wanted], found: Sequence[Result]) -> dict[str, Result]:
     """The result of each row that has one."""
-    pairs = ((one.row.name, current(found, one.key, one.method)) for one in rows)
+    pairs = ((one.row.name, current(found, one.key, one.method, one.row.score)) for one in rows)
     return {name: result for name, result in pairs if result is not None}
 
 

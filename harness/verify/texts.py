@@ -11,7 +11,7 @@ from harness import store
 from harness.leaderboard.texts import aligned, piped
 from harness.plotting import COLOURS, STYLE
 from harness.stats import quantile
-from harness.verify.protocol import Protocol, Row
+from harness.verify.protocol import SCORES, Protocol, Row
 from harness.verify.results import Result
 from harness.verify.verdict import VERDICTS, Comparison, compare, verdict
 from harness.wording import markdown as escaped
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 Found = Mapping[str, Result]  # by row
 MEANING = """\
-All scores are average accuracy in percent, over all tasks after the last one, on test rows. Published: mean ± standard
-deviation of one seed (number of seeds), from the standard error where the source gives that. Ours likewise; a diverged
-seed counts as 0. Difference: ours minus published, with its 95 % interval (Welch 1947), and in standard errors. A row
+Scores are in percent; what each table compares is said above it. Published: mean ± standard deviation of one seed
+(number of seeds), from the standard error where the source gives that. Ours likewise; a diverged seed counts as 0.
+Difference: ours minus published, with its 95 % interval (Welch 1947), and in standard errors. A row
 is **reproduced** if this interval includes 0 and its half width is at most the row's margin: the published deviation of
 a seed, within bounds that were stated before the first run. It **differs** if the interval excludes 0, and is
 **undecided** if it includes 0 but is wider than the margin. Of rows that agree, one in twenty differs by chance.
@@ -85,6 +85,7 @@ def markdown(protocols: Sequence[Protocol], found: Found) -> str:
     parts += ["![Published and our accuracies with their 95 % intervals](verified.svg)", ""]
     for protocol in protocols:
         parts += [f"## {escaped(protocol.title)}", "", f"{escaped(protocol.source)}.", ""]
+        parts += [f"Compared: {SCORES[protocol.score]}.", ""]
         parts += [f"{counts(protocol.rows, found)}.", "", *piped(HEADS, [line(row, found) for row in protocol.rows])]
         parts += ["", f"Where the published numbers were read: {escaped(protocol.read)}."]
         parts += ["", "What the source leaves open:", "", *(f"* {escaped(one)}" for one in protocol.open)]

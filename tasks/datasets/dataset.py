@@ -107,9 +107,10 @@ class Preparation:
             raise ValueError(f"dataset.val={self.val}: must be at least 0 and below 1")
         if not _fraction(self.test) or self.test == 0:
             raise ValueError(f"dataset.test={self.test}: must be above 0 and below 1")
-        if self.normalise not in ("standard", "unit", "none"):
+        if self.normalise not in ("standard", "unit", "symmetric", "none"):
             raise ValueError(
-                f"dataset.normalise={self.normalise}: must be standard (mean 0, std 1), unit (0..1) or none"
+                f"dataset.normalise={self.normalise}: must be standard (mean 0, std 1), unit (0..1), symmetric (-1..1)"
+                " or none"
             )
         if isinstance(self.pad, bool) or not isinstance(self.pad, int) or self.pad < 0:
             raise ValueError(f"dataset.pad={self.pad}: must be a whole number of at least 0")
@@ -184,17 +185,18 @@ def _scale(
     x: NDArray[Any], normalise: str, constants: tuple[tuple[float, ...], tuple[float, ...]] | None, top: int
 ) -> Scale:
     c = x.shape[1]
-    zero, one = (0.0,) * c, (1.0,) * c
     if normalise == "none":
-        return Scale(1, zero, one)
+        return Scale(1, (0.0,) * c, (1.0,) * c)
+    start = {"unit": 0.0, "symmetric": 0.5}.get(normalise)  # the value that becomes 0, as a share of the range
     if x.dtype == np.uint8:
-        if normalise == "unit":
-            return Scale(top, zero, one)
+        if start is not None:
+            return Scale(top, (start,) * c, (1 - start,) * c)
         return Scale(top, *(constants or _pixels(x, top)))
     axes = (0, *range(2, x.ndim))
-    if normalise == "unit":
+    if start is not None:
         low, high = x.min(axes).astype(np.float64), x.max(axes).astype(np.float64)
-        return Scale(1, tuple(low.tolist()), tuple(np.where(high > low, high - low, 1).tolist()))
+        span = np.where(high > low, high - low, 1)
+        return Scale(1, tuple((low + start * span).tolist()), tuple(((1 - start) * span).tolist()))
     mean, std = x.mean(axes, dtype=np.float64), x.std(axes, dtype=np.float64)
     return Scale(1, tuple(mean.tolist()), tuple(np.where(std > 0, std, 1).tolist()))
 

@@ -547,6 +547,7 @@ def test_digits_are_split_in_fixed_stratified_fifths_and_normalised_by_their_tra
     pixels = unit[data.train].double()
     assert pixels.mean().item() == pytest.approx(0.3047, abs=5.1e-5)
     assert pixels.std(unbiased=False).item() == pytest.approx(0.3756, abs=5.1e-5)
+    torch.testing.assert_close(load("digits", normalise="symmetric").x, 2 * unit - 1)
 
 
 def test_the_published_split_of_digits_stays_as_it_is() -> None:

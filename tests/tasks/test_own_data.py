@@ -204,6 +204,8 @@ def test_an_npz_s_rows_are_normalised_by_its_training_rows(tmp_path: Path) -> No
     assert data.test.tolist() == list(range(12, 18)) and len(data.val) == 3
     unit = npz(tmp_path / "mine.npz", normalise="unit").x
     assert unit[:12].amin() == 0 and unit[:12].amax() == 1  # type: ignore[union-attr, call-arg, arg-type]
+    both = npz(tmp_path / "mine.npz", normalise="symmetric").x
+    torch.testing.assert_close(both, 2 * unit - 1)  # type: ignore[operator]
     plain = npz(tmp_path / "mine.npz", normalise="none").x
     assert torch.equal(plain[:12], torch.from_numpy(raw).float())
 

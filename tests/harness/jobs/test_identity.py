@@ -57,11 +57,11 @@ def test_published_run_ids_come_from_the_settings_without_building_anything() ->
     ids = {
         "naive": "c14b0e72a0b5",
         "replay": "e998debd15af",
-        "ewc strategy.ewc.mode=separate": "88a8c6ec8cc4",
+        "ewc strategy.ewc.mode=separate strategy.ewc.strength=1.4": "88a8c6ec8cc4",
     }
     for strategy, expected in ids.items():
         with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
-            cfg: Any = OmegaConf.to_container(compose("config", f"strategy={strategy}".split()), resolve=True)
+            cfg: Any = OmegaConf.to_container(compose("config", f"strategy={strategy} optimizer.lr=0.1".split()), resolve=True)
         setting = of_setting(cfg, ("digits", "35385199c92b732b"), 1, "cpu")
         assert store.identity(of_run(cfg, setting)) == expected
 
@@ -79,7 +79,7 @@ def test_a_finished_run_is_found_and_said_to_be(
         "it was measured with metrics off; add the others with:",
         f"  python -m harness measure {path} metrics=[transfer]",
     ]
-    for other in ("strategy=ewc", "seeds=[1]", "train.steps=3", "optimizer.lr=0.2", "eval.tasks=all", "dtype=float64"):
+    for other in ("strategy=ewc", "seeds=[1]", "train.steps=3", "optimizer.lr=0.1", "eval.tasks=all", "dtype=float64"):
         assert found(*settings, other) is None, other
     for open_ in ("force=true", "force=beside", "device=cuda"):
         assert found(*settings, open_) is None, open_

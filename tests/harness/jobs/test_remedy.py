@@ -40,5 +40,5 @@ def test_remarks_and_a_penalty_that_is_too_stiff_are_printed(
     from_config(composed(*words, "strategy.l2.strength=500", f"results={tmp_path}"), progress=False)
     remark, stiff, blame = capsys.readouterr().err.splitlines()
     assert remark.startswith("warning: der: classes=seen: ")
-    assert stiff.startswith("warning: task 1: l2: ") and "lower strategy.l2.strength below 20 (it is 500)" in stiff
+    assert stiff.startswith("warning: task 1: l2: ") and "lower strategy.l2.strength below 10 (it is 500)" in stiff
     assert blame.endswith("lower strategy.l2.strength, whose penalty was too stiff")

@@ -59,8 +59,8 @@ def test_values_without_a_limit_are_evenly_spaced_in_the_logarithm(nodes):
 
 def test_the_largest_strength_is_within_the_bound_of_gradient_descent():
     """Of the penalties whose curvature is the same everywhere; the others were tried."""
-    assert 0.1 * L2(strength=max(L2.grid["strength"])).strength < 2
-    assert 0.1 * 2 * L2Init(strength=max(L2Init.grid["strength"])).strength < 2
+    assert 0.2 * L2(strength=max(L2.grid["strength"])).strength < 2
+    assert 0.2 * 2 * L2Init(strength=max(L2Init.grid["strength"])).strength < 2
 
 
 def test_where_the_default_is_none_of_the_values_it_is_tried_beside_them():

@@ -272,11 +272,11 @@ def test_one_entry_of_two_values_is_said_to_be_two(tmp_path: Path) -> None:
 def test_a_tuned_strategy_is_one_over_all_settings(tmp_path: Path) -> None:
     for i, setting in enumerate("abc"):
         write(tmp_path, "naive", [0.5, 0.5], setting=setting)
-        write(tmp_path, "ewc", [0.6, 0.6], setting=setting, settings={"strength": float(i)})
+        write(tmp_path, "ewc", [0.6, 0.6], setting=setting, settings={"strength": float(3 + i)})
     assert [s.label for s in leaderboard([tmp_path]).overall] == ["ewc", "naive"]
     write(tmp_path, "ewc", [0.6, 0.6], setting="a", settings={"strength": 9.0})
     assert {s.label for s in leaderboard([tmp_path]).overall} == {
-        "naive", "ewc[strength=0]", "ewc[strength=1]", "ewc[strength=2]", "ewc[strength=9]"
+        "naive", "ewc[strength=3]", "ewc[strength=4]", "ewc[strength=5]", "ewc[strength=9]"
     }  # fmt: skip
 
 

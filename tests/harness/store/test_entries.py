@@ -41,7 +41,7 @@ def _nested(flat: dict[str, Any]) -> dict[str, Any]:
     [
         ("ewc", ["strategy=ewc"], "ewc"),
         ("ewc", ["strategy=ewc", "strategy.ewc.strength=100"], "ewc[strength=100]"),
-        ("ewc", ["strategy=ewc", "strategy.ewc.strength=1.40"], "ewc"),
+        ("ewc", ["strategy=ewc", "strategy.ewc.strength=2.00"], "ewc"),
         ("ewc", ["strategy=ewc", "+tuned.ewc.strength=20.0"], "ewc[strength=20]"),  # a preset is no default
         ("replay+ewc", ["strategy=[replay,ewc]", "strategy.ewc.mode=separate"], "replay+ewc[mode=separate]"),
         ("avalanche_MAS", ["strategy=avalanche/MAS", "strategy.avalanche.options.alpha=0.5"],

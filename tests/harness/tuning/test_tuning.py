@@ -71,11 +71,11 @@ def ewc(root: Path, by_strength: dict[float, list[float]], **kept: Any) -> Tried
 
 
 def test_the_best_mean_is_chosen_and_all_that_was_tried_stands_behind_it(tmp_path: Path) -> None:
-    scores = {0.45: [0.4, 0.5, 0.6], 1.4: [0.5, 0.5, 0.5], 4.5: [0.6, 0.7, 0.8], 14.0: [0.2, 0.2, 0.2]}
+    scores = {2.0: [0.5, 0.5, 0.5], 0.2: [0.4, 0.5, 0.6], 0.63: [0.6, 0.7, 0.8], 6.3: [0.2, 0.2, 0.2]}
     one = ewc(tmp_path, scores)
-    assert [t.values["ewc.strength"] for t in one.trials] == [0.45, 1.4, 4.5, 14.0]  # by value, not by name
-    assert [t.default for t in one.trials] == [False, True, False, False]
-    assert one.best.values == {"ewc.strength": 4.5} and (one.edge, one.missing) == ("", ())
+    assert [t.values["ewc.strength"] for t in one.trials] == [0.2, 0.63, 2.0, 6.3]  # by value, not by name
+    assert [t.default for t in one.trials] == [False, False, True, False]
+    assert one.best.values == {"ewc.strength": 0.63} and (one.edge, one.missing) == ("", ())
     assert one.best.mean == pytest.approx(0.7) and one.best.half == pytest.approx(0.2484, abs=1e-4)  # t 4.3027, s 0.1
     # paired: 0.1, 0.2, 0.3 more than the default
     assert one.gain == pytest.approx((0.2, 0.2484), abs=1e-4)
@@ -84,16 +84,16 @@ def test_the_best_mean_is_chosen_and_all_that_was_tried_stands_behind_it(tmp_pat
 @pytest.mark.parametrize(
     ("scores", "best"),
     [
-        ({0.45: [0.5] * 3, 1.4: [0.5] * 3, 4.5: [0.5] * 3}, 1.4),  # a tie goes to the default
-        ({0.45: [0.6] * 3, 1.4: [0.5] * 3, 4.5: [0.6] * 3}, 0.45),  # without it to the first
-        ({0.45: [0.5] * 3, 1.4: [0.4] * 3, 4.5: [0.9, math.nan, 0.5]}, 0.45),  # a diverged seed is 0, not left out
-        ({0.45: [math.nan] * 3, 1.4: [0.1] * 3, 4.5: [math.nan] * 3}, 1.4),
-        ({0.45: [math.nan] * 3, 1.4: [math.nan] * 3, 4.5: [math.nan] * 3}, 1.4),  # nothing to choose by
+        ({0.2: [0.5] * 3, 2.0: [0.5] * 3, 0.63: [0.5] * 3}, 2.0),  # a tie goes to the default
+        ({0.2: [0.6] * 3, 2.0: [0.5] * 3, 0.63: [0.6] * 3}, 0.2),  # without it to the first
+        ({0.2: [0.5] * 3, 2.0: [0.4] * 3, 0.63: [0.9, math.nan, 0.5]}, 0.2),  # a diverged seed is 0, not left out
+        ({0.2: [math.nan] * 3, 2.0: [0.1] * 3, 0.63: [math.nan] * 3}, 2.0),
+        ({0.2: [math.nan] * 3, 2.0: [math.nan] * 3, 0.63: [math.nan] * 3}, 2.0),  # nothing to choose by
     ],
 )
 def test_ties_and_diverged_seeds(tmp_path: Path, scores: dict[float, list[float]], best: float) -> None:
     one = ewc(tmp_path, scores)
-    assert one.best.values == {"ewc.strength": best} and one.missing == ({"ewc.strength": 14.0},)
+    assert one.best.values == {"ewc.strength": best} and one.missing == ({"ewc.strength": 6.3},)
     assert one.lost == all(math.isnan(v) for row in scores.values() for v in row)
 
 
@@ -105,9 +105,9 @@ def test_a_score_that_was_not_recorded_is_that_of_the_accuracies(tmp_path: Path)
     assert not one.best.default and one.trials[1].mean == pytest.approx(0.8)  # .7, .8 and .9 in the table
 
 
-@pytest.mark.parametrize(("strengths", "edge"), [((0.45, 1.4), "smallest"), ((1.4, 4.5), "largest"), ((1.4,), "")])
+@pytest.mark.parametrize(("strengths", "edge"), [((0.2, 2.0), "smallest"), ((2.0, 6.3), "largest"), ((2.0,), "")])
 def test_a_best_value_at_the_edge_of_what_was_tried_is_said(tmp_path: Path, strengths: Any, edge: str) -> None:
-    better = {s: [0.5 + 0.1 * (s != 1.4)] * 3 for s in strengths}
+    better = {s: [0.5 + 0.1 * (s != 2.0)] * 3 for s in strengths}
     assert ewc(tmp_path / "a", better).edge == edge
     assert ewc(tmp_path / "b", dict.fromkeys(strengths, [0.5] * 3)).edge == ""  # no better than elsewhere
 
@@ -136,12 +136,12 @@ def many(root: Path) -> None:
     for weighting, score in (("sum", 0.6), ("mean", 0.7), ("share", 0.65)):
         words = ("strategy=replay", f"strategy.replay.weighting={weighting}", "strategy.replay.capacity=50")
         trial(root, [score] * 3, *words)
-    for strength, score in ((0.45, 0.3), (1.4, 0.31), (4.5, 0.35), (14.0, 0.2)):
+    for strength, score in ((0.2, 0.3), (2.0, 0.31), (0.63, 0.35), (6.3, 0.2)):
         trial(root, [score, score + 0.01, score], "strategy=ewc", f"strategy.ewc.strength={strength}")
     for alpha, score in (("null", 0.3), (0.2, 0.4), (0.4, 0.2)):
         trial(root, [score] * 3, "strategy=imm", f"strategy.imm.alpha={alpha}")
     trial(root, [0.2, 0.25, 0.2], "strategy=naive")
-    for strength in (1.4, 4.5):
+    for strength in (2.0, 0.63):
         trial(root, [0.6 + strength / 1000] * 3, "strategy=[replay,ewc]", f"strategy.ewc.strength={strength}")
 
 
@@ -159,7 +159,7 @@ def test_the_preset_makes_the_setting_again_with_the_chosen_values(tmp_path: Pat
         got = composed(["experiment=own_tuned_split_class_digits", *words], str(tmp_path / "mine"))
         plain = copy.deepcopy(said(*words))
         if "ewc" in got["strategy"]:
-            assert got["strategy"]["ewc"].pop("strength") == 4.5 != plain["strategy"]["ewc"].pop("strength")
+            assert got["strategy"]["ewc"].pop("strength") == 0.63 != plain["strategy"]["ewc"].pop("strength")
         if "replay" in got["strategy"]:  # what was typed for all trials is part of it
             assert got["strategy"]["replay"].pop("weighting") == "mean" != plain["strategy"]["replay"].pop("weighting")
             assert got["strategy"]["replay"].pop("capacity") == 50 != plain["strategy"]["replay"].pop("capacity")
@@ -170,8 +170,8 @@ def test_the_preset_makes_the_setting_again_with_the_chosen_values(tmp_path: Pat
     both = composed(
         ["experiment=own_tuned_split_class_digits_replay_ewc", "strategy=[replay,ewc]"], str(tmp_path / "mine")
     )
-    assert (both["strategy"]["ewc"]["strength"], both["strategy"]["replay"]["weighting"]) == (4.5, "sum")
-    assert yaml.safe_load(setting.presets["tuned_split_class_digits"])["tuned"]["ewc"] == {"strength": 4.5}
+    assert (both["strategy"]["ewc"]["strength"], both["strategy"]["replay"]["weighting"]) == (0.63, "sum")
+    assert yaml.safe_load(setting.presets["tuned_split_class_digits"])["tuned"]["ewc"] == {"strength": 0.63}
 
 
 def test_the_preset_says_what_each_choice_rests_on(tmp_path: Path) -> None:
@@ -181,11 +181,11 @@ def test_the_preset_says_what_each_choice_rests_on(tmp_path: Path) -> None:
     (setting,) = tune([tmp_path / "r"])
     text = " ".join(line.lstrip("# ") for line in setting.presets["tuned_split_class_digits"].splitlines())
     assert (
-        "ewc, n = 3: strength=0.45 0.303 ± 0.014; strength=1.4 (default) 0.313 ± 0.014; strength=4.5 0.353 ± 0.014; "
-        "strength=14.0 0.203 ± 0.014. Best minus default, paired by seed: 0.040 ± 0.000." in text
+        "ewc, n = 3: strength=0.2 0.303 ± 0.014; strength=0.63 0.353 ± 0.014; strength=2.0 (default) 0.313 ± 0.014; "
+        "strength=6.3 0.203 ± 0.014. Best minus default, paired by seed: 0.040 ± 0.000." in text
     )
     assert "imm, n = 3: alpha=null (default) 0.300 ± 0.000; alpha=0.2" in text and "Not tried: alpha=0.6." in text
-    assert "strength=0.01 (default) 0.000 ± 0.000, 3 diverged; " in text
+    assert "strength=0.003 (default) 0.000 ± 0.000, 3 diverged; " in text
     assert "Every seed of every trial diverged: nothing was chosen." in text
     assert "Nothing to tune, one trial of the defaults: naive 0.217 ± 0.072." in text
 
@@ -223,11 +223,11 @@ def test_tables_and_figures_hold_every_trial_and_are_the_same_each_time(tmp_path
     rows = pd.read_parquet(tmp_path / "a" / "sensitivity.parquet")
     assert len(rows) == 3 * (3 + 4 + 3 + 1 + 2) and rows[rows.chosen].groupby("strategy").trial.nunique().eq(1).all()
     best = rows[rows.chosen & (rows.strategy == "ewc")]
-    assert list(best.seed) == list(SEEDS) and list(best.main_value) == [4.5] * 3
+    assert list(best.seed) == list(SEEDS) and list(best.main_value) == [0.63] * 3
     assert np.allclose(best.average_accuracy, [0.35, 0.36, 0.35])
     (setting,) = tune([tmp_path / "r"])
     lines = markdown([setting]).splitlines()
-    assert "| ewc | strength=4.5 | 0.353 ± 0.014 | chosen |" in lines
+    assert "| ewc | strength=0.63 | 0.353 ± 0.014 | chosen |" in lines
     assert "| naive | nothing to tune | 0.217 ± 0.072 | default |" in lines
     drawn = [ax.get_title() for ax in figure(setting).axes if ax.axison]
     assert drawn == ["ewc", "imm", "replay+ewc"]  # replay varies a word
@@ -246,7 +246,7 @@ def test_the_command(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
     assert typed("--best") == (2, "", "harness: unrecognized arguments: --best; see harness tune --help\n")
     many(tmp_path / "r")
     code, out, err = typed("r", "--out", "presets", "--tables", "t")
-    assert (code, err) == (0, "") and re.search(r"^  ewc +0.353 ± 0.014  strength=4.5$", out, re.M)
+    assert (code, err) == (0, "") and re.search(r"^  ewc +0.353 ± 0.014  strength=0.63$", out, re.M)
     written = re.findall("^written: (.*)$", out, re.M)
     assert len(written) == 6 and all(Path(name).is_file() for name in written)
     before = {name: Path(name).read_bytes() for name in written}

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 
 from harness import cli
@@ -118,6 +120,21 @@ def test_a_mistake_in_a_file_is_named(toy: Path, before: str, after: str, said: 
         read(file)
 
 
+def test_online_accuracy_is_the_mean_over_all_steps(toy: Path, verify: Callable[..., tuple[int, str]]) -> None:
+    file = toy / "protocols" / "toy.yaml"
+    file.write_text(TOY.replace("average_accuracy", "online_accuracy").replace("train.steps=4", "train.steps=130"))
+    assert verify("toy/naive")[0] == 0
+    (made,) = results.load(toy / "results" / results.NAME)
+    (path,) = (toy / "results" / "verify" / "runs").glob("*/naive/*")
+    curves = pd.read_parquet(path / "curves.parquet").query("seed == 1")
+    assert len(curves) == 2 * 50, "130 steps in 50 spans, of two or three steps"
+    spans = np.diff(curves.step.to_numpy().reshape(2, 50), prepend=0)
+    assert {*spans.ravel()} == {2, 3} and spans.sum() == 2 * 130
+    assert made.scores[1] == pytest.approx(100 * (spans.ravel() * curves.online_accuracy).sum() / 260)
+    assert made.scores[1] != pytest.approx(100 * curves.online_accuracy.mean())
+    assert "online accuracy: over all steps" in (toy / "results" / "verified.md").read_text()
+
+
 def test_what_cannot_be_chosen_is_refused(toy: Path, verify: Callable[..., tuple[int, str]]) -> None:
     code, said = verify("toy/nave")
     assert code == 2 and "did you mean toy/naive?" in said
@@ -134,23 +151,40 @@ def test_settings_and_code_decide_what_counts() -> None:
     key, method = results.key_of(cfg), results.method_of(cfg)
     moved = {**cfg, "dataset": {**cfg["dataset"], "root": "elsewhere"}, "results": "x", "threads": 2, "device": "cpu"}
     assert results.key_of(moved) == key, "where and on what it runs changes no published number"
-    for group, change in (("dataset", {"val": 0.2}), ("optimizer", {"lr": 0.2}), ("tasks", {"n_tasks": 3})):
+    for group, change in (("dataset", {"val": 0.2}), ("optimizer", {"lr": 0.3}), ("tasks", {"n_tasks": 3})):
         assert results.key_of({**cfg, group: {**cfg[group], **change}}) != key
     assert results.method_of(plain(composed("strategy=si"))) != method
-    files = {"strategies.ewc": "an older file", "harness.loop": "older", "harness.store.files": "older"}
+    files = {"strategies.ewc": "an older file", "harness.loop": "older", "harness.store.files": "older", "tasks.datasets.idx": "x"}
     assert results.method_of(cfg, files) == results.method_of(cfg, {"strategies.ewc": "an older file"}) != method
     assert results.method_of(cfg, {**files, "harness.landscape.fisher": "older"}) != results.method_of(cfg, files)
 
-    made = Result("p/ewc", key, method, (0, 1), (50.0, 60.0), (), "abc", True, "", "r", 1.0, "2026-01-01", "cpu")
+    score = "average_accuracy"
+    made = Result("p/ewc", key, method, score, (0, 1), (50.0, 60.0), (), "abc", True, "", "r", 1.0, "2026-01-01", "cpu")
     later = replace(made, ended_at="2026-02-01")
-    assert results.current([later, made], key, method) == later
-    assert results.current([made], key, "other") is None and results.current([made], "other", method) is None
+    assert results.current([later, made], key, method, score) == later
+    for other in ((key, "other", score), ("other", method, score), (key, method, "online_accuracy")):
+        assert results.current([made], *other) is None
 
 
 def test_a_row_says_what_it_cannot_know() -> None:
     row = Row("p/x", (), 90.0, float("nan"), 5, 1.0, float("nan"), "", False)
     assert line(row, {}) == ("x", "90.00 (5)†", "", "", "", "1.0", "not run")
-    made = Result("p/x", "k", "m", (0,), (80.0,), (), "abc", False, "python -m harness a", "r", 1.0, "2026", "cpu")
+    made = Result(
+        "p/x",
+        "k",
+        "m",
+        "average_accuracy",
+        (0,),
+        (80.0,),
+        (),
+        "abc",
+        False,
+        "python -m harness a",
+        "r",
+        1.0,
+        "2026",
+        "cpu",
+    )
     shown = line(row, {"p/x": made})
     assert shown[2].endswith("*") and shown[3] == "-10.00 ± ?" and shown[-1] == "undecided"
     one = Protocol("p", "T", "S", "here", "average_accuracy", (), (), (row,))
