@@ -33,9 +33,7 @@ class MAS(Strategy):
 
     family = "parameter regularization"
     order = {"end": ESTIMATE}
-    grid = {
-        "strength": (0.001, 0.003, 0.01, 0.03)
-    }  # half orders of magnitude; permuted digits diverge at 0.1
+    grid = {"strength": (0.001, 0.003, 0.01, 0.03)}  # half orders of magnitude; permuted digits diverge at 0.1
 
     def __init__(self, *, strength: float, alpha: float | None, samples: int | None) -> None:
         require.at_least(0, strength=strength)

@@ -61,7 +61,8 @@ def test_published_run_ids_come_from_the_settings_without_building_anything() ->
     }
     for strategy, expected in ids.items():
         with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
-            cfg: Any = OmegaConf.to_container(compose("config", f"strategy={strategy} optimizer.lr=0.1".split()), resolve=True)
+            words = [f"strategy={strategy.split()[0]}", *strategy.split()[1:], "optimizer.lr=0.1"]
+            cfg: Any = OmegaConf.to_container(compose("config", words), resolve=True)
         setting = of_setting(cfg, ("digits", "35385199c92b732b"), 1, "cpu")
         assert store.identity(of_run(cfg, setting)) == expected
 

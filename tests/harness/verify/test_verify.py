@@ -154,7 +154,8 @@ def test_settings_and_code_decide_what_counts() -> None:
     for group, change in (("dataset", {"val": 0.2}), ("optimizer", {"lr": 0.3}), ("tasks", {"n_tasks": 3})):
         assert results.key_of({**cfg, group: {**cfg[group], **change}}) != key
     assert results.method_of(plain(composed("strategy=si"))) != method
-    files = {"strategies.ewc": "an older file", "harness.loop": "older", "harness.store.files": "older", "tasks.datasets.idx": "x"}
+    files = {"strategies.ewc": "an older file"}
+    files |= dict.fromkeys(("harness.loop", "harness.store.files", "tasks.datasets.idx"), "older")
     assert results.method_of(cfg, files) == results.method_of(cfg, {"strategies.ewc": "an older file"}) != method
     assert results.method_of(cfg, {**files, "harness.landscape.fisher": "older"}) != results.method_of(cfg, files)
 
