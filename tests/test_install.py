@@ -6,6 +6,8 @@ import sys
 import venv
 from pathlib import Path
 
+import pytest
+
 import harness
 
 ROOT = Path(harness.__file__).resolve().parent.parent
@@ -18,6 +20,7 @@ def said(*command: object, cwd: Path) -> str:
     return done.stdout
 
 
+@pytest.mark.nightly  # and in .ci/run: it takes as long as a hundred others
 def test_the_wheel_runs_from_another_folder(tmp_path: Path) -> None:
     said(sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", tmp_path / "wheel", ROOT, cwd=tmp_path)
     venv.create(tmp_path / "env")

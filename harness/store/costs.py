@@ -18,7 +18,8 @@ def costs_of(tables: Mapping[str, pd.DataFrame]) -> dict[str, Array]:
     import pandas as pd
 
     timing, metrics = tables["timing"], tables["metrics"]
-    parts = {part: rows.set_index(["run_id", "boundary"]).seconds for part, rows in timing.groupby("part")}
+    # seeds that are trained in groups have a row for each: a step of all seeds takes the sum
+    parts = {part: rows.groupby(["run_id", "boundary"]).seconds.sum() for part, rows in timing.groupby("part")}
     step = parts.get("step", pd.Series(dtype=float))
     plain = parts.get("plain step", step)
     plain = plain.reindex(step.index)

@@ -107,13 +107,18 @@ def scored(trial: Trial) -> str:
 
 
 def option(group: str, node: Mapping[str, Any], config_dir: str | None = None) -> str:
-    """The file of conf/<group> behind a configuration: the same target and the fewest different values."""
+    """The file of conf/<group> behind a configuration: the same target, the same name, the fewest different values.
+
+    >>> option("dataset", {"_target_": "tasks.datasets.load", "name": "mnist", "normalise": "unit", "val": 0.1})
+    'mnist'
+    """
     wanted = dict(leaves(node))
-    found = {}
+    found: dict[str, tuple[bool, int]] = {}
     for name, file in options(group, [*([Path(config_dir)] if config_dir else []), CONF]).items():
         own = _keys(file.read_text(encoding="utf-8"))
         if own.get("_target_") == wanted["_target_"]:
-            found[name] = sum(wanted.get(key, ...) != value for key, value in own.items())
+            unlike = [key for key, value in own.items() if wanted.get(key, ...) != value]
+            found[name] = "name" in unlike, len(unlike)
     if not found:
         raise ValueError(f"{group}: no file has the target {node['_target_']}; name its folder: --config-dir FOLDER")
     return min(found, key=lambda name: (found[name], name))

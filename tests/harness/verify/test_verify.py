@@ -94,7 +94,7 @@ def test_a_row_whose_code_has_changed_is_run_again(toy: Path, verify: Callable[.
     assert json.loads(path.read_text())["files"]["strategies.naive"] != "0" * 64
 
 
-@pytest.mark.parametrize("every", [9, pytest.param(1, marks=pytest.mark.nightly)])
+@pytest.mark.parametrize("every", [19, pytest.param(1, marks=pytest.mark.nightly)])
 def test_every_protocol_is_read_and_its_rows_compose(every: int) -> None:
     rows = [row for one in protocols().values() for row in one.rows]
     assert len({row.name for row in rows}) == len(rows) > 20
