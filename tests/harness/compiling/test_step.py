@@ -62,6 +62,7 @@ def test_every_strategy_trains_to_the_same_nets_with_few_graphs(name: str) -> No
     assert step.graphs <= 3
 
 
+@pytest.mark.nightly
 def test_batch_norm_keeps_its_statistics() -> None:
     eager = go([], "class", MODELS["residual"], SGD(lr=0.05), seeds=SEEDS[:2])
     learner, step, said = traced([], "class", model="residual", seeds=SEEDS[:2])

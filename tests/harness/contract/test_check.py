@@ -130,6 +130,7 @@ def said(own: Path, *words: str) -> tuple[int, str]:
     return done.returncode, done.stdout + done.stderr
 
 
+@pytest.mark.nightly  # the wheel's test runs the command too
 def test_the_command_prints_a_line_for_each_check_and_its_exit_code_says_it(own: Path) -> None:
     code, text = said(own, "strategy=right", "metrics=own")
     assert code == 0 and "FAILS" not in text and text.splitlines()[-1] == "all 13 checks passed", text

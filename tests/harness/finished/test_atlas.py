@@ -149,6 +149,7 @@ def test_what_is_done_is_not_done_again_unless_asked_or_otherwise(run: Path, mon
         f.write_bytes(content)
 
 
+@pytest.mark.nightly
 def test_figures_come_as_png_and_svg(run: Path) -> None:
     written = atlas_figures.draw(run / "atlas")
     assert {p.stem for p in written} == set(atlas_figures.DRAWN) and {p.suffix for p in written} == {".png", ".svg"}

@@ -43,7 +43,7 @@ def twins(kind: str) -> tuple[Learner, nn.Module]:
 
 
 @pytest.mark.filterwarnings(SCRIPTED)  # it uses what torch deprecates
-@pytest.mark.parametrize("kind", ["mlp", "cnn"])
+@pytest.mark.parametrize("kind", ["mlp", pytest.param("cnn", marks=pytest.mark.nightly)])
 def test_hessian_spectrum_and_gauss_newton_trace_agree_with_curvlinops(kind: str) -> None:
     from curvlinops import GGNLinearOperator, HessianLinearOperator
 
