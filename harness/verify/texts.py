@@ -147,7 +147,7 @@ def figure(protocols: Sequence[Protocol], found: Found) -> Figure:
         ax.grid(axis="x", color="0.9")
         ax.set_axisbelow(True)
         ax.set_title(protocol.title, loc="left", fontsize=11)
-    axes[-1].set_xlabel("average accuracy, percent (95 % intervals)")
+    axes[-1].set_xlabel("percent (95 % intervals)")
     for edge, fill, label in (("0.45", "white", "published"), (blue, blue, "ours"), (red, red, "ours, differs")):
         axes[0].plot([], [], "o", color=edge, mfc=fill, ms=5, label=label)
     made.legend(*axes[0].get_legend_handles_labels(), loc="outside upper right", ncols=3, frameon=False, fontsize=9)
