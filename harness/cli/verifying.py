@@ -11,8 +11,11 @@ from harness.wording import printable
 
 def verify(args: argparse.Namespace) -> int:
     names, typed = settings_apart(args.rows)
+    from harness.jobs.child import cores
+    from harness.store import reporting
     from harness.verify.protocol import chosen, protocols
-    from harness.verify.run import RESULTS, TYPED, by_row, jobs, plan, results, wanted
+    from harness.verify.run import RESULTS, TRACES, TYPED, by_row, jobs, plan, results, trace_jobs, untraced, wanted
+    from harness.verify.texts import text, write
 
     for word in typed:
         if word.partition("=")[0] not in TYPED:
@@ -21,32 +24,47 @@ def verify(args: argparse.Namespace) -> int:
     rows = chosen(found, names)
     shown = [p for p in found.values() if any(row in rows for row in p.rows)]
     every = wanted([row for p in shown for row in p.rows])
+    own = [one for one in every if one.row in rows]
     values = dict(word.split("=", 1) for word in typed)
     runs, n_jobs = Path(values.get("results", RESULTS)), values.get("hydra.launcher.n_jobs", "")
     notes: list[str] = []
-    have = by_row(every, results(every, runs, out, notes))
+
+    def traced() -> int:
+        needed = untraced(own, results(every, runs, out, []))
+        return _sweep(trace_jobs(needed, runs), runs / TRACES, typed)
+
+    known = results(every, runs, out, notes)
+    have = by_row(every, known)
     missing = [row for row in rows if row.name not in have]
-    from harness.jobs.child import cores
-
     print(plan(rows, missing, int(n_jobs) if n_jobs.isdigit() else cores()), flush=True)
+    edited = sum(one.row in missing for one in untraced(own, known))
+    if edited:
+        print(f"{edited} of them were run with other code: their first steps are compared before they are run again")
     code = 0
-    from harness.store import reporting
-    from harness.verify.texts import text, write
-
     try:
-        if missing and not args.plan:
-            from harness.cli.training import train
-            from harness.jobs.listed import Listed
-
-            Listed.jobs = jobs([one for one in every if one.row in missing], runs)
-            code = train(["--multirun", "hydra/sweeper=listed", f"results={runs}", *typed])
+        if not args.plan:
+            code = traced()
+            have = by_row(own, results(every, runs, out, notes))
+            code = code or _sweep(jobs([one for one in own if one.row.name not in have], runs), runs, typed) or traced()
     finally:
         every_result = results(every, runs, out, notes)
         have = by_row(every, every_result)
-        print("\n".join(["", *text(shown, have), *(printable(f"note: {note}") for note in notes)]), flush=True)
+        said = (printable(f"note: {note}") for note in dict.fromkeys(notes))
+        print("\n".join(["", *text(shown, have), *said]), flush=True)
         if not args.plan:  # the page is of all protocols
             rest = wanted([row for p in found.values() if p not in shown for row in p.rows])
             with reporting(out, "--out FOLDER"):
                 written = write(list(found.values()), have | by_row(rest, every_result), out)
             print("".join(f"written: {path}\n" for path in written), end="")
     return code
+
+
+def _sweep(jobs: list[list[str]], folder: Path, typed: list[str]) -> int:
+    """Run a list of jobs, each with what was typed; returns the exit code."""
+    from harness.cli.training import train
+    from harness.jobs.listed import Listed
+
+    if not jobs:
+        return 0
+    Listed.jobs = jobs
+    return train(["--multirun", "hydra/sweeper=listed", *typed, f"results={folder}"])

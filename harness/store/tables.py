@@ -42,6 +42,7 @@ DEFAULTS: dict[str, Any] = {  # of columns that a row may omit; every float may 
     "net": "trained", "task": -1, "axis": "", "coord": "", "better": "", "split": "test", "diverged": False,
 }  # fmt: skip
 
+SMALL = 2**16  # bytes of a table; unpacking less than that takes longer than reading it, and there may be thousands
 MOST = 50_000_000  # rows of a table; more would fill the memory
 # a damaged table may fail anywhere; pyarrow's errors derive from these
 UNREADABLE = (
@@ -167,13 +168,14 @@ def write_table(path: Path, table: Any, name: str, boundary: int, after: int | N
     """Write a table that is complete up to `boundary`; a part continues the rows up to boundary `after`."""
     import pyarrow.parquet as pq
 
+    small = table.nbytes < SMALL
     floats = [c for c, kind in SCHEMAS[name].items() if kind == "float64"]
-    repeated = [c for c, kind in SCHEMAS[name].items() if kind in ("string", "int64")]
+    repeated = [c for c, kind in SCHEMAS[name].items() if kind == "string" or (kind == "int64" and not small)]
     with replacing(path) as tmp:
         pq.write_table(
             table.cast(schema(name, boundary, after)),
             tmp,
-            compression="zstd",
+            compression="none" if small else "zstd",
             use_dictionary=repeated,
             use_byte_stream_split=floats,  # half the time of a dictionary of distinct floats, and smaller
             write_page_checksum=True,

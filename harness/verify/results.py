@@ -2,7 +2,8 @@
 
 A result counts for a row while two things are as they were: the settings that determine its numbers, and the code of
 its method: the strategy, the stream, the model, and what they import of METHOD beyond what every run imports. The
-loaders of data sets are left out: every stream imports all of them, whichever it loads.
+loaders of data sets are left out: every stream imports all of them, whichever it loads. After an edit of that code, a
+result still counts if its trace is the same (harness/verify/trace.py).
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ class Result:
     seconds: float  # of training and evaluation
     ended_at: str
     machine: str
+    trace: tuple[float, ...] = ()  # losses; empty if not yet made
 
     @property
     def values(self) -> Array:
@@ -91,8 +93,16 @@ def collect(rows: Iterable[tuple[str, Row]], folder: Path, notes: list[str]) -> 
 
 def current(found: Iterable[Result], key: str, method: str, score: str) -> Result | None:
     """The latest result with these settings, this code and this score; None if there is none."""
-    same = [result for result in found if (result.key, result.method, result.score) == (key, method, score)]
-    return max(same, key=lambda result: result.ended_at, default=None)
+    return _latest(result for result in found if (result.key, result.method, result.score) == (key, method, score))
+
+
+def traced(found: Iterable[Result], key: str, score: str) -> Result | None:
+    """The latest result with these settings and this score that has a trace, of whatever code."""
+    return _latest(result for result in found if (result.key, result.score) == (key, score) and result.trace)
+
+
+def _latest(found: Iterable[Result]) -> Result | None:
+    return max(found, key=lambda result: result.ended_at, default=None)
 
 
 def load(path: Path) -> list[Result]:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from harness.config.preflight import compositions
 from harness.store import sources
 from harness.store.readers import finished, unfinished
 from harness.verify.protocol import Row
-from harness.verify.results import NAME, Result, collect, current, key_of, load, method_of, save
+from harness.verify.results import NAME, Result, collect, current, key_of, load, method_of, save, traced
+from harness.verify.trace import WORDS, Traces, key_of_trace, same, traces
 
 SHARED = ("metrics=off", "gap=false", "control=false", "tracker.mode=disabled", "keep=last")  # none moves a number
 TYPED = ("dataset.root", "results", "device", "threads", "hydra.launcher.n_jobs")  # nor does any of these, by intent
 RESULTS = "results/verify"
+TRACES = "traces"  # within it
 
 
 @dataclass(frozen=True)
@@ -25,23 +27,53 @@ class Wanted:
     row: Row
     key: str
     method: str
+    trace: str  # key of its trace
 
 
 def wanted(rows: Sequence[Row]) -> list[Wanted]:
     """Compose the settings of each row. ValueError for a row whose settings cannot work."""
     made = compositions([[*row.settings, *SHARED] for row in rows])
-    return [Wanted(row, key_of(cfg), method_of(cfg)) for row, cfg in zip(rows, made)]
+    return [Wanted(row, key_of(cfg), method_of(cfg), key_of_trace(cfg)) for row, cfg in zip(rows, made)]
 
 
 def results(rows: Sequence[Wanted], runs: Path, out: Path, notes: list[str]) -> list[Result]:
-    """All results of `out` and of the finished runs, each once; written back to `out` if there are new ones."""
+    """All results of `out` and of the finished runs, each once, with their traces; written back to `out` if changed."""
     known = load(out / NAME)
     new = collect(((one.key, one.row) for one in rows), runs, notes)
-    seen = {(result.run_id, result.ended_at, result.score) for result in new}
-    every = [*(result for result in known if (result.run_id, result.ended_at, result.score) not in seen), *new]
+    have = {_identity(result) for result in known}
+    every = [*known, *(result for result in new if _identity(result) not in have)]
+    every = kept(rows, every, traces(runs / TRACES, notes))
     if {*every} != {*known}:
         save(every, out / NAME)
     return every
+
+
+def _identity(result: Result) -> tuple[str, ...]:
+    return result.run_id, result.ended_at, result.score, result.method
+
+
+def kept(rows: Sequence[Wanted], found: Sequence[Result], made: Traces) -> list[Result]:
+    """The results with their traces, and again with today's code where an edit left the trace as it was."""
+    keys = {one.key: one.trace for one in rows}
+    every = [
+        result if result.trace else replace(result, trace=made.get((keys.get(result.key, ""), result.method), ()))
+        for result in found
+    ]
+    for one in rows:
+        before, now = traced(every, one.key, one.row.score), made.get((one.trace, one.method), ())
+        if before and not current(every, one.key, one.method, one.row.score) and same(before.trace, now):
+            every.append(replace(before, method=one.method))
+    return every
+
+
+def untraced(rows: Sequence[Wanted], found: Sequence[Result]) -> list[Wanted]:
+    """Rows whose trace is to be made: of a result that has none, or to see whether an edit changed it."""
+    needed = []
+    for one in rows:
+        have = current(found, one.key, one.method, one.row.score)
+        if not have.trace if have else traced(found, one.key, one.row.score):
+            needed.append(one)
+    return needed
 
 
 def by_row(rows: Sequence[Wanted], found: Sequence[Result]) -> dict[str, Result]:
@@ -69,7 +101,17 @@ def plan(rows: Sequence[Row], missing: Sequence[Row], n_jobs: int) -> str:
 
 def jobs(missing: Sequence[Wanted], runs: Path) -> list[list[str]]:
     """What is typed for each row: with force=true if a run of it was made, or begun, with other code."""
+    stale = _edited(runs)
+    return [[*one.row.settings, *SHARED, *["force=true"] * (one.key in stale)] for one in missing]
+
+
+def trace_jobs(needed: Sequence[Wanted], runs: Path) -> list[list[str]]:
+    """What is typed for the trace of each row."""
+    stale = _edited(runs / TRACES)
+    return [[*one.row.settings, *SHARED, *WORDS, *["force=true"] * (one.trace in stale)] for one in needed]
+
+
+def _edited(runs: Path) -> set[str]:
     notes: list[str] = []  # of damaged runs, which the sweep names
     found = [*finished([runs], {}, notes), *unfinished([runs], notes)]
-    stale = {key_of(run.manifest["config"]) for run in found if sources.edited(run.manifest)}
-    return [[*one.row.settings, *SHARED, *["force=true"] * (one.key in stale)] for one in missing]
+    return {key_of(run.manifest["config"]) for run in found if sources.edited(run.manifest)}

@@ -13,6 +13,7 @@ from harness.plotting import COLOURS, STYLE
 from harness.stats import quantile
 from harness.verify.protocol import SCORES, Protocol, Row
 from harness.verify.results import Result
+from harness.verify.trace import STEPS, TOLERANCE
 from harness.verify.verdict import VERDICTS, Comparison, compare, verdict
 from harness.wording import markdown as escaped
 from harness.wording import printable
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Found = Mapping[str, Result]  # by row
-MEANING = """\
+MEANING = f"""\
 Scores are in percent; what each table compares is said above it. Published: mean ± standard deviation of one seed
 (number of seeds), from the standard error where the source gives that. Ours likewise; a diverged seed counts as 0.
 Difference: ours minus published, with its 95 % interval (Welch 1947), and in standard errors. A row
@@ -29,7 +30,8 @@ is **reproduced** if this interval includes 0 and its half width is at most the 
 a seed, within bounds that were stated before the first run. It **differs** if the interval excludes 0, and is
 **undecided** if it includes 0 but is wider than the margin. Of rows that agree, one in twenty differs by chance.
 Settings are the source's; none was chosen by its result. A published number with † was not read at its source, as said
-below its table."""
+below its table. A result counts until its settings or the code of its method change; after an edit, it still counts if
+the first {STEPS} steps of every task leave the same test losses in float64 (to {TOLERANCE:g})."""
 HEADS = ("row", "published", "ours", "difference", "in errors", "margin", "verdict")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,7 +14,7 @@ import pandas as pd
 import pytest
 
 from harness import cli
-from harness.verify import protocol, results, run
+from harness.verify import protocol, results, run, trace
 from harness.verify.protocol import Protocol, Row, chosen, protocols, read
 from harness.verify.results import Result
 from harness.verify.texts import figure, line, markdown
@@ -52,9 +53,17 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def verify(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
+def verify(command: Callable[..., tuple[int, str]]) -> Callable[..., tuple[int, str]]:
     def called(*words: str) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["harness", "verify", *words])
+        return command("verify", *words)
+
+    return called
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
+    def called(*words: str) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["harness", *words])
         code = cli.main()
         out, err = capfd.readouterr()
         return code, out + err
@@ -92,6 +101,41 @@ def test_a_row_whose_code_has_changed_is_run_again(toy: Path, verify: Callable[.
     code, said = verify("toy/naive")
     assert code == 0 and "1 rows, 1 to run" in said and "1 of 1 rows" in said
     assert json.loads(path.read_text())["files"]["strategies.naive"] != "0" * 64
+
+
+def test_a_result_outlives_an_edit_that_changes_no_number(toy: Path, verify: Callable[..., tuple[int, str]]) -> None:
+    assert verify("toy/naive")[0] == 0
+    table = toy / "results" / results.NAME
+    (made,) = results.load(table)
+    assert len(made.trace) == 2 * 3 and all(0 < loss < 10 for loss in made.trace), "two seeds, three boundaries"
+
+    shutil.rmtree(toy / "results" / "verify")
+    results.save([replace(made, method="other")], table)
+    code, said = verify("toy/naive", "--plan")
+    assert code == 0 and "1 rows, 1 to run" in said and "1 of them were run with other code" in said
+    code, said = verify("toy/naive")
+    assert code == 0 and "1 of 1 rows reproduced" in said
+    assert {*results.load(table)} == {replace(made, method="other"), made}
+    assert verify("toy/naive")[1].startswith("1 rows, none to run")
+
+    results.save([replace(made, method="other", trace=(*made.trace[:-1], made.trace[-1] * (1 + 1e-5)))], table)
+    assert verify("toy/naive")[0] == 0
+    first, again = results.load(table)
+    assert first.trace != again.trace == made.trace and first.ended_at < again.ended_at, "it was run again"
+
+
+@pytest.mark.parametrize(
+    "words", [["strategy.ewc.strength=1.001"], ["strategy.ewc.samples=50"], ["optimizer.lr=0.2001"]]
+)
+def test_a_trace_sees_a_small_change_of_method(
+    words: list[str], tmp_path: Path, command: Callable[..., tuple[int, str]]
+) -> None:
+    toy = ["strategy=ewc", "optimizer.lr=0.2", "tasks.n_tasks=3", "metrics=off", "gap=false", "control=false"]
+    rest = ["tracker.mode=disabled", f"results={tmp_path}", *trace.WORDS]
+    for more in ([], words):
+        assert command(*toy, *more, *rest)[0] == 0
+    one, other = trace.traces(tmp_path, []).values()
+    assert len(one) == 2 * 4 and trace.same(one, one) and not trace.same(one, other)
 
 
 @pytest.mark.parametrize("every", [19, pytest.param(1, marks=pytest.mark.nightly)])
