@@ -29,7 +29,7 @@ class Out(NamedTuple):
     """What one forward pass returns."""
 
     logits: Tensor  # [S, B, C]
-    acts: Mapping[str, Tensor]  # hidden units after the nonlinearity: [S, B, H] or [S, B, H, h, w]
+    acts: Mapping[str, Tensor]  # hidden units after the nonlinearity: [S, B, H], or [S, B, H, ...] at all positions
     buffers: Buffers  # new values of the buffers (the old ones when train is false)
     inputs: dict[str, Tensor] = {}  # input of each Layer, only with record=True
     preacts: dict[str, Tensor] = {}  # output of each Layer before any norm, only with record=True
@@ -88,7 +88,11 @@ class Unit(NamedTuple):
 
 
 class Layer(NamedTuple):
-    """One linear or convolutional map, for Fisher, Kronecker factors and gradient projection."""
+    """One linear or convolutional map, for Fisher, Kronecker factors and gradient projection.
+
+    Recorded inputs and outputs: [S, B, features], [S, B, C, h, w] of a convolution, or [S, B, L, features] of a linear
+    map that all L positions share.
+    """
 
     weight: str
     bias: str | None
@@ -97,8 +101,25 @@ class Layer(NamedTuple):
     conv: dict[str, int] | None = None  # stride, padding of a convolution
 
 
+class Scale(NamedTuple):
+    """A gain that multiplies, or a shift that is added to, the features of every row; it has a closed-form gradient.
+
+    A row's gradient of the gain [S, H] is the sum over positions of δ input, that of the shift the sum of δ, with δ the
+    gradient by the output. A shift [S, L, H] has a vector for each position: its gradient is δ.
+    """
+
+    gain: str | None
+    shift: str | None
+    input: str  # name in Out.inputs; unused without a gain
+    preact: str  # name in Out.preacts; both are [S, B, L, H]
+
+
 class Model(Apply, Protocol):
-    """A network over stacked parameters. It owns no tensors: `init` creates them, `__call__` uses them."""
+    """A network over stacked parameters. It owns no tensors: `init` creates them, `__call__` uses them.
+
+    It may also declare `scales: tuple[Scale, ...]`: without them, the Fisher information of such parameters costs a
+    gradient per row.
+    """
 
     units: tuple[Unit, ...]
     layers: tuple[Layer, ...]

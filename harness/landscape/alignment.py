@@ -113,9 +113,9 @@ def match_weights(a: Params, b: Params, units: Sequence[Unit]) -> Orders:
         sum is linear in a layer's own, a linear assignment (scipy), solved exactly; sweeps until none gains.
 
     A local maximum; the global one for a single hidden layer. Layers are visited in the declared order first, then in
-    random orders, the same for all rows. Running statistics are not part of the sum; they are reordered too. Cost of a
-    sweep: one product [size, size] and one assignment per row and layer. Raises ValueError for a model without units,
-    or with a weight that a unit both writes and reads, because the sum is then quadratic in its order.
+    random orders, the same for all rows. Two things are reordered but not part of the sum: running statistics, and a
+    weight that a unit both writes and reads (a recurrent one), in which the sum is quadratic in its order. Cost of a
+    sweep: one product [size, size] and one assignment per row and layer. Raises ValueError for a model without units.
     """
     _check(units)
     orders, moved = identity_orders(units, a), b
@@ -136,10 +136,6 @@ def match_weights(a: Params, b: Params, units: Sequence[Unit]) -> Orders:
 def _check(units: Sequence[Unit]) -> None:
     if not units:
         raise ValueError("alignment: the model declares no units to match; see types.Unit")
-    for u in units:
-        both = {s.name for s in u.producers} & {s.name for s in u.consumers}
-        if both:
-            raise ValueError(f"alignment: {u.act} both writes and reads {min(both)}, which is not linear in its order")
 
 
 def _visits(count: int, sweep: int) -> list[int]:
@@ -151,12 +147,13 @@ def _visits(count: int, sweep: int) -> list[int]:
 
 
 def _overlap(a: Params, b: Params, unit: Unit) -> Tensor:
-    """<all weights of unit i of a, all weights of unit j of b>: [S, size, size] float64."""
-    total: Tensor | float = 0.0
+    """<weights of unit i of a, weights of unit j of b>, without recurrent ones: [S, size, size] float64."""
+    some = next(iter(a.values()))
+    total = some.new_zeros(len(some), unit.size, unit.size, dtype=torch.float64)
+    recurrent = {s.name for s in unit.producers} & {s.name for s in unit.consumers}
     for s in (*unit.producers, *unit.norm, *unit.consumers):
-        if s.name in a:  # a norm's statistics are buffers
-            total = total + _own(a[s.name], s, unit.size) @ _own(b[s.name], s, unit.size).mT
-    assert isinstance(total, Tensor)
+        if s.name in a and s.name not in recurrent:  # a norm's statistics are buffers
+            total.baddbmm_(_own(a[s.name], s, unit.size), _own(b[s.name], s, unit.size).mT)
     return total
 
 

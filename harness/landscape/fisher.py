@@ -7,20 +7,22 @@ With the gradients δ of the layer outputs and the layer inputs a, a linear laye
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import one_hot, unfold
+from torch.nn.functional import one_hot
 
 from harness import counting, rows, tree
 from harness.learner import Learner, mask_logits
 from harness.rng import RandomStream, normal, uniform
-from harness.types import Batch, Layer, Out, Params, Source
+from harness.toolbox.projection import outputs, vectors
+from harness.types import Batch, Layer, Out, Params, Scale, Source
 
 Pull = Callable[[Tensor], tuple[Tensor, ...]]
 KINDS = ("exact", "sampled", "empirical", "weighted")
-_CHUNK = 2**24  # numbers in memory at once for the per-sample gradients of a convolution
+_CHUNK = 2**24  # numbers in memory at once for the per-sample gradients of a weight that positions share
 
 
 def diagonal(
@@ -44,9 +46,9 @@ def diagonal(
 
     For mean squared error over C outputs p is the Gaussian whose negative log-likelihood is that loss, up to a
     constant: variance C / 2. The mean is over the source's rows, or over `samples` of them drawn without replacement.
-    Weights and biases of the model's layers have a closed form; all other parameters (norms, those added by a strategy)
-    use vmap. Assumes that a layer's weight is used only by that layer. Returns one tensor per parameter, shaped like
-    it. Raises ValueError for an unknown kind.
+    The model's layers and scales have a closed form; all other parameters (norms of a convolutional net, those added by
+    a strategy) use vmap. Assumes that a layer's weight is used only by that layer. Returns one tensor per parameter,
+    shaped like it. Raises ValueError for an unknown kind.
     """
     if kind not in KINDS:
         raise ValueError(f"fisher={kind}: choose one of {', '.join(KINDS)}")
@@ -57,9 +59,9 @@ def diagonal_on(learner: Learner, weighted: Iterable[Batch], kind: str, random: 
     """`diagonal` over given batches, under their own masks and weights, which sum to 1."""
     total = tree.zeros(learner.params)
     for batch in weighted:
-        out, layers, pull = backward(learner, batch)
-        vectors = list(cotangents(kind, learner.stream.loss, out.logits.detach(), batch, random))
-        _accumulate(learner, batch, out, layers, pull, vectors, torch.square, total)
+        back = backward(learner, batch)
+        vectors = list(cotangents(kind, learner.stream.loss, back.out.logits.detach(), batch, random))
+        _accumulate(learner, batch, back, vectors, torch.square, total)
     return total
 
 
@@ -72,10 +74,10 @@ def sensitivity(
     """
     total = tree.zeros(learner.params)
     for batch in batches(learner, source, samples, random, size):
-        out, layers, pull = backward(learner, batch)
-        z = out.logits.detach()
+        back = backward(learner, batch)
+        z = back.out.logits.detach()
         vector = 2 * batch.w[..., None] * (z if batch.mask is None else z.masked_fill(~batch.mask, 0))
-        _accumulate(learner, batch, out, layers, pull, [vector], torch.abs, total)
+        _accumulate(learner, batch, back, [vector], torch.abs, total)
     return total
 
 
@@ -92,39 +94,64 @@ def batches(learner: Learner, source: Source, samples: int | None, random: Rando
         yield learner.make_batch(*source.take(part), inside.to(learner.dtype) / count[:, None])
 
 
-def backward(learner: Learner, batch: Batch) -> tuple[Out, list[Layer], Pull]:
-    """A forward pass in evaluation mode, its layers, and the map of a cotangent of the logits to their outputs'."""
+class Backward(NamedTuple):
+    """A forward pass in evaluation mode, and the way back from cotangents of its logits."""
+
+    out: Out
+    layers: list[Layer]
+    scales: list[Scale]
+    pull: Pull  # of a cotangent: those of the outputs of the layers, then of the scales
+
+    def rest(self, params: Params) -> Params:
+        """The parameters of no layer and no scale."""
+        closed = {name for m in self.layers for name in (m.weight, m.bias)}
+        closed |= {name for m in self.scales for name in (m.gain, m.shift)}
+        return {k: v for k, v in params.items() if k not in closed}
+
+    def add_scales(self, total: Params, deltas: Sequence[Tensor], power: Callable[[Tensor], Tensor]) -> None:
+        """Add Σ_b power(a row's gradient) of each scale, of the cotangents of their outputs."""
+        for m, delta in zip(self.scales, deltas, strict=True):
+            given = [(m.gain, delta * self.out.inputs[m.input].detach())] if m.gain else []
+            for name, of_row in (*given, *([(m.shift, delta)] if m.shift else [])):
+                shared = of_row.dim() > 1 + total[name].dim()  # one vector for all positions
+                total[name] += power(of_row.sum(2) if shared else of_row).sum(1)
+
+
+def backward(learner: Learner, batch: Batch) -> Backward:
+    """A forward pass of these rows, ready for cotangents."""
     params = {k: v.detach().requires_grad_() for k, v in learner.params.items()}
     with torch.enable_grad():
         out = learner.apply(params, learner.buffers, batch.x, batch.t, record=True)
     layers = [m for m in learner.model.layers if m.preact in out.preacts]
-    preacts = [out.preacts[m.preact] for m in layers]
+    scales = [m for m in getattr(learner.model, "scales", ()) if m.preact in out.preacts]
+    preacts = [out.preacts[m.preact] for m in (*layers, *scales)]
     # rows do not mix in evaluation mode, so the gradient of each row's output is its own
     # a user's own module may declare no layers
-    return out, layers, lambda v: torch.autograd.grad(out.logits, preacts, v, retain_graph=True) if preacts else ()
+    pull = (lambda v: torch.autograd.grad(out.logits, preacts, v, retain_graph=True)) if preacts else (lambda v: ())
+    return Backward(out, layers, scales, pull)
 
 
 def _accumulate(
     learner: Learner,
     batch: Batch,
-    out: Out,
-    layers: list[Layer],
-    pull: Pull,
+    back: Backward,
     vectors: list[Tensor],
     power: Callable[[Tensor], Tensor],
     total: Params,
 ) -> None:
     """Add Σ_v Σ_b power((∂z_b / ∂θ)ᵀ v_b); a power of a product is the product of the powers."""
-    closed = {name for m in layers for name in (m.weight, m.bias) if name}
-    rest = {k: v for k, v in learner.params.items() if k not in closed}
+    out, layers = back.out, back.layers
+    rest = back.rest(learner.params)
     sums: list[Tensor | None] = [None for _ in layers]  # Σ power(δ) of linear layers over the vectors: [S, B, O]
     for v in vectors:
         counting.count("gradients")
-        for i, (layer, delta) in enumerate(zip(layers, pull(v))):
-            if layer.conv is None:
+        deltas = back.pull(v)
+        for i, (layer, delta) in enumerate(zip(layers, deltas)):
+            if delta.dim() == 3:
                 sums[i] = _added(sums[i], delta, power)
             else:
-                _add_conv(total, layer, out.inputs[layer.input].detach(), delta, power)
+                _add_shared(total, layer, out.inputs[layer.input].detach(), delta, power)
+        back.add_scales(total, deltas[len(layers) :], power)
     for layer, q in zip(layers, sums):
         if q is not None:
             total[layer.weight].baddbmm_(q.mT, power(out.inputs[layer.input].detach()))
@@ -141,18 +168,17 @@ def _added(q: Tensor | None, delta: Tensor, power: Callable[[Tensor], Tensor]) -
     return q.addcmul_(delta, delta) if power is torch.square else q.add_(power(delta))
 
 
-def _add_conv(total: Params, layer: Layer, a: Tensor, delta: Tensor, power: Callable[[Tensor], Tensor]) -> None:
-    """Positions share the weight: their sum is inside the power. a [S, B, C, h, w], delta [S, B, O, h', w']."""
-    weight = total[layer.weight]  # [S, O, C, k, k]
-    delta = delta.flatten(3)  # [S, B, O, L]
-    numbers = len(a) * weight[0, 0].numel() * (delta.shape[2] + delta.shape[3])  # gradients and columns of one row
+def _add_shared(total: Params, layer: Layer, a: Tensor, delta: Tensor, power: Callable[[Tensor], Tensor]) -> None:
+    """Positions share the weight: their sum is inside the power. a and delta as a `Layer` records them."""
+    weight = total[layer.weight]
+    delta = outputs(layer, delta)  # [S, B, L, O]
+    numbers = len(a) * (weight[0].numel() + delta.shape[2] * weight[0, 0].numel())  # gradient and inputs of one row
     step = max(1, _CHUNK // numbers)
     for rows_a, rows_d in zip(a.split(step, 1), delta.split(step, 1)):
-        columns = unfold(rows_a.flatten(0, 1), weight.shape[-2:], **(layer.conv or {}))  # [S * b, C k k, L]
-        grads = rows_d.flatten(0, 1) @ columns.mT
+        grads = rows_d.mT @ vectors(layer, rows_a, weight)
         weight += power(grads.view(len(a), -1, *weight.shape[1:])).sum(1)
     if layer.bias:
-        total[layer.bias] += power(delta.sum(3)).sum(1)
+        total[layer.bias] += power(delta.sum(2)).sum(1)
 
 
 def add_rest(

@@ -14,7 +14,7 @@ from torch import Tensor
 from harness.landscape import fisher
 from harness.learner import Learner
 from harness.rng import RandomStream
-from harness.toolbox.projection import vectors
+from harness.toolbox.projection import outputs, vectors
 from harness.types import Layer, Params, Source
 
 Pair = tuple[Tensor, Tensor]  # A [S, i, i] of the inputs, G [S, o, o] of the outputs' gradients
@@ -43,36 +43,39 @@ def factors(
     """Fisher information of each layer as A ⊗ G, and its diagonal for all other parameters (norms).
 
         linear   A = mean_x a aᵀ            G = mean_x E_y δ δᵀ                  a = [input, 1], δ = ∂ log p / ∂ output
-        conv     A = mean_x Σ_l a_l a_lᵀ    G = mean_x E_y (1/L) Σ_l δ_l δ_lᵀ    over the L positions, a_l a patch
+        shared   A = mean_x Σ_l a_l a_lᵀ    G = mean_x E_y (1/L) Σ_l δ_l δ_lᵀ    over the L positions
 
-    Exact for a linear layer if a and δ are independent, and so for one sample; a convolution also assumes uncorrelated
-    positions. Rows, evaluation mode and `kind` as in `harness.landscape.fisher.diagonal`.
+    A convolution, whose a_l is a patch, and a map of every position of a sequence share their weight. Exact for a
+    linear layer if a and δ are independent, and so for one sample; a shared one also assumes uncorrelated positions.
+    Rows, evaluation mode and `kind` as in `harness.landscape.fisher.diagonal`.
     """
     if kind not in fisher.KINDS:
         raise ValueError(f"fisher={kind}: choose one of {', '.join(fisher.KINDS)}")
     pairs = zeros(learner)
-    closed = {name for layer in learner.model.layers for name in (layer.weight, layer.bias)}
-    rest = {k: v for k, v in learner.params.items() if k not in closed}
-    diagonal = {k: torch.zeros_like(v) for k, v in rest.items()}
+    of_layers = {name for layer in learner.model.layers for name in (layer.weight, layer.bias)}
+    diagonal = {k: torch.zeros_like(v) for k, v in learner.params.items() if k not in of_layers}
     for batch in fisher.batches(learner, source, samples, random, size):
-        out, layers, pull = fisher.backward(learner, batch)
+        back = fisher.backward(learner, batch)
+        out, layers, rest = back.out, back.layers, back.rest(learner.params)
         root = batch.w.sqrt()
         for layer in layers:
             _add_inputs(pairs[layer.weight][0], layer, out.inputs[layer.input].detach(), root, learner.params)
         vectors = list(fisher.cotangents(kind, learner.stream.loss, out.logits.detach(), batch, random))
         for v in vectors:
-            for layer, delta in zip(layers, pull(v)):
-                flat = delta.flatten(3).mT.flatten(1, 2) if layer.conv else delta  # [S, B L, o]
+            deltas = back.pull(v)
+            for layer, delta in zip(layers, deltas):
+                flat = outputs(layer, delta).flatten(1, 2)  # [S, B L, o]
                 pairs[layer.weight][1].add_(flat.mT @ flat, alpha=delta.shape[1] / flat.shape[1])
+            back.add_scales(diagonal, deltas[len(layers) :], torch.square)
         if rest and vectors:
             fisher.add_rest(learner, diagonal, rest, batch, vectors)
     return pairs, diagonal
 
 
 def _add_inputs(total: Tensor, layer: Layer, x: Tensor, root: Tensor, params: Params) -> None:
-    """Add Σ_b w_b Σ_l a a^T. x [S, B, i], or [S, B, C, h, w] for a convolution; root: √w [S, B]."""
+    """Add Σ_b w_b Σ_l a a^T. x as a `Layer` records its input; root: √w [S, B]."""
     kernel = params[layer.weight].shape[3:]
-    step = x.shape[1] if layer.conv is None else max(1, _CHUNK // (x[:, 0].numel() * kernel.numel()))
+    step = x.shape[1] if x.dim() == 3 else max(1, _CHUNK // (x[:, 0].numel() * kernel.numel()))
     for part, scale in zip(x.split(step, 1), root.split(step, 1)):
         a = vectors(layer, part, params[layer.weight], bias=True) * scale[..., None, None]
         flat = a.flatten(1, 2)

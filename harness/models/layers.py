@@ -16,10 +16,15 @@ EPS = 1e-5
 
 
 def activation(name: str) -> tuple[Callable[[Tensor], Tensor], int]:
-    """The function and its channels per unit. Raises ValueError for an unknown name."""
+    """The function and its channels per unit, with torch's constants. Raises ValueError for an unknown name."""
     known: dict[str, tuple[Callable[[Tensor], Tensor], int]] = {
         "relu": (torch.relu, 1),
         "tanh": (torch.tanh, 1),
+        "gelu": (F.gelu, 1),  # Hendrycks & Gimpel 2016, exact
+        "silu": (F.silu, 1),  # the same
+        "leaky_relu": (F.leaky_relu, 1),  # slope 0.01 (Maas, Hannun & Ng 2013)
+        "elu": (F.elu, 1),  # alpha 1 (Clevert, Unterthiner & Hochreiter 2016)
+        "softplus": (F.softplus, 1),  # Dugas et al. 2001
         "crelu": (lambda x: torch.cat([x, -x], 2).relu(), 2),  # Shang et al. 2016
         "fourier": (lambda x: torch.cat([x.sin(), x.cos()], 2), 2),  # Lewandowski, Schuurmans & Machado 2024
     }
@@ -74,6 +79,12 @@ def gate(x: Tensor, gates: Gates | None, name: str) -> Tensor:
 
 
 INITS = ("torch", "xavier", "kaiming")  # of `draw_map`
+
+
+def check_init(init: str) -> None:
+    """ValueError for an unknown distribution of initial weights."""
+    if init not in INITS:
+        raise ValueError(f"model.init={init}: must be {', '.join(INITS[:-1])} or {INITS[-1]}")
 
 
 def draw_map(key: Tensor, name: str, out: int, *fan_in: int, bias: bool = True, how: str = "torch") -> Params:

@@ -36,8 +36,7 @@ class MLP:
             raise ValueError(f"widths={list(widths)}: each must be at least 1")
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout={dropout}: must be at least 0 and below 1")
-        if init not in layers.INITS:
-            raise ValueError(f"model.init={init}: must be {', '.join(layers.INITS[:-1])} or {layers.INITS[-1]}")
+        layers.check_init(init)
         self.act, copies = layers.activation(activation)
         self.how = init
         self.outputs, self.layer_norm = outputs, layer_norm

@@ -37,7 +37,7 @@ def gate(learner: Learner, method: str, gating: Gating) -> None:
     """
     name = type(learner.model).__name__
     if "gates" not in inspect.signature(learner.apply).parameters:
-        raise ValueError(f"{method}: {name} does not support gates; use model=mlp, cnn or resnet18")
+        raise ValueError(f"{method}: {name} does not support gates; use one of ours, such as model=mlp")
     if not learner.model.units:
         raise ValueError(f"{method}: {name} has no hidden units to gate; add a hidden layer")
     learner.apply = Gated(learner.apply, gating)

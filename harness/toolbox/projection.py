@@ -26,7 +26,7 @@ def free(learner: Learner, method: str, *, bias: bool) -> Params:
     """
     model, made = learner.model, {}
     if not model.layers:
-        raise ValueError(f"{method}: {type(model).__name__} declares no layers; use model=mlp, cnn or resnet18")
+        raise ValueError(f"{method}: {type(model).__name__} declares no layers; use one of ours, such as model=mlp")
     for m in model.layers:
         d = learner.params[m.weight][0, 0].numel() + (bias and m.bias is not None)
         made[m.weight] = torch.eye(d, dtype=learner.dtype, device=learner.device).repeat(learner.S, 1, 1)
@@ -36,8 +36,8 @@ def free(learner: Learner, method: str, *, bias: bool) -> Params:
 def vectors(layer: Layer, a: Tensor, weight: Tensor, *, bias: bool = False) -> Tensor:
     """A layer's input as the vectors that its flattened weight multiplies: [S, B, L, fan in].
 
-    L = 1 for a linear layer, the number of output positions for a convolution. With `bias`, layers with a
-    bias get a last entry of 1, whose weight is the bias.
+    L = 1 for a linear layer of one vector, otherwise the number of positions (of the output for a convolution). With
+    `bias`, layers with a bias get a last entry of 1, whose weight is the bias.
 
     >>> layer = Layer("w", "b", "in", "out", {"stride": 1, "padding": 0})
     >>> vectors(layer, torch.arange(6.0).view(1, 1, 1, 2, 3), torch.zeros(1, 4, 1, 2, 2), bias=True)
@@ -45,11 +45,18 @@ def vectors(layer: Layer, a: Tensor, weight: Tensor, *, bias: bool = False) -> T
               [1., 2., 4., 5., 1.]]]])
     """
     if layer.conv is None:
-        found = a[:, :, None]
+        found = a[:, :, None] if a.dim() == 3 else a.flatten(2, -2)
     else:
         patches = unfold(a.flatten(0, 1), weight.shape[-2:], **layer.conv)
         found = patches.view(*a.shape[:2], *patches.shape[1:]).mT
     return pad(found, (0, 1), value=1.0) if bias and layer.bias else found
+
+
+def outputs(layer: Layer, z: Tensor) -> Tensor:
+    """A layer's output, or the gradient by it, for each of the L `vectors`: [S, B, L, out]."""
+    if layer.conv is None:
+        return z[:, :, None] if z.dim() == 3 else z.flatten(2, -2)
+    return z.flatten(3).mT
 
 
 @torch.no_grad()

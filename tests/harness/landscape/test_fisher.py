@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 
 from harness import counting
-from harness.landscape.fisher import cotangents, diagonal, sensitivity
+from harness.landscape.fisher import backward, cotangents, diagonal, sensitivity
 from harness.learner import Budget, Learner, mask_logits
 from harness.models.cnn import CNN
 from harness.models.mlp import MLP
+from harness.models.recurrent import GRU, LSTM
 from harness.models.resnet18 import ResNet18
+from harness.models.vit import ViT
 from harness.optim import SGD
 from harness.rng import RandomStream, keys
 from harness.rows import Rows
@@ -91,6 +93,9 @@ MODELS = {
     "crelu_layer_norm": (lambda: MLP((6,), 4, (5, 3), "crelu", True), (6,)),
     "cnn": (lambda: CNN((2, 8, 8), 4), (2, 8, 8)),
     "resnet18_batch": (lambda: ResNet18((3, 8, 8), 4, 2), (3, 8, 8)),
+    "lstm": (lambda: LSTM((5, 3), 4, (4, 3)), (5, 3)),
+    "gru": (lambda: GRU((5, 3), 4, (4,)), (5, 3)),
+    "vit": (lambda: ViT((2, 4, 4), 4, 2, 6, 1, 2, 5), (2, 4, 4)),
 }
 
 
@@ -104,12 +109,21 @@ def test_equals_the_loop_over_samples(name: str, kind: str) -> None:
     assert_close(diagonal(made, made.stream.tasks[0].train, kind, stream_of(made), size=2), loop(made, kind))
 
 
-def test_convolutions_in_chunks_and_several_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = learner(CNN((2, 8, 8), 4), images(5, 2, 8, 8), labels(2, 5), seeds=(0, 1))
+@pytest.mark.parametrize("name", ["cnn", "gru"])
+def test_shared_weights_in_chunks_and_several_seeds(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    make, shape = MODELS[name]
+    made = learner(make(), images(5, *shape), labels(2, 5), seeds=(0, 1))
     source = made.stream.tasks[0].train
     whole = diagonal(made, source, "exact", stream_of(made))
     monkeypatch.setattr("harness.landscape.fisher._CHUNK", 1)
     assert_close(diagonal(made, source, "exact", stream_of(made)), whole)
+
+
+def test_all_of_a_vit_has_a_closed_form() -> None:
+    make, shape = MODELS["vit"]
+    made = learner(make(), images(2, *shape), labels(1, 2))
+    batch = made.make_batch(*made.stream.tasks[0].train.take(torch.arange(2)[None]))
+    assert backward(made, batch).rest(made.params) == {}
 
 
 @pytest.mark.parametrize("kind", ["exact", "empirical", "weighted"])

@@ -11,7 +11,9 @@ from harness.landscape.fisher import diagonal
 from harness.learner import mask_logits
 from harness.models.cnn import CNN
 from harness.models.mlp import MLP
+from harness.models.recurrent import GRU
 from harness.models.resnet18 import ResNet18
+from harness.models.transformer import Transformer
 from harness.types import Params
 from tests.harness.landscape.test_fisher import images, labels, learner, stream_of
 
@@ -90,6 +92,30 @@ def test_convolutions_have_the_factors_of_the_definition(model: str, monkeypatch
     assert set(rest) == {k for k in F if "norm" in k}
     for k, v in rest.items():
         torch.testing.assert_close(v, F[k], rtol=1e-10, atol=1e-14)
+
+
+@pytest.mark.parametrize("name", ["layer1.state.weight", "block1.qkv.weight"])
+def test_maps_of_a_sequence_have_the_factors_of_the_definition(name: str) -> None:
+    n, shape = 3, (5, 4)
+    net = GRU(shape, 4, (3,)) if name.startswith("layer") else Transformer(shape, 4, 4, 1, 2, 3)
+    made = learner(net, images(n, *shape), labels(1, n))
+    found = kronecker.factors(made, made.stream.tasks[0].train, "exact", stream_of(made), size=2)[0][name]
+
+    layer = next(m for m in net.layers if m.weight == name)
+    x, _, t = made.stream.tasks[0].train.take(torch.arange(n)[None])
+    leaves = {k: v.clone().requires_grad_() for k, v in made.params.items()}
+    out = made.apply(leaves, made.buffers, x, t, record=True)
+    A, G = (torch.zeros_like(v) for v in found)
+    logp = out.logits.log_softmax(-1)
+    for b in range(n):
+        for position in range(shape[0]):
+            a = torch.cat([out.inputs[layer.input][0, b, position], torch.ones(1, dtype=torch.float64)]).detach()
+            A += torch.outer(a, a) / n
+            for y in range(4):
+                whole = torch.autograd.grad(logp[0, b, y], out.preacts[layer.preact], retain_graph=True)[0]
+                delta = whole[0, b, position]
+                G += logp[0, b, y].exp().detach() * torch.outer(delta, delta) / (n * shape[0])
+    torch.testing.assert_close(found, (A, G), rtol=1e-9, atol=1e-13)
 
 
 def test_a_convolution_of_one_position_is_exact_with_one_sample() -> None:

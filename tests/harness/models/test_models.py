@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,10 @@ from harness.models import layers, maps
 from harness.models.cnn import CNN
 from harness.models.mlp import MLP
 from harness.models.module import Module
+from harness.models.recurrent import GRU, LSTM
 from harness.models.resnet18 import ResNet18
+from harness.models.transformer import Transformer
+from harness.models.vit import ViT
 from harness.types import Buffers, Layer, Model, Out, Params, Slice, Unit
 
 CONF = Path(__file__).parents[3] / "conf" / "model"
@@ -40,6 +43,13 @@ MODELS: dict[str, Model] = {
     "cnn_no_hidden": CNN(IMAGE, 3, (4,), (), activation="crelu"),
     "resnet_batch": ResNet18(IMAGE, 3, 2),
     "resnet_group": ResNet18(IMAGE, 3, 4, "group", 2),
+    "gru": GRU(IMAGE, 3, (5, 4)),
+    "lstm": LSTM(IMAGE, 3, (5, 4)),
+    "gru_dropout": GRU(IMAGE, 3, (5, 4), dropout=0.4),
+    "vit_norm": ViT(IMAGE, 3, 3, 6, 2, 3, 7),
+    "vit_rms_norm": ViT(IMAGE, 3, 2, 6, 1, 2, 5, "relu", "rms", "mean"),
+    "transformer_plain_norm": Transformer(IMAGE, 3, 6, 2, 2, 5),
+    "transformer_norm": Transformer(IMAGE, 3, 6, 2, 2, 5, dropout=0.4),
 }
 UNITS = [name for name, model in MODELS.items() if model.units]
 # a norm over units couples them: no unit is independent of the others there
@@ -139,7 +149,74 @@ def plain_resnet(w: int, group: int | None) -> nn.Module:
     return net
 
 
+class Rows(nn.Module):
+    """A recurrent net of torch over the rows of an image, read at the last row."""
+
+    def __init__(self, kind: Any) -> None:
+        super().__init__()
+        self.cells = nn.ModuleList([kind(12, 5, batch_first=True), kind(5, 4, batch_first=True)])
+        self.head = nn.Linear(4, 3)
+
+    def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
+        """In our order: torch's has the two biases last."""
+        for cell in self.cells:
+            for name in ("weight_ih_l0", "bias_ih_l0", "weight_hh_l0", "bias_hh_l0"):
+                yield cell.get_parameter(name)
+        yield from self.head.parameters()
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = x.transpose(1, 2).flatten(2)  # channels side by side
+        for cell in self.cells:
+            h, _ = cell(h)
+        return torch.as_tensor(self.head(h[:, -1]))
+
+
+class Transformers(nn.Module):
+    """Pre-norm blocks from torch's own parts, of patches of an image or its rows."""
+
+    def __init__(self, patch: int | None, width: int, depth: int, heads: int, mlp: int, act: Any, norm: Any) -> None:
+        super().__init__()
+        self.patch, count = patch, 6 if patch is None else (6 // patch) ** 2
+        self.embed = nn.Linear(12 if patch is None else 2 * patch**2, width)
+        self.position = nn.Parameter(torch.zeros(count + (patch == 3), width))
+        self.blocks = nn.ModuleList(
+            nn.ModuleList([nn.MultiheadAttention(width, heads, batch_first=True), nn.Linear(width, mlp)])
+            for _ in range(depth)
+        )
+        self.backs = nn.ModuleList(nn.Linear(mlp, width) for _ in range(depth))
+        self.norms = nn.ModuleList(norm(width) for _ in range(2 * depth + 1))
+        self.act, self.head = act, nn.Linear(width, 3)
+
+    def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
+        yield from self.embed.parameters()
+        yield self.position
+        for (attention, into), back in zip(self.blocks, self.backs, strict=True):  # type: ignore[misc]
+            yield from (attention.in_proj_weight, attention.in_proj_bias, *attention.out_proj.parameters())
+            yield from (*into.parameters(), *back.parameters())
+        for norm in self.norms:
+            yield from norm.parameters()
+        yield from self.head.parameters()
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = x.transpose(1, 2).flatten(2) if self.patch is None else F.unfold(x, self.patch, stride=self.patch).mT
+        h = self.embed(parts)
+        if self.patch == 3:
+            h = torch.cat([torch.zeros_like(h[:, :1]), h], 1)
+        h = h + self.position
+        for i, ((attention, into), back) in enumerate(zip(self.blocks, self.backs, strict=True)):  # type: ignore[misc]
+            z = self.norms[2 * i](h)
+            h = h + attention(z, z, z, need_weights=False)[0]
+            h = h + back(self.act(into(self.norms[2 * i + 1](h))))
+        pooled = h[:, 0] if self.patch == 3 else h.mean(1)
+        return torch.as_tensor(self.head(self.norms[-1](pooled)))
+
+
 PLAIN: dict[str, Any] = {
+    "vit_norm": lambda: Transformers(3, 6, 2, 3, 7, F.gelu, nn.LayerNorm),
+    "vit_rms_norm": lambda: Transformers(2, 6, 1, 2, 5, F.relu, lambda n: nn.RMSNorm(n, eps=1e-5)),
+    "transformer_plain_norm": lambda: Transformers(None, 6, 2, 2, 5, F.gelu, nn.LayerNorm),
+    "gru": lambda: Rows(nn.GRU),
+    "lstm": lambda: Rows(nn.LSTM),
     "linear": lambda: nn.Sequential(nn.Flatten(), nn.Linear(72, 3)),
     "relu": lambda: nn.Sequential(
         nn.Flatten(), nn.Linear(72, 7), nn.ReLU(), nn.Linear(7, 5), nn.ReLU(), nn.Linear(5, 3)
@@ -474,16 +551,25 @@ def test_renaming_units_changes_no_output(name: str, train: bool) -> None:
             close(out.buffers[k], v, 1e-12)
 
 
+def tables_of(params: Params) -> set[str]:
+    return {k for k, v in params.items() if v.dim() > 2 and not k.endswith(".weight")}
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_every_weight_belongs_to_units_once(name: str) -> None:
-    """Each row of each map but the head is written by one unit, each column behind the input read by one."""
+    """Each row of each map but the head is written by one unit, each column behind the input read by one.
+
+    A table of vectors (positions, class token) is written by the units of its columns.
+    """
     model = MODELS[name]
     params, buffers = model.init(key(1))
-    owners = {k: torch.zeros(v.shape[1], dtype=torch.int64) for k, v in (params | buffers).items()}
+    tables = tables_of(params)
+    owners = {k: torch.zeros(v.shape[1 + (k in tables)], dtype=torch.int64) for k, v in (params | buffers).items()}
     readers = {k: torch.zeros(v.shape[2], dtype=torch.int64) for k, v in params.items() if v.dim() > 2}
+    readers = {k: v for k, v in readers.items() if k not in tables}
     for unit in model.units:
         for part in (*unit.producers, *unit.norm):
-            assert part.bias == part.name.endswith(".bias")
+            assert part.bias == part.name.endswith(".bias") and part.axis == 1 + (part.name in tables)
             for j in range(unit.size):
                 owners[part.name][owned(part, j)] += 1
         for part in unit.consumers:
@@ -502,7 +588,7 @@ def test_layers_record_what_goes_in_and_comes_out_of_each_map(name: str) -> None
     x, y, _ = data(1, 2)
     loss, out = loss_of(model, params, buffers, x, y, train=True, key=key(8, 9), record=True)
     weights = [layer.weight for layer in model.layers]
-    assert weights == [k for k, v in params.items() if v.dim() > 2]
+    assert weights == [k for k, v in params.items() if v.dim() > 2 and k not in tables_of(params)]
     assert (*(n for n in (model.layers[-1].weight, model.layers[-1].bias) if n),) == model.head
     for layer in model.layers:
         a, z = out.inputs[layer.input], out.preacts[layer.preact]
@@ -512,6 +598,7 @@ def test_layers_record_what_goes_in_and_comes_out_of_each_map(name: str) -> None
         # the loss runs through the recorded tensors: a weight's gradient is made of them
         g = torch.autograd.grad(loss.sum(), z, retain_graph=True)[0]
         if layer.conv is None:
+            g, a = (v.flatten(1, -2) for v in (g, a))
             close(g.mT @ a, torch.autograd.grad(loss.sum(), params[layer.weight], retain_graph=True)[0])
         assert g.abs().max() > 0
     silent = loss_of(model, params, buffers, x, y, train=True, key=key(8, 9))[1]
@@ -819,6 +906,12 @@ def test_module_may_read_the_task() -> None:
 # --- options ------------------------------------------------------------------------------------
 
 
+ENCODER = {
+    "width": 6, "depth": 1, "heads": 2, "mlp": 5, "activation": "relu", "norm": "rms", "pool": "mean", "dropout": 0.1,
+    "init": "torch",
+}  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("name", "cls", "options"),
     [
@@ -829,6 +922,10 @@ def test_module_may_read_the_task() -> None:
             {"channels": [3], "hidden": [], "kernel": 5, "activation": "tanh", "layer_norm": True, "dropout": 0.1},
         ),
         ("resnet18", ResNet18, {"width": 4, "norm": "group", "groups": 4}),
+        ("gru", GRU, {"widths": [4, 3], "dropout": 0.1}),
+        ("lstm", LSTM, {"widths": [4, 3], "dropout": 0.1}),
+        ("vit", ViT, {"patch": 2, **ENCODER}),
+        ("transformer", Transformer, ENCODER),
     ],
 )
 def test_yaml_holds_the_signature_with_a_comment_for_every_key(name: str, cls: Any, options: dict[str, Any]) -> None:
@@ -853,7 +950,7 @@ def test_yaml_holds_the_signature_with_a_comment_for_every_key(name: str, cls: A
     ("build", "message"),
     [
         (lambda: MLP((4,), 2, (3, 0)), r"widths=\[3, 0\]"),
-        (lambda: MLP((4,), 2, activation="gelu"), "activation=gelu: choose one of relu, tanh, crelu"),
+        (lambda: MLP((4,), 2, activation="mish"), "activation=mish: choose one of relu, tanh, gelu"),
         (lambda: MLP((4,), 2, dropout=1.0), "dropout=1.0: must be"),
         (lambda: MLP((4,), 2, dropout=-0.1), "dropout=-0.1: must be"),
         (lambda: CNN((64,), 2), r"model=cnn: needs images .* not \[64\]; use model=mlp"),
@@ -864,6 +961,21 @@ def test_yaml_holds_the_signature_with_a_comment_for_every_key(name: str, cls: A
         (lambda: ResNet18((1, 8, 8), 2, norm="layer"), "norm=layer: choose one of batch, group"),
         (lambda: ResNet18((1, 8, 8), 2, 20, "group", 3), "groups=3: must divide width=20"),
         (lambda: ResNet18((1, 8, 8), 2, 0), "width=0"),
+        (lambda: GRU((64,), 2), r"model=gru: needs sequences .* not \[64\]; use model=mlp"),
+        (lambda: LSTM((4, 2), 2, ()), r"widths=\[\]: model=lstm needs one or more layers"),
+        (lambda: GRU((4, 2), 2, dropout=1.0), "dropout=1.0: must be"),
+        (lambda: ViT((64,), 2), "model=vit: needs images"),
+        (lambda: ViT((1, 8, 6), 2), "model.patch=4: must divide the sides of 8x6 pixels; dataset.pad"),
+        (lambda: ViT((1, 8, 8), 2, width=6), "model.heads=4: must divide model.width=6"),
+        (lambda: ViT((1, 8, 8), 2, depth=0), "model.depth=0: must be at least 1"),
+        (lambda: Transformer((4, 2), 2, norm="batch"), "model.norm=batch: must be layer or rms"),
+        (lambda: Transformer((4, 2), 2, pool="last"), "model.pool=last: must be class or mean"),
+        (
+            lambda: Transformer((4, 2), 2, activation="crelu"),
+            "model.activation=crelu: has two channels",
+        ),
+        (lambda: Transformer((4, 2), 2, init="normal"), "model.init=normal: must be torch"),
+        (lambda: Transformer((4,), 2), "model=transformer: needs sequences"),
         (lambda: Module(lambda: 3, 2), "returned a int, not a torch.nn.Module"),  # type: ignore[arg-type,return-value]
     ],
 )

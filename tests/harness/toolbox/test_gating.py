@@ -12,7 +12,9 @@ from harness import rng
 from harness.models.cnn import CNN
 from harness.models.mlp import MLP
 from harness.models.module import Module
+from harness.models.recurrent import GRU, LSTM
 from harness.models.resnet18 import ResNet18
+from harness.models.vit import ViT
 from harness.optim import SGD
 from harness.rng import RandomStream
 from harness.toolbox import surgery
@@ -26,6 +28,10 @@ MODELS: dict[str, Any] = {
     "crelu": lambda: MLP((2, 8, 8), 3, (6, 5), "crelu"),
     "cnn": lambda: CNN(SHAPE, 3, (4, 3), (5,)),
     "resnet18": lambda: ResNet18(SHAPE, 3, 2),
+    "gru": lambda: GRU(SHAPE, 3, (6, 5)),
+    "lstm": lambda: LSTM(SHAPE, 3, (6, 5)),
+    "vit": lambda: ViT(SHAPE, 3, 4, 8, 2, 4, 7),
+    "vit_mean": lambda: ViT(SHAPE, 3, 4, 6, 1, 3, 7, norm="rms", pool="mean"),
 }
 
 
@@ -101,7 +107,7 @@ def test_fisher_information_sees_the_gates() -> None:
 
 def test_a_model_that_cannot_be_gated_is_refused_in_one_line() -> None:
     own = gaussian(lambda s: Module(lambda: nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), 2), SGD(lr=0.1))
-    with pytest.raises(ValueError, match="xdg: Module does not support gates; use model=mlp"):
+    with pytest.raises(ValueError, match="xdg: Module does not support gates; use one of ours, such as model=mlp"):
         gate(own, "xdg", lambda params, t, train: {})
     linear = gaussian(lambda s: MLP(s.shape, s.outputs, ()), SGD(lr=0.1))
     with pytest.raises(ValueError, match="xdg: MLP has no hidden units to gate"):

@@ -141,5 +141,5 @@ def test_an_update_is_multiplied_by_what_is_allowed_and_the_rest_stays_put(bias:
 def test_a_model_without_layers_is_refused_in_one_line() -> None:
     learner = gaussian(lambda s: CNN(s.shape, 2, (3,), (4,)), SGD(lr=0.1), shape=(1, 4, 4))
     learner.model.layers = ()
-    with pytest.raises(ValueError, match=r"^gpm: CNN declares no layers; use model=mlp"):
+    with pytest.raises(ValueError, match=r"^gpm: CNN declares no layers; use one of ours, such as model=mlp"):
         free(learner, "gpm", bias=False)
