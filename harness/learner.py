@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -36,6 +36,9 @@ from harness.types import (
     Stream,
     Task,
 )
+
+# weights and running statistics of these seeds, which may lack some
+Initial = Callable[[Sequence[int]], tuple[Params, Buffers]]
 
 # at most so many bytes of inputs, and steps, are gathered at once; large ones alone, as nothing is gained
 CHUNK, STEPS = 2**20, 100
@@ -82,6 +85,7 @@ class Learner:
         dtype: torch.dtype = torch.float32,
         autocast: torch.dtype | None = None,
         pin: Mapping[str, int | None] | None = None,
+        start: Initial | None = None,
     ) -> None:
         self.model, self.stream, self.optimizer, self.budget = model, stream, optimizer, budget
         self.seeds, self.S = stream.seeds, len(stream.seeds)
@@ -90,6 +94,8 @@ class Learner:
         self.prefix = ""  # of every purpose: gives a sub-learner separate draws
         self.streams: dict[str, RandomStream] = {}
         self.params, self.buffers = self.fresh(self.key("init"))
+        if start is not None:
+            self._start(*start(self.seeds))
         self.apply = model.__call__
         self.alive = torch.ones(self.S, dtype=torch.bool, device=self.device)
         self.needs: frozenset[str] = frozenset()  # of the strategy
@@ -122,6 +128,17 @@ class Learner:
 
     def _cast(self, v: Tensor) -> Tensor:
         return v.to(self.device, self.dtype if v.is_floating_point() else None)
+
+    def _start(self, params: Params, buffers: Buffers) -> None:
+        """Replace initial weights and statistics. ValueError if the model has none of that name and shape."""
+        for given, own in ((params, self.params), (buffers, self.buffers)):
+            for name, value in given.items():
+                shape = tuple(own[name].shape[1:]) if name in own else None
+                if shape != tuple(value.shape[1:]):
+                    raise ValueError(
+                        f"start: {name} is {list(value.shape[1:])} there, and here {shape and list(shape)}"
+                    )
+                own[name] = self._cast(value).clone()
 
     # --- batches ----------------------------------------------------------------------------------
 

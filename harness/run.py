@@ -28,7 +28,7 @@ from harness import loop, returns
 from harness.boundary import Metric
 from harness.compiling.step import CompiledStep, tracing
 from harness.groups import groups, joined, stream_of
-from harness.learner import Budget, Learner
+from harness.learner import Budget, Initial, Learner
 from harness.models.module import as_model
 from harness.optim import Optimizer
 from harness.record.evaluation import Copies, Evaluation, PlainCopy
@@ -98,6 +98,7 @@ def run(
     dtype: torch.dtype = torch.float32,
     autocast: torch.dtype | None = None,
     pin: Mapping[str, int | None] | None = None,
+    start: Initial | None = None,
     sink: Sink | None = None,
     resume: tuple[int, dict[str, Any]] | None = None,
     compile: bool = False,
@@ -114,7 +115,7 @@ def run(
     they stay in memory. `resume` is a boundary and its checkpoint. `metrics_every=k` measures every k-th task, the
     first and the last. `compile` makes each step one compiled graph (harness/compiling/step.py), which pays for long
     runs and changes the last digits. `autocast` is the precision of the forward passes in training, as torch.bfloat16;
-    None: `dtype`.
+    None: `dtype`. `start` gives the weights of each seed before the first task, without those that are to be drawn.
 
     `model` may also be a function or class that makes an nn.Module (`models.module.as_model`).
 
@@ -131,7 +132,8 @@ def run(
         with exits_refused():
             own = stream_of(stream, lane.places)
             made, length = as_model(model, own), budget or Budget()
-            learner = Learner(made, own, state, length, device=device, dtype=dtype, autocast=autocast, pin=pin)
+            how: dict[str, Any] = {"device": device, "dtype": dtype, "autocast": autocast, "pin": pin, "start": start}
+            learner = Learner(made, own, state, length, **how)
             returns.model(learner)
         if compile:
             learner.compiled = CompiledStep(learner, warn)
@@ -152,7 +154,7 @@ def run(
                 warn=warn,
             )
         )
-    start = 0 if resume is None else resume[0] + 1
+    first = 0 if resume is None else resume[0] + 1
     with exits_refused():
         for recorder in recorders:
             loop.prepare(recorder.learner, recorder.strategy)
@@ -162,7 +164,7 @@ def run(
             else:
                 recorder.load_state_dict(lane.state(resume[1]))
         with tracing() if compile else nullcontext():
-            for _ in zip(*(loop.by_task(r.learner, r.strategy, r, start=start) for r in recorders)):
+            for _ in zip(*(loop.by_task(r.learner, r.strategy, r, start=first) for r in recorders)):
                 pass
     for recorder in recorders:
         recorder.write_times(len(stream.tasks) - 1)

@@ -17,7 +17,7 @@ from harness.config import aliases
 from harness.config.catalogue import CONF, GROUPS, targets
 from harness.wording import printable
 
-NEVER = ("metrics", "tracker", "hydra")  # parts of a run's configuration from which nothing is built
+NEVER = ("metrics", "tracker", "hydra", "start")  # parts of a run's configuration from which nothing is built
 TARGET = "_target_"
 
 

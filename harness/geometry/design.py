@@ -14,7 +14,7 @@ from harness.store.entries import leaves
 RATE = "optimizer.lr"
 KNOBS = (RATE, "train.batch_size", "strategy.sam.rho", "model.dropout")  # may differ within a strategy
 FIXED = ("tasks", "scenario", "classes", "boundaries", "dataset", "model", "optimizer", "train", "eval", "strategy",
-         "seeds", "dtype", "pin")  # fmt: skip
+         "seeds", "dtype", "pin", "start")  # fmt: skip
 REMEDY = "`python -m harness experiment=geometry results=FOLDER` makes one"
 
 Block = tuple[str, str]  # stream, strategy

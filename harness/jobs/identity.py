@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import store
+from harness.jobs.start import identified
 from harness.store import sources
 from harness.store.known import recall
 from harness.store.provenance import versions
@@ -17,7 +18,7 @@ from harness.store.readers import run_paths
 
 DRIVERS = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")  # what a GPU's driver makes: NVIDIA, WSL, AMD
 # older runs lack these keys: at its default, a key leaves ids alone
-LATER = {"compile": "auto", "precision": None}
+LATER = {"compile": "auto", "precision": None, "start": None}
 LATER_IN: dict[str, dict[str, Any]] = {
     "model": {"init": "torch"},
     "tasks": {"interpolation": "linear"},
@@ -27,7 +28,10 @@ NUMBERS = ("torch", "numpy")  # packages that, with Python, draw the stream
 
 
 def of_setting(cfg: Mapping[str, Any], data: tuple[str, str], threads: int, device: str) -> dict[str, Any]:
-    """Exactly what determines the numbers, except strategy and seeds. `data` is the data set's name and digest."""
+    """Exactly what determines the numbers, except strategy and seeds; of a configuration as `identified` gives it.
+
+    `data` is the data set's name and digest.
+    """
     budget = cfg["train"] if cfg["train"]["steps"] is None else {**cfg["train"], "epochs": None}
     later = {key: cfg[key] for key, default in LATER.items() if cfg.get(key, default) != default}
     groups = {group: _without(cfg[group], defaults) for group, defaults in LATER_IN.items()}
@@ -69,7 +73,7 @@ def finished(cfg: Mapping[str, Any]) -> Path | None:
     data = recall(cfg["dataset"])
     if data is None:
         return None
-    run_id = store.identity(of_run(cfg, of_setting(cfg, data, threads_of(cfg), "cpu")))
+    run_id = store.identity(of_run(cfg, of_setting(identified(cfg), data, threads_of(cfg), "cpu")))
     paths = [path for path in run_paths(Path(cfg["results"])) if path.name == run_id and (path / "DONE").exists()]
     if len(paths) != 1:
         return None

@@ -12,6 +12,7 @@ import torch
 from harness.boundary import Metric
 from harness.compiling.choice import pays
 from harness.jobs.identity import of_setting
+from harness.jobs.start import identified, initial
 from harness.learner import Budget
 from harness.models.module import Module
 from harness.record.evaluation import Evaluation
@@ -33,7 +34,9 @@ class Setting:
     @property
     def identity(self) -> dict[str, Any]:
         """Exactly what determines the numbers, except strategy and seeds."""
-        return of_setting(self.cfg, (self.dataset.name, self.dataset.digest), self.threads, self.device.type)
+        return of_setting(
+            identified(self.cfg), (self.dataset.name, self.dataset.digest), self.threads, self.device.type
+        )
 
     def compiles(self, stream: Stream, model: Model) -> tuple[bool, str]:
         """Whether steps are compiled; and why they are not, if there is no compiler."""
@@ -90,6 +93,7 @@ class Setting:
             "device": self.device,
             "dtype": getattr(torch, cfg["dtype"]),
             "autocast": torch.bfloat16 if cfg.get("precision") == "bf16" else None,
+            "start": initial(model, cfg),
             "pin": {k: v for k, v in cfg["pin"].items() if k != "stream"},
         }
 

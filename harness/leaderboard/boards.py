@@ -130,7 +130,7 @@ def incomparable(boards: Sequence[Board]) -> list[str]:
         same = [b for b in boards if b.stream == stream]
         if len(same) < 2:
             continue
-        keys = ("tasks", "classes", "model", "optimizer", "train", "dtype", "pin", "dataset", "threads")
+        keys = ("tasks", "classes", "model", "optimizer", "train", "dtype", "pin", "start", "dataset", "threads")
         runs = [next(run for row in b.rows for run in row.entry.runs) for b in same]
         differences = told_apart(
             [

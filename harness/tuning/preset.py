@@ -14,7 +14,7 @@ from harness.tuning.choice import Trial, Tried, Values
 from harness.wording import printable
 
 FILES = ("tasks", "dataset", "model", "optimizer")  # groups of which a setting uses one file each
-KEYS = ("scenario", "classes", "boundaries", "dtype", "threads", "train", "pin", "eval")  # its other keys
+KEYS = ("scenario", "classes", "boundaries", "dtype", "threads", "train", "pin", "start", "eval")  # its other keys
 OWN = ("dataset.root", "eval.split")  # specific to a machine, and to trials
 
 
@@ -27,7 +27,7 @@ def preset(cfg: Mapping[str, Any], tried: Sequence[Tried], about: str, name: str
     files = {group: option(group, cfg[group], config_dir) for group in FILES}
     plain = composed([f"{group}={file}" for group, file in files.items()], config_dir)
     rest = {"scenario": cfg["scenario"], "seeds": plain["seeds"]}
-    rest |= difference({k: cfg[k] for k in (*KEYS, *FILES)}, plain)
+    rest |= difference({k: cfg[k] for k in (*KEYS, *FILES) if k in cfg}, plain)
     text = yaml.safe_dump(rest, sort_keys=False, default_flow_style=None, allow_unicode=True, width=110)
     head = [
         f"Each strategy with the values that did best on validation rows: {about}.",
