@@ -20,7 +20,8 @@ class OPCM(Strategy):
 
     P removes from each weight matrix of a linear layer what lies along the singular vectors of A_{t-1}: the leading
     ones together, up to a `share` of the sum of singular values, and each pair u_i v_iᵀ of the others
-    (harness.merging.vectors.apart). Other parameters are added. Memory does not grow with tasks: four copies of the net.
+    (harness.merging.vectors.apart). Other parameters are added. Memory: four copies of the net, for any number of
+    tasks.
 
     Every task starts from θ_0 with a fresh optimizer, so the nets that the run keeps are independent experts from one
     initialisation. Batch-norm statistics are re-estimated on the task's training rows.

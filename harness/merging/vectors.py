@@ -195,7 +195,7 @@ def cosines(vectors: Sequence[Params]) -> Tensor:
 
 
 def conflicts(a: Params, b: Params) -> Tensor:
-    """Share of the parameters changed by both vectors that they change in opposite directions: [S]; NaN if there are none.
+    """Share, of the parameters that both vectors change, of those with opposite signs: [S]; NaN if there are none.
 
     >>> conflicts({"w": torch.tensor([[1.0, -1.0, 0.0]])}, {"w": torch.tensor([[2.0, 1.0, 1.0]])})
     tensor([0.5000])
