@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 
 from harness.landscape.alignment import match_weights, permute
-from harness.landscape.curvature import rowwise
 from harness.landscape.kronecker import matrix
 from harness.toolbox.projection import vectors
+from harness.toolbox.solve import solve
 from harness.types import Batch, Layer, Net, Params, Unit
 
 ROUNDS = 20  # upper limit of `matched`
+RIDGE = 1e-9  # of `regmean`, as a share of the mean entry on the diagonal
 
 
 def several(nets: Sequence[Params]) -> None:
@@ -89,9 +90,9 @@ def regmean(
 
     Jin, Ren, Preotiuc-Pietro & Cheng (2023), Dataless knowledge fusion by merging weights of language models, ICLR.
     `moments`: A_k of each net (see `grams`). Entries of A_k off the diagonal are multiplied by `keep`, in [0, 1]: at 1
-    W is that minimum; 0.9 is the paper's for most models, 0.1 for one. Where Σ A_k is singular (a pixel that is always
-    the same), W stays nearest to the plain mean. Parameters outside layers (norms) get the plain mean. ValueError for
-    fewer than two nets, or `keep` out of range.
+    W is that minimum; 0.9 is the paper's for most models, 0.1 for one. A ridge of `RIDGE` towards the plain mean
+    decides where Σ A_k is singular (a pixel that is always the same). Parameters outside layers (norms) get the plain
+    mean. ValueError for fewer than two nets, or `keep` out of range. NaN for a seed whose moments are not finite.
 
     Differs from the paper: the bias is part of W, with an input of 1; theirs is averaged.
 
@@ -112,8 +113,9 @@ def regmean(
             a = of[layer.weight].double()
             a = keep * a + (1 - keep) * torch.diag_embed(a.diagonal(dim1=1, dim2=2))
             total, right = total + a, right + (matrix(net, layer).double() - mean) @ a
-        (inverse,) = rowwise(lambda x: (torch.linalg.pinv(x, hermitian=True, rtol=1e-10),), total)
-        w = (mean + right @ inverse).to(merged[layer.weight])
+        ridge = (RIDGE * total.diagonal(dim1=1, dim2=2).mean(1)).clamp(min=torch.finfo(total.dtype).tiny)
+        total.diagonal(dim1=1, dim2=2).add_(ridge[:, None])
+        w = (mean + solve(total, right.mT).mT).to(merged[layer.weight])
         if layer.bias:
             w, merged[layer.bias] = w[..., :-1], w[..., -1]
         merged[layer.weight] = w.reshape(merged[layer.weight].shape)

@@ -28,8 +28,12 @@ class Given:
 
     def of(self, places: Sequence[int]) -> Given:
         """The same for some of the nets."""
-        nets, moments, information = ([part[i] for i in places] for part in (self.nets, self.moments, self.information))
-        return replace(self, nets=nets, moments=moments, information=information)
+        return replace(
+            self,
+            nets=[self.nets[i] for i in places],
+            moments=[self.moments[i] for i in places],
+            information=[self.information[i] for i in places],
+        )
 
     @property
     def start(self) -> Params:

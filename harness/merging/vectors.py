@@ -190,8 +190,9 @@ def cosines(vectors: Sequence[Params]) -> Tensor:
     tensor([1.0000, 0.7071])
     """
     flat = torch.stack([flatten(tau) for tau in vectors], 1).double()  # [S, K, P]
-    flat = flat / flat.norm(dim=2, keepdim=True)
-    return flat @ flat.mT
+    flat = flat / torch.linalg.vector_norm(flat, dim=2, keepdim=True)
+    found: Tensor = flat @ flat.mT
+    return found
 
 
 def conflicts(a: Params, b: Params) -> Tensor:
