@@ -89,20 +89,22 @@ def chosen(rows: pd.DataFrame) -> str:
 KEY = ["seed", "first", "second"]
 
 
-def barriers(frame: pd.DataFrame, method: str, measure: str = "barrier_entezari_error", each: bool = True) -> pd.Series:
+def barriers(frame: pd.DataFrame, method: str, measure: str = "", each: bool = True) -> pd.Series:
     """The barrier before a merge by seed and pair: for rebasin after alignment, else of the nets as they are.
 
-    `each`: of each task, then the mean; else that of the mean loss.
+    `measure`: by default Entezari's, of the error, or of the loss in a regression. `each`: of each task, then the mean;
+    else that of the mean over tasks.
     """
+    if not measure:
+        kind = "error" if (frame.measure == "barrier_entezari_error").any() else "loss"
+        measure = f"barrier_entezari_{kind}"
     how = ALIGNED[1] if method == "rebasin" else ALIGNED[0]
     rows = frame[(frame.measure == measure) & (frame.aligned == how) & ((frame.task >= 0) == each)]
     found: pd.Series = rows.groupby(KEY).value.mean()
     return found
 
 
-def correlation(
-    frame: pd.DataFrame, method: str, measure: str = "barrier_entezari_error", each: bool = True
-) -> np.ndarray:
+def correlation(frame: pd.DataFrame, method: str, measure: str = "", each: bool = True) -> np.ndarray:
     """Spearman's ρ over pairs of nets between `barriers` and what the method's merge loses: one for each seed.
 
     NaN for fewer than three pairs, or if one of the two does not vary.
@@ -115,9 +117,8 @@ def correlation(
     found = []
     for _, rows in both.groupby("seed"):
         x, y = rankdata(rows.barrier), rankdata(rows.lost)
-        varies = (
-            len(rows) > 2 and x.std() > 0 and y.std() > 0 and bool(np.isfinite(rows[["barrier", "lost"]]).all(None))
-        )
+        finite = bool(np.isfinite(rows[["barrier", "lost"]]).all(None))
+        varies = len(rows) > 2 and finite and x.std() > 0 and y.std() > 0
         found.append(float(np.corrcoef(x, y)[0, 1]) if varies else math.nan)
     return np.array(found)
 
@@ -181,7 +182,7 @@ def figure(found: Merged) -> Figure:
         lost = frame[(frame.measure == "lost") & (frame.method == name)].groupby(KEY[1:]).value.mean()
         if len(lost):
             right.plot(barrier.reindex(lost.index), lost, "os"[n], color=COLOURS[n], label=name)
-    right.set_xlabel(f"barrier of a pair, mean of its tasks, {'nat' if unit == 'accuracy' else 'loss'}")
+    right.set_xlabel(f"barrier of a pair, mean of its tasks, {'error' if unit == 'accuracy' else 'loss'}")
     right.set_ylabel(f"{unit} lost by merging it")
     if right.get_legend_handles_labels()[0]:
         right.legend(frameon=False)
