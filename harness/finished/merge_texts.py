@@ -117,7 +117,7 @@ def correlation(frame: pd.DataFrame, method: str, measure: str = "", each: bool 
     found = []
     for _, rows in both.groupby("seed"):
         x, y = rankdata(rows.barrier), rankdata(rows.lost)
-        finite = bool(np.isfinite(rows[["barrier", "lost"]]).all(None))
+        finite = bool(np.isfinite(rows[["barrier", "lost"]].to_numpy(np.float64)).all())
         varies = len(rows) > 2 and finite and x.std() > 0 and y.std() > 0
         found.append(float(np.corrcoef(x, y)[0, 1]) if varies else math.nan)
     return np.array(found)
