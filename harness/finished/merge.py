@@ -91,6 +91,7 @@ def merge(
             "runs": [run.name for run in runs],
             "nets": list(pool.names),
             "base": "" if pool.base is None else f"the initial net of {runs[0].name}",
+            "diverged": [seed for seed, alive in zip(pool.seeds, pool.run.learner.alive.tolist()) if not alive],
             "batch_norm": bool(pool.nets[0].buffers),
             "tasks": len(pool.run.stream.tasks),
             "unit": "accuracy" if pool.classes else "minus squared error",

@@ -60,9 +60,9 @@ class Pool:
         """The end of the last task."""
         learner, net = self.run.learner, self.nets[-1]
         learner.enter(self.run.stream.tasks[self.last])
-        empty, nets = torch.empty(learner.S, 0), None
-        random = learner.random("merge")
-        return Boundary(self.last, "end", self.run.stream, learner, net, net, nets, empty, empty, random)  # type: ignore[arg-type]
+        empty, random = torch.empty(learner.S, 0), learner.random("merge")
+        nets: Any = None
+        return Boundary(self.last, "end", self.run.stream, learner, net, net, nets, empty, empty, random)
 
     def tasks(self, places: Sequence[int]) -> tuple[int, ...]:
         """The tasks that these nets have learnt."""
@@ -93,7 +93,6 @@ class Pool:
 
     def tested(self, net: Net, tasks: Sequence[int], samples: int | None = None) -> tuple[Tensor, Tensor]:
         """Score and loss on test rows of each task: [S, tasks] each."""
-        self.boundary  # noqa: B018  enters the last task, whose mask is used
         learner, size = self.run.learner, self.run.setting.evaluation.batch_size
         found = [learner.evaluate(net, self.run.stream.tasks[t].test, size=size, samples=samples) for t in tasks]
         scores, losses = zip(*found)
@@ -157,6 +156,7 @@ def pooled(
                 f"{first.path}: has no validation rows to choose coefficients on; rerun it with dataset.val=0.1"
             )
         pool = _of_one(run, options) if len(folders) == 1 else _of_several(run, folders, options)
+        run.learner.enter(run.stream.tasks[pool.last])
         run.learner.alive = torch.stack([tree.finite(net.params) for net in pool.nets]).all(0)
         yield pool
 

@@ -14,7 +14,7 @@ from harness.finished.merge import ALIGNED, BASE, LAST, OWN, Merged
 from harness.leaderboard.texts import aligned
 from harness.plotting import COLOURS, STYLE, band, below, over_seeds, sheet
 from harness.stats import student
-from harness.wording import UNDEFINED, UNMEASURED, mean_text, printable
+from harness.wording import DIVERGED, UNDEFINED, UNMEASURED, mean_text, printable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,7 +38,10 @@ def text(found: Merged) -> list[str]:
     import pandas as pd
 
     frame, about = pd.DataFrame(found.columns), found.about
-    nets = about["nets"]
+    if about["unit"] == "accuracy":  # the rule for diverged seeds
+        zero = (frame.measure == "accuracy") & (frame.second < 0) & frame.seed.isin(about["diverged"])
+        frame.loc[zero & frame.value.isna(), "value"] = 0.0
+    nets, mark = about["nets"], DIVERGED if about["diverged"] else UNDEFINED
     lines = [
         f"{len(nets)} nets of {' '.join(about['runs'])} ({about['strategy']} on {about['stream']}, scenario"
         f" {about['scenario']}), {frame.seed.nunique()} seeds",
@@ -47,13 +50,13 @@ def text(found: Merged) -> list[str]:
     if about["batch_norm"]:
         lines.append("batch norm: running statistics of every merged net are recomputed on training rows")
     lines += ["", f"{about['unit']} on all test rows, mean ± 95 % interval over seeds"]
-    lines += [*aligned(HEADS, methods(frame)), "", f"between pairs of nets, mean over {_pairs(frame)} pairs"]
-    lines += [*aligned(("merge", *ALIGNED), geometry(frame)), ""]
+    lines += [*aligned(HEADS, methods(frame, mark)), "", f"between pairs of nets, mean over {_pairs(frame)} pairs"]
+    lines += [*aligned(("merge", *ALIGNED), geometry(frame, mark)), ""]
     lines += [f"note: {note}" for note in found.notes]
     return [printable(line) for line in lines]
 
 
-def methods(frame: pd.DataFrame) -> list[list[str]]:
+def methods(frame: pd.DataFrame, mark: str = UNDEFINED) -> list[list[str]]:
     """A line for each merge, and for what it is compared with, under `HEADS`."""
     lines = []
     for name in frame[frame.method != ""].method.unique():
@@ -65,12 +68,12 @@ def methods(frame: pd.DataFrame) -> list[list[str]]:
         lines.append(
             [
                 shown,
-                cell(by_task.mean(axis=1, skipna=False).to_numpy()),
-                cell(by_task.min(axis=1, skipna=False).to_numpy()),
-                cell(_mean(rows[rows.measure == "loss"])),
-                cell(_mean(alone[alone.measure == "lambda_max"]), ".3g"),
-                cell(_mean(lost)),
-                cell(correlation(frame, name), "+.2f"),
+                cell(by_task.mean(axis=1, skipna=False).to_numpy(), mark=mark),
+                cell(by_task.min(axis=1, skipna=False).to_numpy(), mark=mark),
+                cell(_mean(rows[rows.measure == "loss"]), mark=mark),
+                cell(_mean(alone[alone.measure == "lambda_max"]), ".3g", mark),
+                cell(_mean(lost), mark=mark),
+                cell(correlation(frame, name), "+.2f", mark),
                 chosen(alone),
             ]
         )
@@ -123,7 +126,7 @@ def correlation(frame: pd.DataFrame, method: str, measure: str = "", each: bool 
     return np.array(found)
 
 
-def geometry(frame: pd.DataFrame) -> list[list[str]]:
+def geometry(frame: pd.DataFrame, mark: str = UNDEFINED) -> list[list[str]]:
     """A line for each quantity between two nets: as they are, and after alignment."""
     lines = []
     for title, (measure, each) in GEOMETRY.items():
@@ -131,18 +134,18 @@ def geometry(frame: pd.DataFrame) -> list[list[str]]:
         cells = []
         for how in ALIGNED:
             own = rows[rows.aligned.isin([how, ""] if how == ALIGNED[0] else [how])]
-            cells.append(cell(_mean(own), ".3g" if measure == "distance" else ".3f"))
+            cells.append(cell(_mean(own), ".3g" if measure == "distance" else ".3f", mark))
         if len(rows):
             lines.append([title, *cells])
     return lines
 
 
-def cell(values: np.ndarray, form: str = ".3f") -> str:
-    """Mean and 95 % half width over seeds; NaN is undefined, and nothing is not measured."""
+def cell(values: np.ndarray, form: str = ".3f", mark: str = UNDEFINED) -> str:
+    """Mean and 95 % half width over seeds; `mark` if a seed has none; nothing is not measured."""
     if not len(values):
         return UNMEASURED
     mean, half = map(float, student(values))
-    return mean_text(mean, half, int((~np.isnan(values)).sum()), len(values), form, UNDEFINED)
+    return mean_text(mean, half, int((~np.isnan(values)).sum()), len(values), form, mark)
 
 
 def _mean(rows: pd.DataFrame) -> np.ndarray:
@@ -181,7 +184,9 @@ def figure(found: Merged) -> Figure:
         barrier = barriers(frame, name).groupby(KEY[1:]).mean()
         lost = frame[(frame.measure == "lost") & (frame.method == name)].groupby(KEY[1:]).value.mean()
         if len(lost):
-            right.plot(barrier.reindex(lost.index), lost, "os"[n], color=COLOURS[n], label=name)
+            fill = {} if n == 0 else {"fillstyle": "none", "markersize": 9}  # both may have the same points
+            right.plot(barrier.reindex(lost.index), lost, "os"[n], color=COLOURS[n], label=name, **fill)
+    right.locator_params(nbins=5)
     right.set_xlabel(f"barrier of a pair, mean of its tasks, {'error' if unit == 'accuracy' else 'loss'}")
     right.set_ylabel(f"{unit} lost by merging it")
     if right.get_legend_handles_labels()[0]:

@@ -124,7 +124,7 @@ def test_the_information_of_a_net_is_taken_on_its_own_task_under_its_own_mask(ru
     assert shown(rows, "task") == pytest.approx(by_hand.numpy(), abs=1e-6)
 
 
-def test_pairs_have_a_line_barriers_angles_and_what_merging_loses(run: Path) -> None:
+def test_pairs_have_a_line_barriers_angles_and_what_merging_loses(run: Path, made: Opened) -> None:
     found = table(run)
     pairs = found[(found["first"] == 0) & (found.second == 2)]
     assert {*zip(found[found.measure == "distance"]["first"], found[found.measure == "distance"].second)} == {
@@ -141,12 +141,17 @@ def test_pairs_have_a_line_barriers_angles_and_what_merging_loses(run: Path) -> 
     x, y = (torch.cat([(p[k] - zero[k]).flatten(1) for k in zero], 1) for p in (a, b))
     cosine = (x * y).sum(1) / x.norm(dim=1) / y.norm(dim=1)
     assert pairs[pairs.measure == "cosine"].value.tolist() == pytest.approx(cosine.tolist(), abs=1e-5)
-    both = (x * y != 0).sum(1)
     opposite = pairs[pairs.measure == "sign_conflicts"].value.tolist()
-    assert opposite == pytest.approx(((x * y < 0).sum(1) / both).tolist(), abs=1e-3)
+    assert opposite == pytest.approx(((x * y < 0).sum(1) / (x * y != 0).sum(1)).tolist(), abs=1e-3)
     lost = pairs[(pairs.method == "average") & (pairs.measure == "lost")]
     merged = pairs[(pairs.method == "average") & (pairs.measure == "accuracy")]
-    assert len(lost) == 2 and (lost.value.to_numpy() + merged.value.to_numpy() <= 1 + 1e-9).all()
+    made.learner.enter(made.stream.tasks[-1])
+    mean = Net(average([kept(run, 0), kept(run, 2)]), {}, made.learner.apply)
+    tests = {t: made.stream.tasks[t].test for t in (0, 2)}
+    own = [made.learner.evaluate(made.net(t), rows, samples=50)[0] for t, rows in tests.items()]
+    both = [made.learner.evaluate(mean, rows, samples=50)[0] for rows in tests.values()]
+    assert merged.value.tolist() == pytest.approx(torch.stack(both).mean(0).tolist())
+    assert lost.value.tolist() == pytest.approx((torch.stack(own).mean(0) - torch.stack(both).mean(0)).tolist())
 
 
 def test_the_table_and_the_figure_are_made_from_the_rows(run: Path) -> None:
@@ -182,12 +187,11 @@ def said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *a
 
 
 def test_several_runs_are_merged_with_a_common_base_or_without(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    one = trained(tmp_path, *PLAIN, "train.steps=5")
-    other = trained(tmp_path, *PLAIN, "train.steps=5", "strategy=ewc")
-    far = trained(tmp_path, *PLAIN, "train.steps=5", "seeds=[2,3]")
-    pinned = trained(tmp_path, *PLAIN, "train.steps=5", "pin.init=0")
+    one = trained(tmp_path, *PLAIN, "train.steps=2")
+    other = trained(tmp_path, *PLAIN, "train.steps=2", "strategy=ewc")
+    pinned = trained(tmp_path, *PLAIN, "train.steps=2", "pin.init=0")
     code, out, err = said(monkeypatch, capsys, str(one), str(other), "--with", "average,magmax", *FAST)
     assert code == 0, err
     assert "2 nets of" in out and f"base of task vectors: the initial net of {one.name}" in out
@@ -201,7 +205,7 @@ def test_several_runs_are_merged_with_a_common_base_or_without(
     assert "base of task vectors: none" in out and "cosine" not in out
     code, out, err = said(monkeypatch, capsys, str(one), str(pinned), "--with", "magmax", *FAST)
     assert code == 2 and "nothing to do: no magmax" in err and len(err.splitlines()) == 1
-    code, out, err = said(monkeypatch, capsys, str(one), str(far), *FAST)
+    code, out, err = said(monkeypatch, capsys, str(one), str(run), *FAST)
     assert code == 2 and "another stream or number of seeds" in err
 
 
@@ -239,6 +243,27 @@ def test_runs_without_what_a_merge_needs_are_refused(tmp_path: Path, overrides: 
     with pytest.raises(ValueError, match=part):
         merge([path], METHODS, OPTIONS)
     assert not (path / "merge").exists()
+
+
+def test_a_diverged_seed_is_nan_and_the_others_are_as_without_it(run: Path, tmp_path: Path) -> None:
+    lost = tmp_path / "lost"
+    shutil.copytree(run, lost)
+    content = files.load(lost / "nets" / "1.pt")
+    content["net"]["params"]["fc1.weight"][0, 0, 0] = torch.nan
+    files.save(lost / "nets" / "1.pt", content)
+    methods = ("average", "ties", "magmax", "regmean", "fisher", "opcm", "rebasin")
+    found = pd.DataFrame(merge([lost], methods, OPTIONS).columns)
+    tested = found[(found.measure == "accuracy") & found.method.isin(methods)]
+    assert tested[tested.seed == 0].value.isna().all()
+    old = table(run)
+    key = ["method", "first", "second", "aligned", "task", "measure", "alpha", "settings"]
+    both = found[found.seed == 1].merge(old[old.seed == 1], on=key, how="left")
+    exact = both.measure.isin(["accuracy", "error", "lost", "cosine", "sign_conflicts", "distance"])
+    assert exact.sum() > 60
+    assert both[exact].value_x.tolist() == pytest.approx(both[exact].value_y.tolist(), abs=1e-6)
+    (line,) = (line for line in merge_texts.text(merge_texts.read(lost / "merge")) if line.split()[:1] == ["average"])
+    mean = tested[(tested.method == "average") & (tested.second < 0) & (tested.seed == 1)].value.mean() / 2
+    assert line.split()[1] == f"{mean:.3f}" and line.count("div 1/2") == 4  # it counts as accuracy 0
 
 
 @pytest.mark.nightly
