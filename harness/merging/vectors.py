@@ -88,7 +88,7 @@ def ties(base: Params, nets: Sequence[Params], *, density: float = 0.2, scale: f
     if not 0 < density <= 1:
         raise ValueError(f"ties: density={density}: must be in (0, 1]")
     stacked = torch.stack([_trimmed(flatten(tau), density) for tau in task_vectors(base, nets)])  # [K, S, P]
-    agrees = (stacked.sign() == stacked.sum(0).sign()) & (stacked != 0)
+    agrees = stacked.sign() == stacked.sum(0).sign()
     mean = torch.where(agrees, stacked, 0).sum(0) / agrees.sum(0).clamp(min=1)
     return tree.add(base, unflatten(mean, base), scale)
 

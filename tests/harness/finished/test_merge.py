@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -29,8 +30,9 @@ from tests.compositions import composed
 from tests.harness.finished.test_measure import trained
 from tests.toy import MODELS, gaussian
 
-OPTIONS = MergeOptions(rows=40, size=30, pairs=3, points=5, tested=50, steps=3)
+OPTIONS = MergeOptions(rows=40, size=30, pairs=2, points=5, tested=50, steps=3)
 PLAIN = ("metrics=off", "control=false", "gap=false", "train.steps=25")
+LITTLE = MergeOptions(rows=20, size=20, pairs=2, points=3, tested=20, steps=2)
 FAST = ["--rows", "20", "--size", "20", "--pairs", "2", "--points", "3", "--tested", "20", "--steps", "2"]
 
 
@@ -127,9 +129,6 @@ def test_the_information_of_a_net_is_taken_on_its_own_task_under_its_own_mask(ru
 def test_pairs_have_a_line_barriers_angles_and_what_merging_loses(run: Path, made: Opened) -> None:
     found = table(run)
     pairs = found[(found["first"] == 0) & (found.second == 2)]
-    assert {*zip(found[found.measure == "distance"]["first"], found[found.measure == "distance"].second)} == {
-        (0, 1), (0, 2), (1, 2)
-    }  # fmt: skip
     for kind in ("loss", "error"):
         path = pairs[(pairs.measure == kind) & (pairs.aligned == "as they are")]
         line = torch.tensor(shown(path, "alpha"))
@@ -186,27 +185,42 @@ def said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *a
     return code, *capsys.readouterr()
 
 
+def moved(run: Path, folder: Path, t: int) -> Path:
+    """A copy of the run in which the net after task t is another."""
+    shutil.copytree(run, folder, ignore=shutil.ignore_patterns("merge*"))
+    name = folder / "nets" / f"{'initial' if t < 0 else t}.pt"
+    content = files.load(name)
+    content["net"]["params"] = {k: v + 0.01 for k, v in content["net"]["params"].items()}
+    files.save(name, content)
+    return folder
+
+
 def test_several_runs_are_merged_with_a_common_base_or_without(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    run: Path, made: Opened, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    one = trained(tmp_path, *PLAIN, "train.steps=2")
-    other = trained(tmp_path, *PLAIN, "train.steps=2", "strategy=ewc")
-    pinned = trained(tmp_path, *PLAIN, "train.steps=2", "pin.init=0")
+    one, other, far = (moved(run, tmp_path / name, t) for name, t in (("one", 1), ("other", 2), ("far", -1)))
     code, out, err = said(monkeypatch, capsys, str(one), str(other), "--with", "average,magmax", *FAST)
     assert code == 0, err
-    assert "2 nets of" in out and f"base of task vectors: the initial net of {one.name}" in out
-    found = pd.read_parquet(one / f"merge_{other.name}" / "merge.parquet")
-    rows = found[(found.method == "average") & (found.measure == "accuracy") & (found.task >= 0)]
-    with store.RunFolder.reopen(one) as folder:
-        by_hand = scores(opened(folder, {}), average([kept(one, 2), kept(other, 2)]))
+    assert "2 nets of one other" in out and "base of task vectors: the initial net of one" in out
+    found = pd.read_parquet(one / "merge_other" / "merge.parquet")
+    rows = found[(found.method == "average") & (found.measure == "accuracy") & (found.task >= 0) & (found.second < 0)]
+    by_hand = scores(made, average([kept(one, 2), kept(other, 2)]))
     assert shown(rows, "task") == pytest.approx(by_hand.numpy(), abs=1e-6)
-    code, out, err = said(monkeypatch, capsys, str(one), str(pinned), "--with", "average,magmax", *FAST)
-    assert code == 0 and "no magmax: the runs have no initial net in common" in out
-    assert "base of task vectors: none" in out and "cosine" not in out
-    code, out, err = said(monkeypatch, capsys, str(one), str(pinned), "--with", "magmax", *FAST)
-    assert code == 2 and "nothing to do: no magmax" in err and len(err.splitlines()) == 1
-    code, out, err = said(monkeypatch, capsys, str(one), str(run), *FAST)
-    assert code == 2 and "another stream or number of seeds" in err
+    unrelated = merge([one, far], ("average", "magmax"), LITTLE)
+    assert unrelated.notes == ["no magmax: the runs have no initial net in common (pin.init=0 gives them one)"]
+    assert "base of task vectors: none" in merge_texts.text(unrelated)
+    assert "cosine" not in unrelated.columns["measure"] and "magmax" not in unrelated.columns["method"]
+    with pytest.raises(ValueError, match="merge --with magmax: nothing to do: no magmax"):
+        merge([one, far], ("magmax",), LITTLE)
+    for key, value, part in (
+        ("stream_hash", "0", "another stream or number of seeds"),
+        ("config", {"model": {"_target_": "x"}}, "another model than"),
+    ):
+        facts = json.loads((run / "manifest.json").read_text())
+        facts[key] = {**facts["config"], **value} if isinstance(value, dict) else value
+        (far / "manifest.json").write_text(json.dumps(facts))
+        with pytest.raises(ValueError, match=part):
+            merge([one, far], ("average",), LITTLE)
 
 
 def test_what_cannot_be_merged_is_refused_in_one_line(
@@ -259,11 +273,11 @@ def test_a_diverged_seed_is_nan_and_the_others_are_as_without_it(run: Path, tmp_
     key = ["method", "first", "second", "aligned", "task", "measure", "alpha", "settings"]
     both = found[found.seed == 1].merge(old[old.seed == 1], on=key, how="left")
     exact = both.measure.isin(["accuracy", "error", "lost", "cosine", "sign_conflicts", "distance"])
-    assert exact.sum() > 60
+    assert exact.sum() > 50
     assert both[exact].value_x.tolist() == pytest.approx(both[exact].value_y.tolist(), abs=1e-6)
     (line,) = (line for line in merge_texts.text(merge_texts.read(lost / "merge")) if line.split()[:1] == ["average"])
     mean = tested[(tested.method == "average") & (tested.second < 0) & (tested.seed == 1)].value.mean() / 2
-    assert line.split()[1] == f"{mean:.3f}" and line.count("div 1/2") == 4  # it counts as accuracy 0
+    assert line.split()[1] == f"{mean:.3f}" and line.count("div 1/2") == 3  # it counts as accuracy 0
 
 
 @pytest.mark.nightly

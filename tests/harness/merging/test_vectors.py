@@ -53,6 +53,11 @@ def test_magmax_takes_the_largest_change_of_each_weight() -> None:
         assert flat(found, s) == pytest.approx(expected, rel=1e-12)
 
 
+def test_of_equal_changes_the_last_counts() -> None:
+    base, experts = {"w": torch.zeros(1, 2)}, [{"w": torch.tensor([[2.0, -3.0]])}, {"w": torch.tensor([[-2.0, 3.0]])}]
+    assert vectors.magmax(base, experts, scale=1.0)["w"].tolist() == [[-2.0, 3.0]]
+
+
 def by_hand(base: list[float], ends: list[list[float]], keep: int, scale: float) -> list[float]:
     """TIES, number by number."""
     changes = [[e - b for e, b in zip(end, base)] for end in ends]
