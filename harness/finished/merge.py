@@ -185,7 +185,7 @@ def tuned(pool: Pool, method: Method, given: Given, places: Sequence[int]) -> tu
     """The merge of some nets with each seed's best candidate on validation rows of their tasks.
 
     Returns the parameters, the place of the candidate [S], and the mean validation score of every candidate [S, n]. Of
-    equal candidates the first is chosen, and of a seed without a finite score as well.
+    equal candidates the first is chosen. One that is not finite is chosen only if all are.
     """
     given, tasks, candidates = given.of(places), pool.tasks(places), method.candidates
     best: Params = {}
@@ -197,7 +197,7 @@ def tuned(pool: Pool, method: Method, given: Given, places: Sequence[int]) -> tu
         if not best:
             best, top = params, values[0]
             continue
-        better = values[i] > top
+        better = (values[i] > top) | (top.isnan() & ~values[i].isnan())
         best = {k: torch.where(better.view(-1, *[1] * (v.dim() - 1)), v, best[k]) for k, v in params.items()}
         top, chosen = torch.where(better, values[i], top), torch.where(better.cpu(), i, chosen)
     return best, chosen, torch.stack(values, 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -89,14 +90,16 @@ class Pool:
         """Mean score over the tasks on validation rows: accuracy, or minus the squared error: [S]."""
         net = self.fitted(params, tasks)
         found = torch.stack([score(self.boundary, net, batch) for batch in self.probes(tasks, "val")], 1)  # [S, m, 2]
-        return (1 - found[..., 1] if self.classes else -found[..., 0]).mean(1)
+        value = (1 - found[..., 1] if self.classes else -found[..., 0]).mean(1)
+        return value.masked_fill(~tree.finite(params), math.nan)
 
     def tested(self, net: Net, tasks: Sequence[int], samples: int | None = None) -> tuple[Tensor, Tensor]:
         """Score and loss on test rows of each task: [S, tasks] each."""
         learner, size = self.run.learner, self.run.setting.evaluation.batch_size
         found = [learner.evaluate(net, self.run.stream.tasks[t].test, size=size, samples=samples) for t in tasks]
-        scores, losses = zip(*found)
-        return torch.stack(scores, 1), torch.stack(losses, 1)
+        lost = ~tree.finite(net.params)[:, None]  # NaN for all logits would be a vote for the first class
+        scores, losses = (torch.stack(part, 1).masked_fill(lost, math.nan) for part in zip(*found))
+        return scores, losses
 
     @cached_property
     def given(self) -> Given:

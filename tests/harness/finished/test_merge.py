@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,10 +23,12 @@ from harness.finished.merge_pool import Pool
 from harness.jobs.job import from_config
 from harness.landscape.fisher import diagonal_on
 from harness.merging.means import average, fisher
-from harness.merging.vectors import task_arithmetic
+from harness.merging.table import METHODS as TABLE
+from harness.merging.table import Given
+from harness.merging.vectors import magmax, task_arithmetic
 from harness.optim import SGD
 from harness.store import files
-from harness.types import Net
+from harness.types import Net, Params
 from tests.compositions import composed
 from tests.harness.finished.test_measure import trained
 from tests.toy import MODELS, gaussian
@@ -278,6 +281,27 @@ def test_a_diverged_seed_is_nan_and_the_others_are_as_without_it(run: Path, tmp_
     (line,) = (line for line in merge_texts.text(merge_texts.read(lost / "merge")) if line.split()[:1] == ["average"])
     mean = tested[(tested.method == "average") & (tested.second < 0) & (tested.seed == 1)].value.mean() / 2
     assert line.split()[1] == f"{mean:.3f}" and line.count("div 1/2") == 3  # it counts as accuracy 0
+
+
+def test_a_merge_that_is_not_finite_has_no_score_and_is_not_chosen(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(g: Given, scale: float) -> Params:
+        merged = magmax(g.start, g.nets, scale=scale)
+        merged["head.bias"][0] = merged["head.bias"][0] if scale == 0.5 else torch.nan
+        return merged
+
+    monkeypatch.setitem(TABLE, "magmax", replace(TABLE["magmax"], merge=broken, grid={"scale": (0.1, 0.5, 0.9)}))
+    monkeypatch.setitem(TABLE, "average", replace(TABLE["average"], merge=lambda g: broken(g, 0.1)))
+    found = pd.DataFrame(merge([run], ("magmax", "average"), LITTLE, out=tmp_path).columns)
+    first = found[(found.seed == 0) & (found["first"] < 0)]
+    assert first[first.measure == "chosen_scale"].value.tolist() == [0.5]
+    assert first[first.measure == "validation"].value.isna().tolist() == [True, False, True, True]
+    tested = first[first.measure == "accuracy"]
+    assert (
+        tested[tested.method == "magmax"].value.notna().all() and tested[tested.method == "average"].value.isna().all()
+    )
+    assert found[(found.seed == 1) & (found.measure == "accuracy")].value.notna().all()
 
 
 @pytest.mark.nightly
