@@ -133,8 +133,7 @@ def opcm(base: Params, nets: Sequence[Params], names: Collection[str], *, share:
     merging, NeurIPS. The factor keeps the length of the merged vector at the mean length of the τ_k so far; their
     λ_k is its inverse, so λ_k times their merged vector is A_k. `names`: the matrices that are projected [S, o, i];
     all other parameters are added. It is meant for nets trained independently: in nets trained one after another the
-    biases add up. `share` = 0.5 as theirs. ValueError for a share outside [0, 1], or fewer than two
-    nets.
+    biases add up. `share` = 0.5 as theirs. ValueError for a share outside [0, 1], or fewer than two nets.
 
     >>> nets = [{"w": torch.tensor([[[4.0, 0.0], [0.0, 0.0]]])}, {"w": torch.tensor([[[9.0, 0.0], [3.0, 0.0]]])}]
     >>> found = opcm({"w": torch.zeros(1, 2, 2)}, nets, ["w"])["w"]
