@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-HEADS = ("merge", "accuracy", "worst task", "loss", "λ₁", "lost by a pair", "ρ with barrier", "chosen")
+HEADS = ("worst task", "loss", "λ₁", "lost by a pair", "ρ with barrier", "chosen")
 GEOMETRY = {  # rows of the second table: measure, and whether it is of each task
     "barrier of the mean loss": ("barrier_entezari_loss", False),
     "barrier of each task's loss, mean": ("barrier_entezari_loss", True),
@@ -50,14 +50,18 @@ def text(found: Merged) -> list[str]:
     if about["batch_norm"]:
         lines.append("batch norm: running statistics of every merged net are recomputed on training rows")
     lines += ["", f"{about['unit']} on all test rows, mean ± 95 % interval over seeds"]
-    lines += [*aligned(HEADS, methods(frame, mark)), "", f"between pairs of nets, mean over {_pairs(frame)} pairs"]
+    lines += [
+        *aligned(("merge", about["unit"], *HEADS), methods(frame, mark)),
+        "",
+        f"between pairs of nets, mean over {_pairs(frame)} pairs",
+    ]
     lines += [*aligned(("merge", *ALIGNED), geometry(frame, mark)), ""]
     lines += [f"note: {note}" for note in found.notes]
     return [printable(line) for line in lines]
 
 
 def methods(frame: pd.DataFrame, mark: str = UNDEFINED) -> list[list[str]]:
-    """A line for each merge, and for what it is compared with, under `HEADS`."""
+    """A line for each merge, and for what it is compared with: its score, and what `HEADS` says."""
     lines = []
     for name in frame[frame.method != ""].method.unique():
         rows = frame[(frame.method == name) & (frame.task >= 0)]
