@@ -50,11 +50,8 @@ def text(found: Merged) -> list[str]:
     if about["batch_norm"]:
         lines.append("batch norm: running statistics of every merged net are recomputed on training rows")
     lines += ["", f"{about['unit']} on all test rows, mean ± 95 % interval over seeds"]
-    lines += [
-        *aligned(("merge", about["unit"], *HEADS), methods(frame, mark)),
-        "",
-        f"between pairs of nets, mean over {_pairs(frame)} pairs",
-    ]
+    lines += [*aligned(("merge", about["unit"], *HEADS), methods(frame, mark)), ""]
+    lines += [f"between pairs of nets, mean over {_pairs(frame)} pairs"]
     lines += [*aligned(("merge", *ALIGNED), geometry(frame, mark)), ""]
     lines += [f"note: {note}" for note in found.notes]
     return [printable(line) for line in lines]
