@@ -60,7 +60,7 @@ everywhere). With 3/5: 3 of 5 seeds have a value.
 PAIRS = "Over pairs of nets in one setting: the error barrier of each task, and what the merge of the pair loses.\n"
 SETTINGS = """\
 Over these settings: the mean barrier of the pairs (its kind is in the first column), and what the merge of all nets
-loses.
+loses. The intervals are over seeds alone; the settings are not a sample of others.
 """
 
 
@@ -162,12 +162,7 @@ def text(results: Path, merged: Sequence[Merged]) -> str:
     pairs = frame[frame.measure == "distance"].drop_duplicates(["run", "first", "second"])
     least = pairs.groupby("run").size().min()
     parts += ["## Between the nets", "", f"Means over {least} pairs of nets, spread evenly over the stream.", ""]
-    parts += [*geometry(frame), "", PREDICTS, "Over pairs of nets in one setting: the error barrier of each task, and"]
-    parts += ["what the merge of the pair loses.", "", *over_pairs(frame), ""]
-    parts += [
-        "Over these settings: the mean barrier of the pairs (its kind is in the first column), and what the merge"
-    ]
-    parts += ["of all nets loses.", "", *over_settings(frame), ""]
+    parts += [*geometry(frame), "", PREDICTS, PAIRS, *over_pairs(frame), "", SETTINGS, *over_settings(frame), ""]
     return "\n".join(parts)
 
 
