@@ -108,6 +108,7 @@ FILES = (
     "dataset=folder dataset.path=nowhere", "dataset=parquet dataset.path=. dataset.label=x", "--config-dir nowhere",
     "--config-dir /dev/null", "--config-name nowhere", "--config-path nowhere strategy=ewc", "leaderboard nowhere",
     "report nowhere", "sync nowhere", "tune nowhere", "explain nowhere", "card nowhere", "atlas nowhere",
+    "merge nowhere", "merge x --with nothing",
     "measure nowhere metrics=fast", "show nowhere", "catalogue nowhere", "check strategy=nowhere", "new strategy ''",
     "dataset=function dataset.make._target_=nowhere.make", "dataset=npz", "dataset=csv dataset.path=/dev/zero",
     "leaderboard --out", "atlas x --points -1", "atlas x --points 99999999999999999999", "card", "show", "measure",
@@ -318,8 +319,9 @@ DAMAGE: dict[str, Damage] = {
 }
 READERS = ("leaderboard results", "report results --out report.html", "show RUN", "measure RUN metrics=sharpness",
            "atlas RUN --points 3 --grid 3 --size 20 --vectors 2 --steps 3", "card RUN", "explain results",
+           "merge RUN --with average,ties --rows 9 --size 20 --pairs 2 --points 3 --tested 20 --steps 2",
            "sync results", "measure RUN metrics=fast", "ls strategies", "again")  # fmt: skip
-CHANGES = ("measure", "atlas", "card", "again")  # they may write into the run's folder
+CHANGES = ("measure", "atlas", "merge", "card", "again")  # they may write into the run's folder
 TRAIN = ("strategy=naive", *BASE, "control=false")
 
 

@@ -38,6 +38,7 @@ ROOMS = (
     ("tasks/",),
     ("harness/record/",),
     ("harness/metrics/",),
+    ("harness/merging/",),
     ("harness/landscape/",),
     ("harness/toolbox/",),
     ("harness/compiling/",),

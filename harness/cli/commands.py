@@ -16,6 +16,7 @@ from harness.cli.errors import code_of, each, leave, say
 from harness.cli.parsing import settings_apart
 from harness.config.catalogue import CONF
 from harness.finished.atlas_options import AtlasOptions
+from harness.finished.merge_options import MergeOptions, methods_of
 from harness.wording import interruptions_kept, printable
 
 # --- what many runs say -------------------------------------------------------------------------------
@@ -213,6 +214,41 @@ def atlas(args: argparse.Namespace) -> int:
             print(line)
 
     return 2 if each(paths, one) else 0
+
+
+MERGE = ("device", "dataset.root")  # what `merge` may change
+
+
+def merge(args: argparse.Namespace) -> int:
+    names, overrides = settings_apart(args.runs)
+    if not names:
+        raise ValueError("merge: name a finished run by its folder or the beginning of its id")
+    for word in overrides:
+        if word.partition("=")[0] not in MERGE:
+            raise ValueError(f"merge {word}: cannot be changed here; the settings are {', '.join(MERGE)}")
+    options, methods = (
+        MergeOptions(**{key: getattr(args, key) for key in asdict(MergeOptions())}),
+        methods_of(args.methods),
+    )
+    from harness.config.preflight import composed
+    from harness.store import find_run
+
+    values = composed(overrides)
+    changes = {key: _at(values, key) for key in MERGE if any(o.startswith(f"{key}=") for o in overrides)}
+    paths = [find_run(name, command="merge") for name in names]
+    from harness.finished.merge import merge
+    from harness.finished.merge_texts import draw, text
+
+    try:
+        with interruptions_kept():
+            out = Path(args.out) if args.out else None
+            found = merge(paths, methods, options, out=out, changes=changes, trust=args.trust)
+    except KeyboardInterrupt as stop:
+        stop.args = ("interrupted: nothing was written",)
+        raise
+    print("\n".join(text(found)), flush=True)
+    print(f"written: {found.folder / 'merge.parquet'} and {draw(found).name}")
+    return 0
 
 
 def card(args: argparse.Namespace) -> int:

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from harness.cli.commands import (
     CHECKED,
     MEASURE,
+    MERGE,
     TRACKER,
     atlas,
     card,
@@ -17,6 +18,7 @@ from harness.cli.commands import (
     leaderboard,
     ls,
     measure,
+    merge,
     new,
     report,
     show,
@@ -27,6 +29,9 @@ from harness.cli.parsing import Argument, Command, argument
 from harness.cli.verifying import verify
 from harness.finished.atlas_options import HELP as ATLAS
 from harness.finished.atlas_options import AtlasOptions
+from harness.finished.merge_options import ABOUT as MERGED
+from harness.finished.merge_options import HELP as MERGING
+from harness.finished.merge_options import METHODS, MergeOptions
 
 
 def _whole(text: str) -> int:
@@ -140,6 +145,28 @@ COMMANDS: dict[str, Command] = {
             argument("--force", action="store_true", help="redo parts that exist"),
             TRUST,
         ),
+    ),
+    "merge": Command(
+        merge,
+        "merge the nets that a run kept, or the last nets of several runs, into one",
+        (
+            argument("runs", nargs="*", metavar="RUN|key=value", help="runs (folder or id), and settings"),
+            argument(
+                "--with",
+                dest="methods",
+                default=",".join(METHODS),
+                metavar="METHODS",
+                help="separated by commas (default: all: %(default)s)",
+            ),
+            _out("merge in the first RUN's folder; of several runs merge_ID_..."),
+            *(
+                argument(f"--{key}", type=_whole, default=n, metavar="N", help=f"{MERGING[key][1]} (default: {n})")
+                for key, n in asdict(MergeOptions()).items()
+            ),
+            TRUST,
+        ),
+        f"{' '.join(MERGED.split())} Settings: {', '.join(f'{key}=...' for key in MERGE)}.",
+        settings=True,
     ),
     "card": Command(
         card,

@@ -24,7 +24,7 @@ seed counts as accuracy 0, or as minus infinity if scores may be negative."""
 MEANING += f"\nWithout a value: {MARKS}."
 
 
-LEFT = ("strategy", "row", "verdict", "settings")
+LEFT = ("strategy", "row", "verdict", "settings", "merge", "chosen")
 # a terminal is narrow: the files have the other columns
 TERMINAL = ("rank", *(s.title for s in SCORES), "step", "memory", "front")
 

@@ -121,7 +121,7 @@ def test_measure_and_atlas_run_nothing_of_a_foreign_folder(
         before = (path / "manifest.json").read_bytes()
         poisoned(path, key, [{"_target_": "mine.make"}] if key == "unknown" else {"x": {"_target_": "mine.make"}})
         after = (path / "manifest.json").read_bytes()
-        for command in ("measure", "atlas") if key in ("dataset", "unknown") else ("atlas",):  # one check for both
+        for command in ("measure", "atlas", "merge") if key in ("dataset", "unknown") else ("atlas",):
             monkeypatch.setattr(sys, "argv", ["harness", command, str(path)])
             assert cli.main() == 2
             said = capsys.readouterr().err

@@ -173,7 +173,7 @@ def test_report_show_and_the_leaderboard_command_name_what_is_damaged_and_show_t
     code, out, err = run("show", str(bad), str(good))
     assert (code, err) == (0, f"harness: {line}\n") and "naive on toy_domain" in out
     assert run("show", str(bad)) == (2, "", f"harness: {line}\n")
-    for command in ("measure", "atlas", "card"):
+    for command in ("measure", "atlas", "merge", "card"):
         assert run(command, str(bad)) == (2, "", f"harness: {line}\n")
     (good / "manifest.json").write_text("null")
     code, out, err = run("leaderboard", str(tmp_path))
