@@ -82,7 +82,7 @@ class Processes(Launcher):
     ended: ClassVar[list[Job]] = []  # of all batches: Hydra does not pass on results
 
     def __init__(self, n_jobs: int = -1, then: str = "leaderboard", seconds: float | None = None) -> None:
-        if n_jobs != -1 and n_jobs < 1:
+        if isinstance(n_jobs, bool) or not isinstance(n_jobs, int) or (n_jobs != -1 and n_jobs < 1):
             raise ValueError(f"hydra.launcher.n_jobs={n_jobs}: must be at least 1, or -1 for one for each core")
         if seconds is not None and not seconds > 0:
             raise ValueError(f"hydra.launcher.seconds={seconds}: must be above 0, or null if unknown")

@@ -147,8 +147,9 @@ def test_a_job_deletes_its_own_temporary_folders_and_not_its_parents(tmp_path):
 def test_the_limit_of_jobs_and_the_threads_of_one_are_checked_and_counted():
     from harness.jobs.sweep import Processes, cores, summary, wanted
 
-    with pytest.raises(ValueError, match="n_jobs=0: must be at least 1, or -1"):
-        Processes(0)
+    for wrong in (0, "abc", 1.5, True):
+        with pytest.raises(ValueError, match=f"n_jobs={wrong}: must be at least 1, or -1"):
+            Processes(wrong)  # type: ignore[arg-type]
     assert (Processes(3).n_jobs, Processes().n_jobs) == (3, cores())
     assert wanted(OmegaConf.create({"threads": 3})) == 3 and wanted(OmegaConf.create({"threads": 0})) == cores()
     assert summary([]) == (["", "0 done"], 0)
