@@ -2,13 +2,15 @@
 exemplar-free continual learning, NeurIPS. Code: dipamgoswami/FeCAM, d2479b7.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from harness.learner import Learner
 from harness.strategy import HOLD, READOUT, Strategy
-from harness.toolbox import class_means, fixed_features, require, solve
+from harness.toolbox import class_means, fixed_features, require
 from harness.toolbox.fixed_features import FixedFeatures
 from harness.toolbox.moments import ClassScatter, Means
 from harness.types import Model, Net, Stream, Task
@@ -29,7 +31,7 @@ class FeCAM(Strategy):
     The features of a net that ends with a ReLU are not negative, and the transform makes them less skewed;
     `dataset.normalise=none` keeps them so. The paper uses power 0.5 and shrinkage 1, and 100 with few rows a class.
 
-    Stores two means and a D x D matrix in float64 for every class, and inverts each at an evaluation.
+    Stores two means and a D x D matrix in float64 for every class, and factorises each at an evaluation.
 
     Differences from the paper:
     * Vectors are scaled to length 1 and the mean is transformed, as in its code.
@@ -79,7 +81,7 @@ class FeCAM(Strategy):
         if not bool(count.sum()):
             return net
         seen = [c for c in range(count.shape[1]) if bool(count[:, c].any())]
-        inverse = {c: self.inverse(c).to(learner.dtype) for c in seen}
+        factor = {c: self.factor(c).to(learner.dtype) for c in seen}
         centre = F.normalize(self.tukey(self.plain.mean), dim=-1).to(learner.dtype)
 
         def logits(z: Tensor) -> Tensor:
@@ -87,15 +89,15 @@ class FeCAM(Strategy):
             out = u.new_full((*u.shape[:2], count.shape[1]), -class_means.FAR)
             for c in seen:
                 d = u - centre[:, c, None]
-                out[:, :, c] = -((d @ inverse[c]) * d).sum(2)
+                out[:, :, c] = -torch.linalg.solve_triangular(factor[c], d.mT, upper=False).square().sum(1)
             return out.masked_fill((count == 0)[:, None], -class_means.FAR)
 
         return self.fixed.readout(learner, net, logits, probabilistic=False)
 
-    def inverse(self, c: int) -> Tensor:
-        """R_c⁻¹ of a class: [S, D, D]."""
-        r = correlation(self.moments.covariance(c), self.shrinkage)
-        return solve.solve(r, torch.eye(r.shape[1], dtype=r.dtype, device=r.device).expand_as(r))
+    def factor(self, c: int) -> Tensor:
+        """L with L Lᵀ = R_c of a class: [S, D, D]; NaN for a seed whose R_c is not positive definite or finite."""
+        made, failed = torch.linalg.cholesky_ex(correlation(self.moments.covariance(c), self.shrinkage))
+        return made.masked_fill((failed != 0)[:, None, None], math.nan)
 
 
 def correlation(covariance: Tensor, shrinkage: float) -> Tensor:

@@ -48,6 +48,7 @@ def test_where_features_come_from_and_which_tasks_take_steps(source: str, steps:
     torch.testing.assert_close(part.fixed(x, t), x if source == "input" else acts)
     assert part.fixed.width == (4 if source == "input" else 5)
     one.params["fc1.weight"].zero_()  # as another strategy may
+    part.fixed.end(one, one.stream.tasks[1])
     torch.testing.assert_close(part.fixed(x, t), x if source == "input" else acts)
     cosine = (
         torch.nn.functional.normalize(part.fixed(x, t), dim=-1)
