@@ -96,8 +96,9 @@ class FeCAM(Strategy):
 
     def factor(self, c: int) -> Tensor:
         """L with L Lᵀ = R_c of a class: [S, D, D]; NaN for a seed whose R_c is not positive definite or finite."""
-        made, failed = torch.linalg.cholesky_ex(correlation(self.moments.covariance(c), self.shrinkage))
-        return made.masked_fill((failed != 0)[:, None, None], math.nan)
+        factor, failed = torch.linalg.cholesky_ex(correlation(self.moments.covariance(c), self.shrinkage))
+        made: Tensor = factor.masked_fill((failed != 0)[:, None, None], math.nan)
+        return made
 
 
 def correlation(covariance: Tensor, shrinkage: float) -> Tensor:
