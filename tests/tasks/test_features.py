@@ -238,6 +238,15 @@ def test_a_module_is_cached_until_its_weights_settings_code_or_images_change(min
     assert mine.Net.calls == 5
 
 
+def test_an_edit_of_a_file_that_the_user_s_module_imports_changes_what_it_is(mine: Any, tmp_path: Path) -> None:
+    (tmp_path / "my_backbone.py").write_text(f"import my_helper\n{MODULE}")
+    found = []
+    for text in ("A = 1\n", "A = 2\n"):
+        (tmp_path / "my_helper.py").write_text(text)
+        found.append((own_net.structure(mine.Net()), own_net.identity(mine.mean)))
+    assert found[0][0] != found[1][0] and found[0][1] != found[1][1]
+
+
 def test_a_function_is_cached_with_its_arguments_and_one_with_hidden_state_never(mine: Any) -> None:
     x, calls = pictures(), []
     for factor in (1.0, 3.0):
