@@ -26,7 +26,8 @@ normalise: {normalise}
 pad: 0
 # side to resize images to; null: {size}
 size: null
-# torchvision network, such as resnet18, whose frozen features replace the images; null: the images
+# pretrained network whose frozen features replace the images: efficientnet_lite0, a torchvision name such as resnet18,
+# timm/NAME, {{net:NAME,weights:FILE}} or {{_target_:my_module.net}}; null: the images
 features: null
 # random augmentation of training rows: flip (left and right), crop (a shift); []: none
 augment: []

@@ -29,6 +29,8 @@ FILES = catalogue.options("strategy")
 # a preset, so that what acts rarely acts on a toy stream as well, memories overflow and merges are short
 TUNED = {
     "ncm": {"capacity": 12},
+    "ranpac": {"projected": 12},
+    "randumb": {"projected": 12},
     "icarl": {"capacity": 13, "batch_size": 6},
     "upgd": {"sigma": 0.1},
     "spectral": {"strength": 0.1},

@@ -204,7 +204,7 @@ class _Known:
         chosen = self.chosen(overrides)
         cfg, values = self.compose([_line(o) for o in chosen])
         self._leftovers(cfg, values, chosen)
-        cfg = copy.deepcopy(cfg)
+        cfg, values = copy.deepcopy(cfg), _opened(values, [o.key_or_group for o in overrides])
         for o in overrides:
             if o not in chosen:
                 for key, value in _leaves(o.key_or_group, o.value(), values):
@@ -331,6 +331,22 @@ def _open(values: dict[str, Any], key: str) -> bool:
     above = [(i, _find(values, ".".join(parts[:i]))) for i in range(1, len(parts))]
     call = any(i > 1 and isinstance(node, dict) and list(node) == ["_target_"] for i, node in above)
     return any(node == {} for _, node in above) or (call and parts[0] not in LISTS) or parts[0] == "tuned"
+
+
+def _opened(values: dict[str, Any], typed: Sequence[str]) -> dict[str, Any]:
+    """The values, with an empty mapping, which accepts new keys, for every null under which a `_target_` was typed.
+
+    >>> _opened({"a": {"b": None, "c": None}}, ["a.b._target_"])
+    {'a': {'b': {}, 'c': None}}
+    """
+    values = copy.deepcopy(values)
+    for key in typed:
+        node, _, leaf = key.rpartition(".")
+        parent, _, name = node.rpartition(".")
+        above = _find(values, parent)
+        if leaf == "_target_" and isinstance(above, dict) and above.get(name, _ABSENT) is None:
+            above[name] = {}
+    return values
 
 
 def _leaves(key: str, value: Any, values: dict[str, Any]) -> Iterator[tuple[str, Any]]:

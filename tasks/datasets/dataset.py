@@ -99,7 +99,7 @@ class Preparation:
     normalise: str = "standard"
     pad: int = 0
     size: int | None = None
-    features: str | None = None
+    features: Any = None  # as in tasks.datasets.features.backbone
     augment: Sequence[str] = ()
 
     def __post_init__(self) -> None:
@@ -152,7 +152,8 @@ def finish(
             raise ValueError(f"dataset.augment=[{names}]: cannot be combined with dataset.features; use one of them")
         if x.dtype == np.uint8 and top != 255:
             x = np.rint(x * (255 / top)).astype(np.uint8)
-        x, constants = extract(how.features, x, f"{name}-{how.features}"), None
+        (x, about), constants = extract(how.features, x, name), None
+        raw = raw._replace(notes=(*raw.notes, about))
     x = np.ascontiguousarray(x)  # concatenate keeps the strides of a transposed input
     y = torch.from_numpy(np.ascontiguousarray(raw.y).astype(np.int64))
     split = _split(name, y, raw.train, raw.val, n, how.val)

@@ -33,7 +33,7 @@ def npz(
     normalise: str = "standard",
     pad: int = 0,
     size: int | None = None,
-    features: str | None = None,
+    features: Any = None,
     augment: Sequence[str] = (),
     layout: str | None = None,
 ) -> Dataset:
@@ -110,7 +110,7 @@ def arrays(
     normalise: str = "standard",
     pad: int = 0,
     size: int | None = None,
-    features: str | None = None,
+    features: Any = None,
     augment: Sequence[str] = (),
     layout: str | None = None,
     where: str = "",
@@ -170,7 +170,7 @@ def function(
     normalise: str = "standard",
     pad: int = 0,
     size: int | None = None,
-    features: str | None = None,
+    features: Any = None,
     augment: Sequence[str] = (),
     layout: str | None = None,
 ) -> Dataset:

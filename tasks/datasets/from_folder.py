@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -31,7 +32,7 @@ def folder(
     normalise: str = "standard",
     pad: int = 0,
     size: int | None = None,
-    features: str | None = None,
+    features: Any = None,
     augment: Sequence[str] = (),
     background: str | None = None,
 ) -> Dataset:

@@ -47,7 +47,7 @@ def load(
     normalise: str | None = None,
     pad: int = 0,
     size: int | None = None,
-    features: str | None = None,
+    features: Any = None,
     augment: Sequence[str] = (),
 ) -> Dataset:
     """The data set `name` on the CPU, with a stratified fraction `val` of its training set held out.

@@ -21,8 +21,9 @@ from harness.optim import SGD
 from harness.strategy import Chain
 from harness.types import Stream
 from tasks.datasets import DataError, arrays, cache, dataset, load
+from tasks.datasets.backbones import body
 from tasks.datasets.cache import cached
-from tasks.datasets.features import body, extract
+from tasks.datasets.features import extract
 from tasks.datasets.images import Augment, Images, Scale
 from tasks.permuted import permuted
 from tasks.rotated import rotated
@@ -407,14 +408,15 @@ def test_features_are_the_input_of_the_last_layer_on_prepared_images(weights: Pa
 def test_features_are_computed_once_and_again_for_other_weights_or_images(
     weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tasks.datasets import features
+    from tasks.datasets import backbones
 
     made: list[str] = []
-    monkeypatch.setattr(features, "body", lambda *a: (made.append("x"), torch.nn.AdaptiveAvgPool2d(1))[1])
+    pool = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+    monkeypatch.setattr(backbones, "body", lambda *a: (made.append("x"), pool)[1])
     x = np.random.default_rng(0).integers(0, 256, (3, 3, 8, 8)).astype(np.uint8)
     os.utime(weights, (1_600_000_000, 1_600_000_000))
-    first = extract("resnet18", x, "m")
-    np.testing.assert_array_equal(extract("resnet18", x, "m"), first)
+    first, _ = extract("resnet18", x, "m")
+    np.testing.assert_array_equal(extract("resnet18", x, "m")[0], first)
     assert len(made) == 1
     extract("resnet18", 255 - x, "m")
     os.utime(weights, (1_600_000_001, 1_600_000_001))
@@ -430,7 +432,7 @@ def test_a_network_sees_images_that_reach_from_0_to_255(monkeypatch: pytest.Monk
 
     def stand_in(network: str, x: Any, name: str) -> Any:
         seen.append(x)
-        return x.reshape(len(x), -1).astype(np.float32)
+        return x.reshape(len(x), -1).astype(np.float32), "a stand-in"
 
     monkeypatch.setattr(features, "extract", stand_in)
     data = load("digits", features="resnet18", normalise="none")
