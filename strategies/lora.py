@@ -40,7 +40,7 @@ class LoRA(Strategy):
     name = "lora"
     family = "optimization-based"
     order = {"step": HOLD, "end": EDIT}
-    grid = {"rank": (1, 2, 4, 8, 16)}
+    grid = {"rank": (2, 4, 8, 16)}  # around those of Hu et al.
 
     def __init__(self, *, rank: int, alpha: float, adapter: str, first: str) -> None:
         require.at_least(1, rank=rank)

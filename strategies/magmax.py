@@ -35,7 +35,7 @@ class MagMax(Strategy):
     name = "magmax"
     family = "optimization-based"
     order = {"begin": RENEW, "end": ESTIMATE, "deploy": WEIGHTS}
-    grid = {"scale": (0.25, 0.5, 0.75, 1.0)}  # the paper's code tries 0.05 to 1
+    grid = {"scale": (0.125, 0.25, 0.5, 1.0)}  # their code tries 0.05, 0.1 ... 1
 
     def __init__(self, *, scale: float, start: str) -> None:
         require.above(0, scale=scale)

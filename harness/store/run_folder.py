@@ -290,11 +290,12 @@ class RunFolder:
         self._writable()
         with reporting(self.path):
             complete = self._read_tables()
-            found = None
-            for path in (self.path / "checkpoint.pt", self.path / "checkpoint.previous.pt"):
+            found, newest = None, self.path / "checkpoint.pt"
+            for path in (newest, self.path / "checkpoint.previous.pt"):
                 loaded = self._try(path)
                 if loaded is not None and complete is not None and loaded["boundary"] <= complete:
                     found = loaded
+                    os.replace(path, newest)  # others read it there
                     break
             if found is None:
                 self._restart()

@@ -17,6 +17,7 @@ import torch
 
 from harness import store
 from harness.store import RunLocked, SchemaError, StoreError, run_folder, sources
+from harness.store.files import load
 from tests.harness.store.runs import advance, begin, rows, state, tables
 
 ROOT = Path(__file__).parents[3]
@@ -103,6 +104,7 @@ def test_a_kill_anywhere_in_a_commit_costs_one_task_and_no_bit(
     with begin(tmp_path) as run:
         found = run.resume()
         assert found is not None and (found[0], found[1]["count"]) == (0, 0)
+        assert load(run.path / "checkpoint.pt")["boundary"] == 0, "others read the newest one"
         assert set(run.table("accuracy")["boundary"].to_pylist()) == {-1, 0}
         assert not run.notes and not list(run.path.rglob("*.tmp"))
         advance(run, 1, 2)
@@ -129,6 +131,7 @@ def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(
     with begin(tmp_path) as run:
         found = run.resume()
         assert found is not None and (found[0], found[1]["count"]) == (1, 1)
+        assert load(run.path / "checkpoint.pt")["boundary"] == 1
         assert len(run.notes) == 1 and "checkpoint.pt" in run.notes[0]
         assert (run.path / "checkpoint.pt.corrupt").exists()
         advance(run, 2)
