@@ -1,15 +1,13 @@
 """Hayes & Kanan (2020), Lifelong machine learning with deep streaming linear discriminant analysis, CVPR workshops."""
 
-import math
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 
-from harness import tree
 from harness.learner import Learner
 from harness.strategy import HOLD, READOUT, Strategy
-from harness.toolbox import class_means, require, solve
+from harness.toolbox import class_means, fixed_features, require, solve
+from harness.toolbox.fixed_features import FixedFeatures
+from harness.toolbox.moments import SharedScatter
 from harness.types import Model, Net, Stream, Task
 
 FEATURES = ("frozen", "input")
@@ -54,57 +52,32 @@ class SLDA(Strategy):
         self.features, self.shrinkage = features, shrinkage
 
     def remarks(self, stream: Stream, model: Model) -> list[str]:
-        if self.features == "input" or not class_means.between(stream, model):
-            return []
-        return [class_means.BETWEEN.format("strategy.slda.features=input")]
+        return fixed_features.remarks(self.features, stream, model, self.name)
 
     def setup(self, learner: Learner) -> None:
-        self.layer, width = class_means.head_layer(learner, self.name)
-        if self.features == "input":
-            self.layer, width = class_means.INPUT, math.prod(learner.stream.shape)
-        self.mean = torch.zeros(learner.S, learner.stream.outputs, width, dtype=torch.float64, device=learner.device)
-        self.count = self.mean.new_zeros(self.mean.shape[:2])
-        self.scatter = self.mean.new_zeros(learner.S, width, width)
-        self.first = self.kept(learner)
+        self.fixed = FixedFeatures(learner, self.features, self.name)
+        self.moments = SharedScatter(learner.S, learner.stream.outputs, self.fixed.width, learner.device)
 
     def begin(self, learner: Learner, task: Task) -> Task:
-        return replace(task, epoch=0) if task.index or self.features == "input" else task
-
-    def kept(self, learner: Learner) -> Net:
-        """A copy of the learner's net; empty if features are the inputs."""
-        if self.features == "input":
-            return Net({}, {}, learner.apply)
-        return Net(tree.copy(learner.params), tree.copy(learner.buffers), learner.apply)
+        return self.fixed.begin(task)
 
     def end(self, learner: Learner, task: Task) -> None:
-        self.first = self.kept(learner) if task.index == 0 else self.first
+        self.fixed.end(learner, task)
         for batch in learner.scan(task.train):
-            z = class_means.features(self.first, self.layer, batch.x, batch.t)
-            self.update(z.double(), batch.y, (batch.w > 0).double())
-
-    def update(self, z: Tensor, y: Tensor, w: Tensor) -> None:
-        """Add rows z [S, B, D] of classes y [S, B]; w [S, B] is 0 on padding, else 1."""
-        total, n = class_means.class_sums(z, y, w, self.mean.shape[1])
-        mean = total / n.clamp_min(1)[:, :, None]
-        inside = (z - mean.gather(1, y[:, :, None].expand_as(z))) * w[:, :, None]
-        away = (mean - self.mean) * (self.count * n / (self.count + n).clamp_min(1)).sqrt()[:, :, None]
-        self.scatter += inside.mT @ inside + away.mT @ away
-        self.count += n
-        self.mean += (mean - self.mean) * (n / self.count.clamp_min(1))[:, :, None]
+            self.moments.add(self.fixed(batch.x, batch.t), batch.y, (batch.w > 0).double())
 
     @torch.no_grad()
     def deploy(self, learner: Learner, net: Net) -> Net:
-        if not bool(self.count.sum()):
+        if not bool(self.moments.count.sum()):
             return net
         weight, bias = (v.to(learner.dtype) for v in self.discriminant())
-        net = net if self.features == "input" else replace(self.first, apply=learner.apply)
-        return class_means.readout(net, self.layer, lambda z: z @ weight.mT + bias[:, None])
+        return self.fixed.readout(learner, net, lambda z: z @ weight.mT + bias[:, None], probabilistic=True)
 
     def discriminant(self) -> tuple[Tensor, Tensor]:
         """Weights [S, C, D] and biases [S, C]."""
-        eye = torch.eye(self.mean.shape[2], dtype=self.mean.dtype, device=self.mean.device)
-        covariance = self.scatter / self.count.sum(1).clamp_min(1)[:, None, None]
-        shrunk = (1 - self.shrinkage) * covariance + self.shrinkage * eye
-        weight = solve.solve(shrunk, self.mean.mT).mT
-        bias = -0.5 * (weight * self.mean).sum(2)
-        return weight, bias.masked_fill(self.count == 0, -class_means.FAR)
+        mean = self.moments.mean
+        eye = torch.eye(mean.shape[2], dtype=mean.dtype, device=mean.device)
+        shrunk = (1 - self.shrinkage) * self.moments.covariance + self.shrinkage * eye
+        weight = solve.solve(shrunk, mean.mT).mT
+        bias = -0.5 * (weight * mean).sum(2)
+        return weight, bias.masked_fill(self.moments.count == 0, -class_means.FAR)

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from harness.cli.parsing import settings_apart
 from harness.wording import printable
+
+if TYPE_CHECKING:
+    from harness.verify.results import Result
 
 
 def verify(args: argparse.Namespace) -> int:
@@ -29,9 +33,8 @@ def verify(args: argparse.Namespace) -> int:
     runs, n_jobs = Path(values.get("results", RESULTS)), values.get("hydra.launcher.n_jobs", "")
     notes: list[str] = []
 
-    def traced() -> int:
-        needed = untraced(own, results(every, runs, out, []))
-        return _sweep(trace_jobs(needed, runs), runs / TRACES, typed)
+    def traced(known: list[Result]) -> int:
+        return _sweep(trace_jobs(untraced(own, known), runs), runs / TRACES, typed)
 
     known = results(every, runs, out, notes)
     have = by_row(every, known)
@@ -43,9 +46,10 @@ def verify(args: argparse.Namespace) -> int:
     code = 0
     try:
         if not args.plan:
-            code = traced()
+            code = traced(known)
             have = by_row(own, results(every, runs, out, notes))
-            code = code or _sweep(jobs([one for one in own if one.row.name not in have], runs), runs, typed) or traced()
+            code = code or _sweep(jobs([one for one in own if one.row.name not in have], runs), runs, typed)
+            code = code or traced(results(every, runs, out, notes))
     finally:
         every_result = results(every, runs, out, notes)
         have = by_row(every, every_result)

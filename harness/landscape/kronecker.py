@@ -59,7 +59,7 @@ def factors(
         out, layers, rest = back.out, back.layers, back.rest(learner.params)
         root = batch.w.sqrt()
         for layer in layers:
-            _add_inputs(pairs[layer.weight][0], layer, out.inputs[layer.input].detach(), root, learner.params)
+            add_inputs(pairs[layer.weight][0], layer, out.inputs[layer.input].detach(), root, learner.params)
         vectors = list(fisher.cotangents(kind, learner.stream.loss, out.logits.detach(), batch, random))
         for v in vectors:
             deltas = back.pull(v)
@@ -72,7 +72,7 @@ def factors(
     return pairs, diagonal
 
 
-def _add_inputs(total: Tensor, layer: Layer, x: Tensor, root: Tensor, params: Params) -> None:
+def add_inputs(total: Tensor, layer: Layer, x: Tensor, root: Tensor, params: Params) -> None:
     """Add Σ_b w_b Σ_l a a^T. x as a `Layer` records its input; root: √w [S, B]."""
     kernel = params[layer.weight].shape[3:]
     step = x.shape[1] if x.dim() == 3 else max(1, _CHUNK // (x[:, 0].numel() * kernel.numel()))

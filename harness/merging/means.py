@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from harness.landscape.alignment import match_weights, permute
-from harness.landscape.kronecker import matrix
-from harness.toolbox.projection import vectors
+from harness.landscape.kronecker import add_inputs, matrix
 from harness.toolbox.solve import solve
 from harness.types import Batch, Layer, Net, Params, Unit
 
@@ -75,9 +74,10 @@ def grams(net: Net, layers: Sequence[Layer], batches: Sequence[Batch]) -> dict[s
     for batch in batches:
         inputs = net(batch.x, batch.t, record=True).inputs
         for layer in layers:
-            a = vectors(layer, inputs[layer.input], net.params[layer.weight], bias=True).double()
-            a = (a * batch.w.double().sqrt()[..., None, None]).flatten(1, 2)
-            found[layer.weight] = found.get(layer.weight, 0) + a.mT @ a
+            if layer.weight not in found:
+                (S, _, i), name = matrix(net.params, layer).shape, layer.weight
+                found[name] = batch.w.new_zeros(S, i, i, dtype=torch.float64)
+            add_inputs(found[layer.weight], layer, inputs[layer.input].double(), batch.w.double().sqrt(), net.params)
     return found
 
 

@@ -67,15 +67,29 @@ def dropout(x: Tensor, rate: float, key: Tensor) -> Tensor:
     return x * kept / (1 - rate)
 
 
+def dropped(x: Tensor, rate: float, key: Tensor | None, name: str) -> Tensor:
+    """`dropout` in a layer, with masks of its own. ValueError without a key."""
+    if key is None:
+        raise ValueError(f"dropout={rate}: training needs a key that fixes the masks")
+    return dropout(x, rate, rng.fold(key, name))
+
+
+def check_rate(rate: float) -> None:
+    """ValueError for a dropout rate out of range."""
+    if not 0 <= rate < 1:
+        raise ValueError(f"model.dropout={rate}: must be at least 0 and below 1")
+
+
 def gate(x: Tensor, gates: Gates | None, name: str) -> Tensor:
-    """The hidden units x [S, B, k H] times their gate [S, B, H], the same for all k copies of a unit (CReLU).
+    """Hidden units x [S, B, ..., k H] times their gate [S, B, H], for all positions and k copies of a unit (CReLU).
 
     >>> gate(torch.ones(1, 1, 4), {"h": torch.tensor([[[0.0, 0.5]]])}, "h")
     tensor([[[0.0000, 0.5000, 0.0000, 0.5000]]])
     """
     if gates is None or name not in gates:
         return x
-    return x * gates[name].repeat(1, 1, x.shape[2] // gates[name].shape[2])
+    factor = gates[name].repeat(1, 1, x.shape[-1] // gates[name].shape[2])
+    return x * factor.view(*factor.shape[:2], *[1] * (x.dim() - 3), -1)
 
 
 INITS = ("torch", "xavier", "kaiming")  # of `draw_map`

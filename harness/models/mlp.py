@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from harness import rng
 from harness.models import layers
 from harness.types import Buffers, Gates, Layer, Out, Params, Slice, Unit
 
@@ -34,8 +33,7 @@ class MLP:
     ) -> None:
         if any(w < 1 for w in widths):
             raise ValueError(f"widths={list(widths)}: each must be at least 1")
-        if not 0 <= dropout < 1:
-            raise ValueError(f"dropout={dropout}: must be at least 0 and below 1")
+        layers.check_rate(dropout)
         layers.check_init(init)
         self.act, copies = layers.activation(activation)
         self.how = init
@@ -94,7 +92,5 @@ class MLP:
                 z = layers.layer_norm(z, params[f"{name}.norm.gain"], params[f"{name}.norm.shift"])
             acts[name] = h = layers.gate(self.act(z), gates, name)
             if train and self.dropout:
-                if key is None:
-                    raise ValueError(f"dropout={self.dropout}: training needs a key that fixes the masks")
-                h = layers.dropout(h, self.dropout, rng.fold(key, name))
+                h = layers.dropped(h, self.dropout, key, name)
         return Out(z.contiguous(), acts, buffers, inputs, preacts)

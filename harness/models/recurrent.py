@@ -36,11 +36,10 @@ class Recurrent(ABC):
         self, shape: Sequence[int], outputs: int, widths: Sequence[int] = (128,), dropout: float = 0.0
     ) -> None:
         name = type(self).__name__.lower()
-        self.length, features = sequences.shape_of(shape, name)
+        _, features = sequences.shape_of(shape, name)
         if not widths or any(w < 1 for w in widths):
             raise ValueError(f"widths={list(widths)}: model={name} needs one or more layers of at least 1 unit")
-        if not 0 <= dropout < 1:
-            raise ValueError(f"dropout={dropout}: must be at least 0 and below 1")
+        layers.check_rate(dropout)
         self.outputs, self.dropout, self.stochastic = outputs, dropout, dropout > 0
         self.names = [f"layer{i}" for i in range(1, len(widths) + 1)]
         self.sizes = list(zip(self.names, widths, [features, *widths], strict=False))
@@ -91,8 +90,6 @@ class Recurrent(ABC):
         record: bool = False,
         gates: Gates | None = None,
     ) -> Out:
-        if train and self.dropout and key is None:
-            raise ValueError(f"dropout={self.dropout}: training needs a key that fixes the masks")
         acts: dict[str, Tensor] = {}
         inputs: dict[str, Tensor] = {}
         preacts: dict[str, Tensor] = {}
@@ -106,8 +103,8 @@ class Recurrent(ABC):
             states = self._unrolled(params, mapped, gates, name, preacts.get(own[1]))
             h = torch.stack(states, 2)
             acts[name] = h.mT
-            if train and self.dropout and key is not None:
-                h = layers.dropout(h, self.dropout, rng.fold(key, name))
+            if train and self.dropout:
+                h = layers.dropped(h, self.dropout, key, name)
         last = h[:, :, -1]
         logits = layers.linear(last, params["head.weight"], params["head.bias"])
         if record:
@@ -129,7 +126,7 @@ class Recurrent(ABC):
             if tap is not None:
                 z = z + (tap[:, :, i] - tap[:, :, i].detach())
             h, *rest = self.cell(now, z, state)
-            state = (sequences.gate(h, gates, name), *rest)
+            state = (layers.gate(h, gates, name), *rest)
             found.append(state[0])
         return found
 

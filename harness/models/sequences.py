@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from harness.models.layers import EPS
-from harness.types import Gates, Layer
+from harness.types import Layer
 
 
 def shape_of(shape: Sequence[int], model: str) -> tuple[int, int]:
@@ -36,17 +36,9 @@ def rows(x: Tensor) -> Tensor:
 
 
 def linear(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
-    """x [S, B, L, in], w [S, out, in], b [S, out] -> [S, B, L, out]."""
+    """x [S, B, L, in], w [S, out, in], b [S, out] -> [S, B, L, out], laid out by rows: norms and softmax read those."""
     z = torch.baddbmm(b[:, None], x.flatten(1, 2), w.mT)
     return z.view(*x.shape[:3], z.shape[2])
-
-
-def gate(x: Tensor, gates: Gates | None, name: str) -> Tensor:
-    """Hidden units [S, B, ..., H] times their gate [S, B, H], the same at all positions."""
-    if gates is None or name not in gates:
-        return x
-    factor = gates[name]
-    return x * factor.view(*factor.shape[:2], *[1] * (x.dim() - 3), -1)
 
 
 def normed(x: Tensor, *, centred: bool) -> Tensor:

@@ -6,12 +6,11 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from harness.models import layers, sequences
-from harness.models.encoder import Encoder, Tape
-from harness.types import Buffers, Gates, Out, Params
+from harness.models import layers
+from harness.models.encoder import Encoder
 
 
-class ViT:
+class ViT(Encoder):
     """Vision transformer (Dosovitskiy et al. 2021): an image as a sequence of square patches, each mapped to a vector.
 
     `shape` is (channels, height, width) of one input, `patch` the side of a patch in pixels; see `Encoder` for the
@@ -19,6 +18,8 @@ class ViT:
     Raises ValueError for an option out of range, for data that are not images, for sides that are no multiple of
     `patch`, and for training with dropout without a key.
     """
+
+    EMBED = "patch"
 
     def __init__(
         self,
@@ -41,40 +42,11 @@ class ViT:
                 f"model.patch={patch}: must divide the sides of {sides[0]}x{sides[1]} pixels; dataset.pad or"
                 " dataset.size change them"
             )
-        self.patch, self.numbers = patch, channels * patch**2
-        length = (sides[0] // patch) * (sides[1] // patch)
-        self.encoder = Encoder(
-            "vit", length, outputs, width, depth, heads, mlp, activation, norm, pool, dropout, init,
-            layers.writes("patch"),
-        )  # fmt: skip
-        self.units, self.head, self.outputs = self.encoder.units, self.encoder.head, outputs
-        self.layers = (sequences.layer("patch"), *self.encoder.layers)
-        self.scales, self.stochastic = self.encoder.scales, dropout > 0
+        self.patch, length = patch, (sides[0] // patch) * (sides[1] // patch)
+        size = (length, channels * patch**2, outputs)
+        super().__init__(*size, width, depth, heads, mlp, activation, norm, pool, dropout, init)
 
-    def init(self, key: Tensor) -> tuple[Params, Buffers]:
-        drawn = layers.draw_map(key, "patch", self.encoder.width, self.numbers, how=self.encoder.how)
-        return drawn | self.encoder.init(key), {}
-
-    def __call__(
-        self,
-        params: Params,
-        buffers: Buffers,
-        x: Tensor,
-        t: Tensor,
-        *,
-        train: bool = False,
-        key: Tensor | None = None,
-        record: bool = False,
-        gates: Gates | None = None,
-    ) -> Out:
-        if train and self.stochastic and key is None:
-            raise ValueError(f"dropout={self.encoder.dropout}: training needs a key that fixes the masks")
-        tape = Tape(record)
-        h = tape.map(params, "patch", self.patches(x.to(params["head.weight"].dtype)))
-        logits = self.encoder(params, h, tape, gates, key if train else None)
-        return Out(logits.contiguous(), tape.acts, buffers, tape.inputs, tape.preacts)
-
-    def patches(self, x: Tensor) -> Tensor:
+    def positions(self, x: Tensor) -> Tensor:
         """Images [S, B, C, h, w] as their patches [S, B, L, C patch²]."""
         side = self.patch
         parts: Tensor = x.unflatten(4, (-1, side)).unflatten(3, (-1, side))  # [S, B, C, h', side, w', side]

@@ -16,6 +16,7 @@ from harness.loop import prepare, train
 from harness.models.mlp import MLP
 from harness.optim import SGD
 from harness.strategy import Chain
+from harness.toolbox.moments import SharedScatter
 from harness.types import Params, Task
 from strategies.ncm import NCM
 from strategies.slda import SLDA
@@ -35,9 +36,9 @@ def rows() -> tuple[Tensor, Tensor]:
 def streamed(z: Tensor, y: Tensor, batches: list[int], shrinkage: float = 1e-4) -> SLDA:
     part = SLDA(features="input", shrinkage=shrinkage)
     prepare(gaussian(lambda s: MLP(s.shape, C, (4,)), SGD(lr=0.1), shape=(D,)), Chain([part]))
-    part.mean, part.count = torch.zeros(S, C, D).double(), torch.zeros(S, C).double()
+    part.moments = SharedScatter(S, C, D, "cpu")
     for a, b in zip(z.split(batches, 1), y.split(batches, 1)):
-        part.update(a, b, torch.ones(b.shape).double())
+        part.moments.add(a, b, torch.ones(b.shape).double())
     return part
 
 
@@ -48,9 +49,9 @@ def test_the_stream_gives_the_covariance_of_all_rows_at_once(batches: list[int])
     for s in range(S):
         groups = [z[s][y[s] == c].numpy() for c in range(C)]
         scatter = sum(np.cov(g.T, bias=True) * len(g) for g in groups)
-        np.testing.assert_allclose(part.mean[s], [g.mean(0) for g in groups], atol=1e-10, rtol=0)
-        np.testing.assert_allclose(part.scatter[s], scatter, atol=1e-10, rtol=0)
-        assert part.count[s].tolist() == [20, 20, 20]
+        np.testing.assert_allclose(part.moments.mean[s], [g.mean(0) for g in groups], atol=1e-10, rtol=0)
+        np.testing.assert_allclose(part.moments.scatter[s], scatter, atol=1e-10, rtol=0)
+        assert part.moments.count[s].tolist() == [20, 20, 20]
 
 
 def test_a_net_between_features_and_the_answer_is_named() -> None:
@@ -69,14 +70,18 @@ def test_a_net_between_features_and_the_answer_is_named() -> None:
 def test_the_first_row_of_a_class_adds_nothing_to_the_covariance() -> None:
     z, y = rows()
     part = streamed(1000 + z[:, :3], y[:, :3], [1, 1, 1])  # one row of each class
-    assert not part.scatter.any()
+    assert not part.moments.scatter.any()
 
 
 def test_padding_counts_for_nothing() -> None:
     z, y = rows()
     part, padded = streamed(z, y, [60]), streamed(z, y, [30, 30])
-    padded.update(z + 7, y, torch.zeros(S, N).double())
-    for a, b in ((part.mean, padded.mean), (part.scatter, padded.scatter), (part.count, padded.count)):
+    padded.moments.add(z + 7, y, torch.zeros(S, N).double())
+    for a, b in (
+        (part.moments.mean, padded.moments.mean),
+        (part.moments.scatter, padded.moments.scatter),
+        (part.moments.count, padded.moments.count),
+    ):
         torch.testing.assert_close(a, b)
 
 
@@ -94,12 +99,12 @@ def test_shrinkage_mixes_in_the_identity() -> None:
     z, y = rows()
     part = streamed(z, y, [60], shrinkage=0.3)
     weight, bias = part.discriminant()
-    precision = np.linalg.inv(0.7 * part.scatter[0].numpy() / N + 0.3 * np.eye(D))
-    mean = part.mean[0].numpy()
+    precision = np.linalg.inv(0.7 * part.moments.scatter[0].numpy() / N + 0.3 * np.eye(D))
+    mean = part.moments.mean[0].numpy()
     np.testing.assert_allclose(weight[0], mean @ precision)
     np.testing.assert_allclose(bias[0], -0.5 * np.einsum("cd,de,ce->c", mean, precision, mean))
     whole = streamed(z, y, [60], shrinkage=1.0).discriminant()  # nearest class mean
-    torch.testing.assert_close(whole[0], part.mean)
+    torch.testing.assert_close(whole[0], part.moments.mean)
 
 
 class Watch(Blind):
@@ -120,7 +125,7 @@ def test_later_tasks_take_no_step(features: str) -> None:
     for _, params in watch.ends[1:]:
         assert all(torch.equal(v, watch.ends[0][1][k]) for k, v in params.items())
     assert torch.equal(start["fc1.weight"], learner.params["fc1.weight"]) == (features == "input")
-    assert part.count.sum(1).tolist() == [3 * 64] * 2
+    assert part.moments.count.sum(1).tolist() == [3 * 64] * 2
     x, _, t = learner.stream.tasks[0].test.take(torch.arange(64).expand(2, 64))
     z = x if features == "input" else learner.net(x, t).acts["fc2"]
     weight, bias = part.discriminant()
@@ -143,8 +148,8 @@ def test_order_of_the_tasks_does_not_matter_on_raw_inputs() -> None:
         for i in order:
             part.end(run, run.stream.tasks[i])
         found.append(part)
-    torch.testing.assert_close(found[0].scatter, found[1].scatter)
-    torch.testing.assert_close(found[0].mean, found[1].mean)
+    torch.testing.assert_close(found[0].moments.scatter, found[1].moments.scatter)
+    torch.testing.assert_close(found[0].moments.mean, found[1].moments.mean)
 
 
 @pytest.mark.parametrize("changed", [{"features": "imagenet"}, {"shrinkage": 0}, {"shrinkage": 1.5}])
